@@ -1,0 +1,167 @@
+"""One command: the real nnU-Net v2 and this package on the same random-weight models and images, one table."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import venv
+from pathlib import Path
+
+import numpy as np
+
+HERE = Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE))
+
+from scenarios import NAMED, random_scenario  # noqa: E402
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
+    parser.add_argument("--work", type=Path, default=HERE.parent / ".work" / "parity")
+    parser.add_argument("--peer-python", type=Path, help="python of an environment that has nnunetv2")
+    parser.add_argument("--only", nargs="+", default=[], help="substrings of scenario names")
+    parser.add_argument("--random", type=int, default=0, metavar="N", help="also N random plans")
+    parser.add_argument("--engine", default="openvino")
+    parser.add_argument("--json", type=Path, help="write the raw rows there")
+    options = parser.parse_args()
+
+    scenarios = [*NAMED, *(random_scenario(seed) for seed in range(options.random))]
+    scenarios = [s for s in scenarios if not options.only or any(part in s.name for part in options.only)]
+    peer = options.peer_python or make_peer_environment(HERE.parent / ".envs" / "nnunetv2")
+    names = [scenario.name for scenario in scenarios]
+    environment = {
+        **os.environ,
+        "PYTHONPATH": str(HERE),
+        "nnUNet_raw": "",
+        "nnUNet_preprocessed": "",
+        "nnUNet_results": "",
+    }
+    options.work.mkdir(parents=True, exist_ok=True)
+    log = options.work / "peer.log"
+    with log.open("w") as stream:
+        for step in ("make_models.py", "peer_predict.py"):
+            done = subprocess.run(
+                [peer, HERE / step, options.work, *names], env=environment, stdout=stream, stderr=stream, check=False
+            )
+            if done.returncode:
+                sys.exit(f"{step} failed; see {log}")
+    rows = [row for scenario in scenarios for row in compare(options.work / scenario.name, scenario, options.engine)]
+    versions = subprocess.run(
+        [
+            peer,
+            "-c",
+            "import importlib.metadata as m; print(', '.join(p + ' ' + m.version(p) for p in ('nnunetv2', 'torch', 'numpy', 'scikit-image', 'batchgenerators')))",
+        ],
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout.strip()
+    print(f"peer: {versions}; engine: {options.engine}\n")
+    print(table(rows))
+    if options.json:
+        options.json.write_text(json.dumps({"versions": versions, "engine": options.engine, "rows": rows}, indent=1))
+
+
+def make_peer_environment(folder: Path) -> Path:
+    """nnU-Net in an environment of its own."""
+    python = folder / "bin" / "python"
+    if not (folder / "ready").exists():
+        venv.create(folder, with_pip=True)
+        subprocess.run(
+            [
+                python,
+                "-m",
+                "pip",
+                "install",
+                "--quiet",
+                "-c",
+                HERE.parents[1] / "constraints.txt",
+                "torch",
+                "nnunetv2==2.8.1",
+                "tifffile",
+            ],
+            check=True,
+        )
+        (folder / "ready").write_text("")
+    return python
+
+
+def compare(folder: Path, scenario, engine: str) -> list[dict]:  # type: ignore[no-untyped-def]
+    """Predict with this package and compare with what the peer wrote."""
+    from offline_infer.cases import find_cases
+    from offline_infer.export import export_bundle
+    from offline_infer.images import read_labels
+    from offline_infer.model import load
+    from offline_infer.pipeline.aggregate import RunSettings
+    from offline_infer.probabilities import read_npz
+
+    try:
+        export_bundle(folder / "model", folder / "bundle", folds=scenario.folds, overwrite=True)
+        bundle, previous = folder / "bundle", None
+        if scenario.cascade:
+            export_bundle(folder / "model2", folder / "bundle2", folds=scenario.folds, overwrite=True)
+            bundle, previous = folder / "bundle2", folder / "bundle"
+        model = load(bundle, engine=engine, previous=previous, cache=folder / "cache")
+    except Exception as error:
+        return [{"scenario": scenario.name, "case": "-", "error": f"{type(error).__name__}: {error}"}]
+    rows = []
+    with model:
+        found = find_cases(
+            folder / "images", len(model.spec.channels) if scenario.images[0][2] != "rgb" else 1, scenario.file_ending
+        )
+        for case in found.cases:
+            for accumulate in ("float32", "float16"):
+                row = {"scenario": scenario.name, "case": case.case_id, "sums": accumulate}
+                rows.append(row)
+                try:
+                    settings = RunSettings(
+                        step_size=scenario.step_size, tta=scenario.tta, accumulate=accumulate, save_probabilities=True
+                    )
+                    ours = model.predict(list(case.channels), settings=settings)
+                    theirs, _ = read_labels(
+                        folder / "peer" / f"{case.case_id}{scenario.file_ending}", model.spec.reader
+                    )
+                    _, probabilities = read_npz(folder / "peer" / f"{case.case_id}.npz")
+                except Exception as error:
+                    row["error"] = f"{type(error).__name__}: {error}"
+                    continue
+                where = ours.array != theirs
+                row.update(voxels=int(theirs.size), labels=len(np.unique(theirs)), differing=int(where.sum()))
+                box = tuple(slice(a, b) for a, b in ours.crop)
+                row["max_probability_difference"] = float(
+                    np.abs(ours.probabilities - probabilities[(slice(None), *box)]).max()
+                )
+                if where.any():
+                    at = probabilities[:, where]
+                    if model.spec.labels.regions_class_order is None:
+                        top = np.sort(at, axis=0)
+                        row["widest_margin"] = float((top[-1] - top[-2]).max())
+                    else:
+                        row["widest_margin"] = float(np.abs(at - 0.5).min(axis=0).max())
+    return rows
+
+
+def table(rows: list[dict]) -> str:
+    lines = [
+        "| scenario | case | sums | voxels | labels seen | differing | agreement | widest margin there | max probability difference |",
+        "|---|---|---|---:|---:|---:|---:|---:|---:|",
+    ]
+    for row in rows:
+        if "error" in row:
+            lines.append(
+                f"| {row['scenario']} | {row['case']} | {row.get('sums', '')} | error: {row['error']} | | | | | |"
+            )
+            continue
+        agreement = 100 * (1 - row["differing"] / row["voxels"])
+        margin = f"{row['widest_margin']:.1e}" if "widest_margin" in row else ""
+        lines.append(
+            f"| {row['scenario']} | {row['case']} | {row['sums']} | {row['voxels']} | {row['labels']} | {row['differing']} | {agreement:.4f} % | {margin} | {row['max_probability_difference']:.1e} |"
+        )
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,48 @@
+"""offline_infer: take a trained segmentation checkpoint to any accelerator, and prove it is still the same model.
+
+The public Python interface, loaded when first used so that ``import offline_infer`` stays light::
+
+    import offline_infer
+
+    with offline_infer.load("liver_bundle") as model:
+        label_map = model.predict("patient_0000.nii.gz")   # LabelMap: array (z, y, x), spacing in mm
+        label_map.save("patient.nii.gz")
+"""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+# ONNX Runtime from 1.29 on uploads telemetry unless this is set before the library loads; nothing here may phone home.
+os.environ["ORT_DISABLE_TELEMETRY"] = "1"
+
+if TYPE_CHECKING:
+    from offline_infer.bundle import Bundle
+    from offline_infer.export import export_bundle
+    from offline_infer.images import Image, read_image
+    from offline_infer.model import LabelMap, Model, load
+    from offline_infer.pipeline.aggregate import RunSettings
+
+__all__ = ["Bundle", "Image", "LabelMap", "Model", "RunSettings", "__version__", "export_bundle", "load", "read_image"]
+
+_HOMES = {
+    "Bundle": "offline_infer.bundle",
+    "Image": "offline_infer.images",
+    "LabelMap": "offline_infer.model",
+    "Model": "offline_infer.model",
+    "RunSettings": "offline_infer.pipeline.aggregate",
+    "export_bundle": "offline_infer.export",
+    "load": "offline_infer.model",
+    "read_image": "offline_infer.images",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'offline_infer' has no attribute {name!r}")
+    import importlib
+
+    return getattr(importlib.import_module(_HOMES[name]), name)

@@ -1,0 +1,57 @@
+"""What a checkpoint reader hands over: a specification, a network to re-build, and where the weights are."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from offline_infer.spec import Spec
+
+Weights = dict[str, npt.NDArray[Any]]
+
+
+@dataclass(frozen=True)
+class NetworkDescription:
+    """A network as plain data, enough to re-build it.
+
+    Attributes:
+        kind: ``unetplusplus`` and ``generic_unet`` are re-implemented in :mod:`offline_infer.networks`; ``dynamic`` is
+            a class of ``dynamic_network_architectures`` (imported at export time only).
+        class_name: the framework's class name (for ``dynamic``: the full dotted name).
+        arguments: plain numbers, strings and lists; what they mean is the builder's contract.
+        input_channels, output_channels: of the network, previous-stage channels included.
+        patch_size: spatial shape of the input, network axis order.
+    """
+
+    kind: Literal["unetplusplus", "generic_unet", "dynamic"]
+    class_name: str
+    arguments: Mapping[str, Any]
+    input_channels: int
+    output_channels: int
+    patch_size: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class CheckpointDescription:
+    """A checkpoint folder, understood.
+
+    Attributes:
+        spec: everything inference needs except ``outputs`` and ``graphs``, which export fills in.
+        network: the network to re-build.
+        load_weights: fold name -> state dict as NumPy arrays (no torch, no pickle executed).
+        notes: things worth telling the user (unknown trainer, missing fold, ...).
+    """
+
+    spec: Spec
+    network: NetworkDescription
+    load_weights: Callable[[str], Weights] = field(repr=False)
+    notes: tuple[str, ...] = ()
+
+
+def parameter_count(weights: Mapping[str, npt.NDArray[np.generic]]) -> int:
+    """Number of scalars in a state dict."""
+    return int(sum(array.size for array in weights.values()))

@@ -1,0 +1,145 @@
+"""Reading values out of plans, with a readable complaint where one is missing or of the wrong kind."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, NoReturn
+
+import numpy as np
+
+from offline_infer.errors import CheckpointError
+
+_ABSENT = object()
+
+
+class Fields:
+    """A mapping of unknown content.
+
+    Args:
+        content: as read from a file.
+        origin: how messages call it, e.g. ``"plans.json, configuration 3d_fullres"``.
+
+    Every accessor raises CheckpointError where the value is missing (and no default is given) or of the wrong kind.
+    NumPy numbers and arrays count as Python's.
+    """
+
+    def __init__(self, content: Any, origin: str) -> None:
+        if not isinstance(content, Mapping):
+            raise CheckpointError(f"{origin}: a dictionary was expected, not a {type(content).__name__}")
+        self.content: Mapping[Any, Any] = content
+        self.origin = origin
+
+    def __contains__(self, key: object) -> bool:
+        return key in self.content
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self.content)
+
+    def __len__(self) -> int:
+        return len(self.content)
+
+    def raw(self, key: Any, default: Any = _ABSENT) -> Any:
+        """The value as it stands."""
+        if key in self.content:
+            return self.content[key]
+        if default is _ABSENT:
+            raise CheckpointError(f"{self.origin}: {key!r} is missing; it has {self._keys()}")
+        return default
+
+    def fields(self, key: Any) -> Fields:
+        """A dictionary below this one."""
+        return Fields(self.raw(key), f"{self.origin}, {key}")
+
+    def text(self, key: Any, default: Any = _ABSENT) -> str:
+        value = self.raw(key, default)
+        if not isinstance(value, str):
+            self._wrong(key, value, "text")
+        return value
+
+    def integer(self, key: Any, default: Any = _ABSENT) -> int:
+        value = plain(self.raw(key, default))
+        if isinstance(value, float) and value.is_integer():
+            value = int(value)
+        if not isinstance(value, int) or isinstance(value, bool):
+            self._wrong(key, value, "a whole number")
+        return value
+
+    def number(self, key: Any, default: Any = _ABSENT) -> float:
+        value = plain(self.raw(key, default))
+        if not isinstance(value, (int, float)) or isinstance(value, bool):
+            self._wrong(key, value, "a number")
+        return float(value)
+
+    def numbers(self, key: Any) -> tuple[float, ...]:
+        """A list of numbers."""
+        value = plain(self.raw(key))
+        if not isinstance(value, list) or not all(_is_number(item) for item in value):
+            self._wrong(key, value, "a list of numbers")
+        return tuple(float(item) for item in value)
+
+    def integers(self, key: Any) -> tuple[int, ...]:
+        """A list of whole numbers."""
+        values = self.numbers(key)
+        if not all(value.is_integer() for value in values):
+            self._wrong(key, values, "a list of whole numbers")
+        return tuple(int(value) for value in values)
+
+    def integer_lists(self, key: Any) -> list[list[int]]:
+        """A list of lists of whole numbers, such as kernel sizes per stage."""
+        value = plain(self.raw(key))
+        if not isinstance(value, list) or not value:
+            self._wrong(key, value, "a list of lists of whole numbers")
+        return [list(Fields({key: item}, self.origin).integers(key)) for item in value]
+
+    def choice(self, key: Any, known: Mapping[str, Any], what: str, default: Any = _ABSENT) -> Any:
+        """What ``known`` has for the text under ``key``.
+
+        Raises:
+            CheckpointError: an unknown text; the message lists the known ones.
+        """
+        value = self.text(key, default)
+        if value not in known:
+            raise CheckpointError(f"{self.origin}: unknown {what} {value!r}; known: {', '.join(sorted(known))}")
+        return known[value]
+
+    def _keys(self) -> str:
+        shown = [str(key) for key in self.content][:12]
+        return ", ".join(shown) + (", ..." if len(self.content) > 12 else "") if shown else "no entries"
+
+    def _wrong(self, key: Any, value: Any, expected: str) -> NoReturn:
+        shown = repr(value)
+        raise CheckpointError(f"{self.origin}: {key!r} must be {expected}, not {shown[:80]}")
+
+
+def plain(value: Any) -> Any:
+    """The value with NumPy scalars and arrays as Python numbers and lists, tuples as lists."""
+    if isinstance(value, np.generic):
+        return value.item()
+    if isinstance(value, np.ndarray):
+        return value.tolist()
+    if isinstance(value, (list, tuple)):
+        return [plain(item) for item in value]
+    return value
+
+
+def read_json(path: Path) -> Fields:
+    """A JSON file that holds a dictionary.
+
+    Raises:
+        CheckpointError: missing, truncated or not JSON. The message names the file.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{path} is missing") from error
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error.strerror or error}") from error
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path} is truncated or not JSON: {error}") from error
+    return Fields(content, str(path))
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)

@@ -1,0 +1,1 @@
+"""The commands of ``offline-infer``, grouped by what a person is doing. Modules here import nothing heavy at the top."""

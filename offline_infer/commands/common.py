@@ -1,0 +1,176 @@
+"""What several commands share: argument groups, sinks, number formats."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from offline_infer.errors import UsageError
+from offline_infer.events import Sink, silent
+
+if TYPE_CHECKING:
+    from offline_infer.bundle import Bundle
+    from offline_infer.model import Model
+    from offline_infer.pipeline.aggregate import RunSettings
+
+Subparsers = Any
+
+
+def command(commands: Subparsers, name: str, function: Any, summary: str, **settings: Any) -> argparse.ArgumentParser:
+    """Add a command; its first help line is also its description."""
+    parser: argparse.ArgumentParser = commands.add_parser(name, help=summary, description=summary, **settings)
+    parser.set_defaults(function=function)
+    return parser
+
+
+def add_engine_options(parser: argparse.ArgumentParser) -> None:
+    """Options of every command that runs a network."""
+    group = parser.add_argument_group("engine")
+    group.add_argument("--engine", default="openvino", help="openvino (default, CPU) or onnxruntime; exact names only")
+    group.add_argument("--device", default="cpu", help="cpu (default), cuda:0, npu:0")
+    group.add_argument("--precision", default="fp32", choices=["fp32", "bf16", "fp16"], help="arithmetic of the engine")
+    group.add_argument("--threads", type=int, default=0, metavar="N", help="processor threads, 0 = all")
+    group.add_argument("--folds", nargs="+", metavar="FOLD", help="folds to average, default all of the bundle")
+    group.add_argument("--cache", type=Path, metavar="DIR", help="folder for compiled graphs; 'none' switches it off")
+    group.add_argument("--previous", type=Path, metavar="BUNDLE", help="first stage of a cascade")
+
+
+def add_tile_settings(parser: argparse.ArgumentParser) -> None:
+    """Options that change which tiles are cut."""
+    group = parser.add_argument_group("tiles")
+    group.add_argument(
+        "--step-size",
+        type=step_size,
+        metavar="F",
+        help="tile step as a fraction of the patch, default the model's (0.5)",
+    )
+    group.add_argument(
+        "--no-tta", action="store_true", help="no mirroring: up to eight times faster, slightly less accurate"
+    )
+
+
+def add_run_settings(parser: argparse.ArgumentParser) -> None:
+    """Options that change how tiles are laid and averaged."""
+    add_tile_settings(parser)
+    group = parser.add_argument_group("averaging")
+    group.add_argument(
+        "--accumulate",
+        default="float32",
+        choices=["float32", "float16"],
+        help="float16 repeats nnU-Net v2's half-precision sums, for a proof",
+    )
+    group.add_argument("--no-postprocess", action="store_true", help="leave out the model's connected-component rules")
+
+
+def run_settings(options: argparse.Namespace, save_probabilities: bool = False) -> RunSettings:
+    """The settings named on the command line."""
+    from offline_infer.pipeline.aggregate import RunSettings
+
+    return RunSettings(
+        step_size=options.step_size,
+        tta=not options.no_tta,
+        accumulate=options.accumulate,
+        save_probabilities=save_probabilities,
+        postprocess=not options.no_postprocess,
+    )
+
+
+def chosen_folds(options: argparse.Namespace, bundle: Bundle) -> tuple[str, ...]:
+    """The folds asked for, default all of the bundle.
+
+    Raises:
+        UsageError: the bundle does not have one of them.
+    """
+    unknown = [fold for fold in options.folds or () if fold not in bundle.folds]
+    if unknown:
+        raise UsageError(f"{options.bundle}: no fold {', '.join(unknown)}; this bundle has {', '.join(bundle.folds)}")
+    return tuple(options.folds or bundle.folds)
+
+
+def open_model(options: argparse.Namespace, device: str | None = None) -> Model:
+    """The bundle named on the command line, ready to run."""
+    from offline_infer.model import load
+
+    return load(
+        existing(options.bundle),
+        engine=options.engine,
+        device=device if device is not None else options.device,
+        precision=options.precision,
+        threads=options.threads,
+        folds=options.folds,
+        previous=existing(options.previous) if options.previous else None,
+        cache=cache_folder(options.cache),
+    )
+
+
+def cache_folder(chosen: Path | None) -> Path | None:
+    """Where compiled graphs are kept: what was asked for, or the user's cache folder."""
+    if chosen is not None:
+        return None if str(chosen) == "none" else chosen
+    base = os.environ.get("OFFLINE_INFER_CACHE") or os.environ.get("XDG_CACHE_HOME")
+    if os.environ.get("OFFLINE_INFER_CACHE"):
+        return Path(str(base))
+    return (Path(base) if base else Path.home() / ".cache") / "offline_infer"
+
+
+def existing(path: Path) -> Path:
+    """The path, which must exist.
+
+    Raises:
+        UsageError: it does not.
+    """
+    if not path.exists():
+        raise UsageError(f"{path}: no such file or folder")
+    return path
+
+
+def step_size(text: str) -> float:
+    """argparse type: a fraction in (0, 1]."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value <= 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a fraction between 0 and 1")
+    return value
+
+
+def byte_size(text: str) -> int:
+    """argparse type: ``20GB``, ``512MiB``, ``1000000``."""
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kKmMgGtT]?)(i?)[bB]?\s*", text)
+    if not match:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a size; write 20GB, 512MiB or a number of bytes")
+    number, unit, binary = match.groups()
+    power = " kmgt".index(unit.lower()) if unit else 0
+    return int(float(number) * (1024 if binary else 1000) ** power)
+
+
+def device_list(text: str) -> tuple[int, ...]:
+    """argparse type: ``0,1,2,3``."""
+    try:
+        devices = tuple(int(part) for part in text.split(","))
+    except ValueError:
+        devices = ()
+    if not devices or min(devices) < 0 or len(set(devices)) != len(devices):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a list of different device numbers such as 0,1,2,3")
+    return devices
+
+
+def sink_for(options: argparse.Namespace) -> Sink:
+    """A progress bar on a terminal, JSON lines elsewhere, nothing with --quiet; always on standard error."""
+    if options.quiet:
+        return silent
+    from offline_infer.console import json_lines, terminal
+
+    return terminal() if sys.stderr.isatty() else json_lines(sys.stderr)
+
+
+def say(options: argparse.Namespace, *lines: str) -> None:
+    """Print for a person; nothing when a machine listens."""
+    if not options.json:
+        for line in lines:
+            print(line)

@@ -1,0 +1,124 @@
+"""Commands about data and the machine: demo, doctor, dataset helpers."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from offline_infer.commands.common import Subparsers, command, existing, say, sink_for
+from offline_infer.errors import CasesFailed
+
+
+def register(commands: Subparsers) -> None:
+    """Add these commands to the parser."""
+    parser = command(commands, "demo", demo, "export, predict and evaluate a shipped model on phantom CTs")
+    parser.add_argument("-o", "--output", type=Path, default=Path("demo_out"), metavar="DIR", help="default demo_out")
+    parser.add_argument("--cases", type=int, default=3, metavar="N", help="number of phantoms, default 3")
+    parser.add_argument("--engine", default="openvino", help="openvino (default) or onnxruntime")
+    parser.add_argument("--threads", type=int, default=0, metavar="N", help="processor threads, 0 = all")
+    parser.add_argument("--overwrite", action="store_true", help="replace an earlier demonstration")
+
+    parser = command(commands, "phantoms", phantoms, "write phantom CTs with their reference label maps")
+    parser.add_argument("output", type=Path, help="folder; gets images/ and labels/")
+    parser.add_argument("--cases", type=int, default=3, metavar="N")
+    parser.add_argument(
+        "--seed", type=int, default=9001, help="seed of the first one; 9001 on were not used in training"
+    )
+
+    command(commands, "doctor", doctor, "what this machine can run: engines, devices, tools, memory")
+
+    parser = command(
+        commands, "convert-msd", convert_msd, "a Medical Segmentation Decathlon task folder to nnU-Net naming"
+    )
+    parser.add_argument("task", type=Path, help="folder such as Task03_Liver")
+    parser.add_argument("output", type=Path, help="folder to make, such as Task003_Liver")
+    parser.add_argument("--overwrite", action="store_true")
+    parser.add_argument("--jobs", type=int, default=1, metavar="N")
+
+    parser = command(commands, "pick-fold", pick_fold, "put a fold's validation cases into an input folder")
+    parser.add_argument("splits", type=Path, help="splits_final.pkl or splits_final.json")
+    parser.add_argument("images", type=Path, help="imagesTr")
+    parser.add_argument("output", type=Path, help="input folder to make")
+    parser.add_argument("--fold", type=int, default=0)
+    parser.add_argument("--place", default="symlink", choices=["symlink", "hardlink", "copy"])
+    parser.add_argument("--labels", type=Path, metavar="DIR", help="labelsTr: also place the reference label maps")
+    parser.add_argument("--labels-output", type=Path, metavar="DIR")
+
+
+def demo(options: argparse.Namespace) -> dict[str, Any]:
+    """``offline-infer demo``."""
+    from offline_infer.demo.run import run_demo
+    from offline_infer.tables import dice_table, format_table
+
+    result = run_demo(
+        options.output,
+        cases=options.cases,
+        engine=options.engine,
+        threads=options.threads,
+        overwrite=options.overwrite,
+        sink=sink_for(options),
+    )
+    say(
+        options,
+        format_table(dice_table(result.summary), names={"1": "liver", "2": "tumour"}),
+        "",
+        f"bundle    {result.bundle}",
+        f"summary   {result.output / 'summary.json'}",
+        f"picture   {result.picture}",
+        f"seconds   {', '.join(f'{name} {value:g}' for name, value in result.seconds.items())}",
+    )
+    return {"output": str(result.output), "seconds": result.seconds, "summary": result.summary}
+
+
+def phantoms(options: argparse.Namespace) -> dict[str, Any]:
+    """``offline-infer phantoms``."""
+    from offline_infer.demo.phantom import make_phantom, write_phantom_case
+
+    written = []
+    for number in range(options.cases):
+        phantom = make_phantom(options.seed + number)
+        name = f"phantom_{options.seed + number}"
+        image, _ = write_phantom_case(options.output / "images", options.output / "labels", name, phantom)
+        written.append(str(image))
+    say(options, *written)
+    return {"images": written}
+
+
+def doctor(options: argparse.Namespace) -> dict[str, Any]:
+    """``offline-infer doctor``."""
+    from offline_infer.doctor import examine
+
+    facts, lines = examine()
+    say(options, *lines)
+    return facts
+
+
+def convert_msd(options: argparse.Namespace) -> dict[str, Any]:
+    """``offline-infer convert-msd``."""
+    from offline_infer.datasets import convert_msd_task
+
+    result = convert_msd_task(
+        existing(options.task), options.output, overwrite=options.overwrite, jobs=options.jobs, sink=sink_for(options)
+    )
+    say(options, f"{result.folder}: {result.written} files written, {result.present} already there")
+    if result.problems:
+        raise CasesFailed(result.problems, result.written + result.present + len(result.problems))
+    return {"folder": str(result.folder), "written": result.written, "present": result.present}
+
+
+def pick_fold(options: argparse.Namespace) -> dict[str, Any]:
+    """``offline-infer pick-fold``."""
+    from offline_infer.datasets import pick_validation_cases
+
+    result = pick_validation_cases(
+        existing(options.splits),
+        options.fold,
+        existing(options.images),
+        options.output,
+        copy_or_link=options.place,
+        labels_folder=options.labels,
+        labels_output=options.labels_output,
+    )
+    say(options, f"{options.output}: {len(result.cases)} cases of fold {options.fold}: {', '.join(result.cases)}")
+    return {"cases": list(result.cases), "placed": result.placed, "present": result.present}

@@ -1,0 +1,157 @@
+"""Commands about models: export, compile, inspect."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from offline_infer.commands.common import Subparsers, command, existing, say, sink_for
+
+
+def register(commands: Subparsers) -> None:
+    """Add these commands to the parser."""
+    parser = command(commands, "export", export, "turn a checkpoint folder into a verified bundle")
+    parser.add_argument("checkpoint", type=Path, help="model folder of nnU-Net v1, UNet++ or nnU-Net v2, or a v2 .zip")
+    parser.add_argument("-o", "--output", type=Path, required=True, metavar="BUNDLE", help="folder to make")
+    parser.add_argument(
+        "--folds", nargs="+", metavar="FOLD", help="0 1 2 ... or all; default: every fold the framework would use"
+    )
+    parser.add_argument(
+        "--checkpoint-name", metavar="NAME", help="such as checkpoint_best or model_best; default the final one"
+    )
+    parser.add_argument("--configuration", metavar="NAME", help="for archives that hold several, e.g. 3d_fullres")
+    parser.add_argument(
+        "--precision", default="fp32", choices=["fp32", "fp16"], help="fp16 keeps InstanceNormalization in float32"
+    )
+    parser.add_argument(
+        "--opset", type=int, default=17, metavar="N", help="ONNX opset, 11 to 17 (default 17; 11 to 13 for older CANN)"
+    )
+    parser.add_argument(
+        "--keep-deep-supervision", action="store_true", help="keep all heads as outputs, final one first"
+    )
+    parser.add_argument(
+        "--no-verify", action="store_true", help="do not compare the graph with the framework's network"
+    )
+    parser.add_argument("--overwrite", action="store_true", help="replace an existing bundle")
+
+    parser = command(commands, "compile", compile_om, "compile a bundle's graphs for an Ascend chip with atc")
+    parser.add_argument("bundle", type=Path)
+    parser.add_argument(
+        "--soc", required=True, help="exact chip name, e.g. Ascend310P3; a wrong one lists the legal ones"
+    )
+    parser.add_argument("--fold", help="one fold, default all")
+    parser.add_argument("--graph-precision", default="fp32", choices=["fp32", "fp16"], help="which graph of a fold")
+    parser.add_argument("--precision-mode", metavar="MODE", help="atc's --precision_mode")
+    parser.add_argument("--precision-mode-v2", metavar="MODE", help="atc's --precision_mode_v2")
+    parser.add_argument("--out-nodes", metavar="NODES", help="outputs to keep: name;name or node:index;...")
+    parser.add_argument("--input-format", choices=["NCDHW", "NCHW", "ND"], help="default by the number of axes")
+    parser.add_argument("--decompose-instance-norm", action="store_true", help="write InstanceNormalization out first")
+    parser.add_argument("--allow-unlisted-soc", action="store_true", help="accept a chip this release does not know")
+    parser.add_argument("--atc", default="atc", help="the program, by name or path")
+    parser.add_argument("--timeout", type=float, default=3600.0, metavar="S", help="per graph")
+    parser.add_argument("--overwrite", action="store_true", help="compile even what is there already")
+    parser.add_argument(
+        "--flag",
+        action="append",
+        default=[],
+        metavar="--NAME=VALUE",
+        help="further atc option; repeatable, write --flag=--log=info",
+    )
+
+    parser = command(commands, "inspect", inspect, "show what a bundle holds")
+    parser.add_argument("bundle", type=Path, help="bundle folder or lone .onnx file")
+    parser.add_argument("--verify", action="store_true", help="also check every file's SHA-256")
+
+
+def export(options: argparse.Namespace) -> dict[str, Any]:
+    """``offline-infer export``."""
+    from offline_infer.export import export_bundle
+
+    bundle = export_bundle(
+        existing(options.checkpoint),
+        options.output,
+        folds=options.folds,
+        checkpoint_name=options.checkpoint_name,
+        configuration=options.configuration,
+        precision=options.precision,
+        opset=options.opset,
+        keep_deep_supervision=options.keep_deep_supervision,
+        verify=not options.no_verify,
+        overwrite=options.overwrite,
+        sink=sink_for(options),
+    )
+    for graph in bundle.spec.graphs:
+        facts = f"fold {graph.fold}, opset {graph.opset}, {graph.precision}, {_verdict(graph.verification)}"
+        say(options, f"{bundle.folder / graph.file}: {facts}")
+    return {"bundle": str(bundle.folder), "graphs": [graph.model_dump(mode="json") for graph in bundle.spec.graphs]}
+
+
+def compile_om(options: argparse.Namespace) -> dict[str, Any]:
+    """``offline-infer compile``."""
+    from offline_infer.ascend.compile import compile_bundle
+
+    done = compile_bundle(
+        existing(options.bundle),
+        options.soc,
+        fold=options.fold,
+        graph_precision=options.graph_precision,
+        precision_mode=options.precision_mode,
+        precision_mode_v2=options.precision_mode_v2,
+        out_nodes=options.out_nodes,
+        extra_flags=options.flag,
+        input_format=options.input_format,
+        decompose_instance_norm=options.decompose_instance_norm,
+        allow_unlisted_soc=options.allow_unlisted_soc,
+        overwrite=options.overwrite,
+        atc=options.atc,
+        timeout_s=options.timeout,
+        sink=sink_for(options),
+    )
+    for item in done:
+        state = "was there" if item.reused else f"compiled in {item.seconds:.1f} s"
+        say(
+            options,
+            f"{item.record.file}: fold {item.fold} for {item.record.soc}, {state}",
+            *item.advice,
+            *item.warnings,
+        )
+    return {"compiled": [item.record.model_dump(mode="json") for item in done]}
+
+
+def inspect(options: argparse.Namespace) -> dict[str, Any]:
+    """``offline-infer inspect``."""
+    from offline_infer.bundle import Bundle
+
+    bundle = Bundle.load(existing(options.bundle), verify_hashes=options.verify)
+    spec = bundle.spec
+    source = spec.source
+    spacing = ", ".join(f"{length:g}" for length in spec.spacing)
+    channels = ", ".join(f"{channel.name} ({channel.scheme})" for channel in spec.channels)
+    say(
+        options,
+        f"{bundle.folder}",
+        f"  source       {source.framework} {source.trainer} {source.plans_name} {source.dataset} {source.configuration}",
+        f"  network      {spec.source.network}, input {spec.input_name} {spec.input_shape}",
+        f"  folds        {', '.join(bundle.folds)}",
+        f"  channels     {channels}",
+        f"  spacing      {spacing} mm, patch {spec.patch_size}, transpose {spec.transpose_forward}",
+        f"  mirror axes  {spec.window.mirror_axes}, step {spec.window.step_size}, averages {spec.aggregation.domain}",
+        f"  labels       {', '.join(f'{name}={value}' for name, value in spec.labels.names.items())}",
+        *(
+            f"  graph        {graph.file} {graph.precision} opset {graph.opset} {_verdict(graph.verification)}"
+            for graph in spec.graphs
+        ),
+        *(
+            f"  compiled     {item.file} for {item.soc} by {item.tool} {item.tool_version or ''}"
+            for item in spec.compiled
+        ),
+    )
+    return spec.model_dump(mode="json")
+
+
+def _verdict(verification: dict[str, Any] | None) -> str:
+    if verification is None:
+        return "not verified"
+    worst, flips = verification.get("max_abs_diff"), verification.get("label_flips")
+    return f"max |difference| {worst:.2g}, label flips {flips}" if worst is not None else "verified"

@@ -1,0 +1,71 @@
+"""Commands that run a network: predict, and its stages one by one."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from offline_infer.commands.common import (
+    Subparsers,
+    add_engine_options,
+    add_run_settings,
+    command,
+    existing,
+    open_model,
+    run_settings,
+    say,
+    sink_for,
+)
+
+
+def register(commands: Subparsers) -> None:
+    """Add these commands to the parser."""
+    parser = command(
+        commands, "predict", predict, "segment a file or a folder of cases, straight from image to label map"
+    )
+    parser.add_argument("bundle", type=Path, help="bundle folder or lone .onnx file")
+    parser.add_argument(
+        "input",
+        type=Path,
+        help="an image, a DICOM series folder, or a folder with case_0000.nii.gz, case_0001.nii.gz, ...",
+    )
+    parser.add_argument("output", type=Path, help="folder for the label maps")
+    add_engine_options(parser)
+    add_run_settings(parser)
+    parser.add_argument(
+        "--save-probabilities",
+        action="store_true",
+        help="also write case.npz and case.pkl, as nnU-Net's ensemble command reads them",
+    )
+    parser.add_argument("--overwrite", action="store_true", help="redo finished cases; they are skipped otherwise")
+    parser.add_argument("--part", type=int, default=0, metavar="K", help="do part K of --parts (from 0)")
+    parser.add_argument("--parts", type=int, default=1, metavar="N", help="share the cases among N runs")
+    parser.add_argument("--previous-predictions", type=Path, metavar="DIR", help="a cascade's first-stage label maps")
+
+
+def predict(options: argparse.Namespace) -> dict[str, Any]:
+    """``offline-infer predict``."""
+    from offline_infer.cases import find_cases, select_part
+    from offline_infer.pipeline.runner import FolderJob, predict_folder
+
+    with open_model(options) as model:
+        found = find_cases(existing(options.input), len(model.spec.channels), model.spec.file_ending)
+        job = FolderJob(
+            cases=select_part(found.cases, options.part, options.parts),
+            problems=found.problems if options.part == 0 else {},
+            output=options.output,
+            overwrite=options.overwrite,
+            previous_folder=existing(options.previous_predictions) if options.previous_predictions else None,
+        )
+        report = predict_folder(model, job, run_settings(options, options.save_probabilities), sink_for(options))
+    for case in report.cases:
+        times = ", ".join(f"{name} {value:.1f} s" for name, value in case.seconds.items())
+        say(
+            options,
+            f"{case.case}: {case.status}"
+            + (f" ({times})" if times else "")
+            + (f": {case.reason}" if case.reason else ""),
+        )
+    report.raise_failures()
+    return report.to_json()

@@ -1,0 +1,318 @@
+"""The stages of a staged run, one command each: preprocess, info, infer, clean, postprocess; and all at once, in rounds."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from contextlib import ExitStack
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from offline_infer.commands.common import (
+    Subparsers,
+    add_engine_options,
+    add_run_settings,
+    add_tile_settings,
+    byte_size,
+    chosen_folds,
+    command,
+    device_list,
+    existing,
+    open_model,
+    run_settings,
+    say,
+    sink_for,
+)
+from offline_infer.errors import UsageError
+
+if TYPE_CHECKING:
+    from offline_infer.pipeline.reports import StageReport
+
+TOOLS = ("benchmark", "msame", "ais_bench")
+
+
+def register(commands: Subparsers) -> None:
+    """Add these commands to the parser."""
+    parser = command(commands, "preprocess", preprocess, "cut cases into .bin tiles in a work folder")
+    parser.add_argument("bundle", type=Path)
+    parser.add_argument("input", type=Path, help="an image or a folder of cases, as for predict")
+    parser.add_argument("work", type=Path, help="work folder to make or to go on with")
+    add_tile_settings(parser)
+    parser.add_argument("--folds", nargs="+", metavar="FOLD", help="folds that will be run, default all of the bundle")
+    _add_tile_dtype(parser)
+    _add_previous_predictions(parser)
+    parser.add_argument("--threads", type=int, default=0, metavar="N", help="processor threads, 0 = all")
+
+    parser = command(commands, "info", info, "list the tiles of a work folder, whole and in shards for several devices")
+    parser.add_argument("work", type=Path)
+    parser.add_argument("--shards", type=int, default=1, metavar="N", help="ordered, non-overlapping, of equal work")
+    parser.add_argument("--format", default="benchmark", choices=["benchmark", "jsonl"], help="vendor's lines or JSON")
+    parser.add_argument("--relative", action="store_true", help="paths relative to the current folder")
+
+    parser = command(commands, "infer", infer, "run the network over the tiles of a work folder")
+    parser.add_argument("bundle", type=Path)
+    parser.add_argument("work", type=Path)
+    add_engine_options(parser)
+    _add_tool_options(parser)
+
+    parser = command(
+        commands, "clean", clean, "delete outputs inference does not need; only says what it would do unless --apply"
+    )
+    parser.add_argument("work", type=Path)
+    parser.add_argument("--apply", action="store_true", help="really delete")
+
+    parser = command(commands, "postprocess", postprocess, "stitch the outputs of a work folder into label maps")
+    parser.add_argument("bundle", type=Path)
+    parser.add_argument("work", type=Path)
+    parser.add_argument("output", type=Path, help="folder for the label maps")
+    parser.add_argument("--save-probabilities", action="store_true", help="as for predict")
+    parser.add_argument("--no-postprocess", action="store_true", help="leave out the connected-component rules")
+    parser.add_argument("--accumulate", default="float32", choices=["float32", "float16"], help="as for predict")
+    parser.add_argument("--overwrite", action="store_true", help="redo finished cases")
+
+    parser = command(
+        commands, "staged", staged, "the whole staged road on a disk budget: cut, infer, merge, delete, in rounds"
+    )
+    parser.add_argument("bundle", type=Path)
+    parser.add_argument("input", type=Path, help="an image or a folder of cases, as for predict")
+    parser.add_argument("work", type=Path, help="work folder; everything temporary lies in it")
+    parser.add_argument("output", type=Path, help="folder for the label maps")
+    parser.add_argument(
+        "--scratch", type=byte_size, required=True, metavar="20GB", help="disk budget of the work folder"
+    )
+    add_engine_options(parser)
+    add_run_settings(parser)
+    _add_tool_options(parser)
+    _add_tile_dtype(parser)
+    _add_previous_predictions(parser)
+    parser.add_argument("--save-probabilities", action="store_true", help="as for predict")
+    parser.add_argument("--overwrite", action="store_true", help="redo finished cases")
+
+    parser = command(
+        commands, "import-tiles", import_tiles, "take over tiles and results made by the published Ascend scripts"
+    )
+    parser.add_argument("bundle", type=Path)
+    parser.add_argument("image", type=Path, help="the image the tiles were cut from")
+    parser.add_argument("shapes", type=Path, help="all_shape.txt")
+    parser.add_argument("work", type=Path, help="work folder to make or to add to; postprocess then stitches it")
+    parser.add_argument("--tiles", type=Path, metavar="DIR", help="folder of input tiles, to be compared with ours")
+    parser.add_argument("--results", type=Path, metavar="DIR", help="folder of the tool's output files")
+    parser.add_argument("--tool", choices=[*TOOLS, "infer_py"], help="who wrote the results, where names leave it open")
+    parser.add_argument("--fold", default="0", help="whose network answered, default 0")
+    parser.add_argument("--copy", action="store_true", help="copy results instead of hard-linking them")
+    add_tile_settings(parser)
+
+
+def preprocess(options: argparse.Namespace) -> dict[str, Any]:
+    """``offline-infer preprocess``."""
+    from offline_infer.bundle import Bundle
+    from offline_infer.cases import find_cases
+    from offline_infer.pipeline.aggregate import RunSettings
+    from offline_infer.pipeline.staged import preprocess_stage
+
+    bundle = Bundle.load(existing(options.bundle))
+    spec = bundle.spec
+    found = find_cases(existing(options.input), len(spec.channels), spec.file_ending)
+    report = preprocess_stage(
+        spec,
+        found.cases,
+        options.work,
+        RunSettings(step_size=options.step_size, tta=not options.no_tta),
+        chosen_folds(options, bundle),
+        dtype=options.dtype,
+        problems=found.problems,
+        previous_folder=existing(options.previous_predictions) if options.previous_predictions else None,
+        threads=options.threads,
+        sink=sink_for(options),
+    )
+    return _stage_result(options, report)
+
+
+def info(options: argparse.Namespace) -> dict[str, Any]:
+    """``offline-infer info``."""
+    from offline_infer.dataset_info import write_info
+
+    files = write_info(
+        existing(options.work), shards=options.shards, format=options.format, absolute=not options.relative
+    )
+    shards = [f"{path}: {count} tiles" for path, count in zip(files.shards, files.counts, strict=True)]
+    say(options, f"{files.whole}", *shards)
+    return {
+        "whole": str(files.whole),
+        "shards": [str(path) for path in files.shards],
+        "counts": list(files.counts),
+    }
+
+
+def infer(options: argparse.Namespace) -> dict[str, Any]:
+    """``offline-infer infer``."""
+    if options.tool:
+        from offline_infer.bundle import Bundle
+        from offline_infer.pipeline.device_runs import run_tool
+
+        run = run_tool(Bundle.load(existing(options.bundle)), existing(options.work), **_tool_settings(options))
+        say(options, *_device_lines(run.to_json()))
+        return run.to_json()
+    from offline_infer.pipeline.staged import infer_stage
+
+    with open_model(options) as model:
+        sessions = dict(zip(model.folds, model.sessions, strict=True))
+        report = infer_stage(existing(options.work), sessions, spec=model.spec, sink=sink_for(options))
+    return _stage_result(options, report)
+
+
+def clean(options: argparse.Namespace) -> dict[str, Any]:
+    """``offline-infer clean``."""
+    from offline_infer.pipeline.clean import clean_outputs
+
+    report = clean_outputs(existing(options.work), apply=options.apply)
+    verb = "freed" if report.applied else "would free"
+    waiting = f"; {report.waiting} too young or incomplete, left for later" if report.waiting else ""
+    say(
+        options,
+        f"{verb} {report.bytes} bytes in {report.files} files; {report.kept} outputs kept{waiting}",
+        *report.notes,
+    )
+    return report.to_json()
+
+
+def postprocess(options: argparse.Namespace) -> dict[str, Any]:
+    """``offline-infer postprocess``."""
+    from offline_infer.bundle import Bundle
+    from offline_infer.pipeline.aggregate import RunSettings
+    from offline_infer.pipeline.staged import postprocess_stage
+
+    settings = RunSettings(
+        accumulate=options.accumulate,
+        save_probabilities=options.save_probabilities,
+        postprocess=not options.no_postprocess,
+    )
+    report = postprocess_stage(
+        Bundle.load(existing(options.bundle)).spec,
+        existing(options.work),
+        options.output,
+        settings=settings,
+        overwrite=options.overwrite,
+        sink=sink_for(options),
+    )
+    return _stage_result(options, report)
+
+
+def staged(options: argparse.Namespace) -> dict[str, Any]:
+    """``offline-infer staged``."""
+    from offline_infer.bundle import Bundle
+    from offline_infer.cases import find_cases
+    from offline_infer.pipeline.device_runs import DeviceRunner
+    from offline_infer.pipeline.rounds import RoundsJob, run_in_rounds
+    from offline_infer.pipeline.staged import infer_stage
+
+    bundle = Bundle.load(existing(options.bundle))
+    spec, sink = bundle.spec, sink_for(options)
+    found = find_cases(existing(options.input), len(spec.channels), spec.file_ending)
+    with ExitStack() as stack:
+        if options.tool:
+            answer: Callable[[Path], object] = DeviceRunner(bundle, **_tool_settings(options)).run
+        else:
+            model = stack.enter_context(open_model(options))
+            sessions = dict(zip(model.folds, model.sessions, strict=True))
+            answer = partial(infer_stage, sessions=sessions, spec=spec, sink=sink)
+        job = RoundsJob(
+            cases=found.cases,
+            problems=found.problems,
+            work=options.work,
+            output=options.output,
+            scratch_bytes=options.scratch,
+            infer=answer,
+            all_outputs=bool(options.tool),
+            previous_folder=existing(options.previous_predictions) if options.previous_predictions else None,
+            overwrite=options.overwrite,
+            threads=options.threads,
+        )
+        settings = run_settings(options, options.save_probabilities)
+        report = run_in_rounds(spec, job, settings, chosen_folds(options, bundle), dtype=options.dtype, sink=sink)
+    say(options, f"scratch: peak {report.facts.get('peak_bytes')} of {options.scratch} bytes")
+    return _stage_result(options, report)
+
+
+def import_tiles(options: argparse.Namespace) -> dict[str, Any]:
+    """``offline-infer import-tiles``."""
+    from offline_infer.bundle import Bundle
+    from offline_infer.cases import find_cases
+    from offline_infer.pipeline.aggregate import RunSettings
+    from offline_infer.pipeline.legacy_import import LegacyFolders, import_case
+
+    spec = Bundle.load(existing(options.bundle)).spec
+    found = find_cases(existing(options.image), len(spec.channels), spec.file_ending)
+    if len(found.cases) != 1:
+        raise UsageError(
+            f"{options.image}: {len(found.cases)} cases; the published scripts work on one case at a time, name its image"
+        )
+    folders = LegacyFolders(
+        shapes=existing(options.shapes),
+        tiles=existing(options.tiles) if options.tiles else None,
+        results=existing(options.results) if options.results else None,
+        tool=options.tool,
+        copy=options.copy,
+    )
+    settings = RunSettings(step_size=options.step_size, tta=not options.no_tta)
+    report = import_case(spec, found.cases[0], options.work, folders, fold=options.fold, settings=settings)
+    whose = f" of {report.tool} ({report.evidence})" if report.tool else ""
+    say(options, f"{report.case}: {report.items} tiles, {report.outputs} results{whose}", *report.notes)
+    return report.to_json()
+
+
+def _add_tool_options(parser: argparse.ArgumentParser) -> None:
+    tool = parser.add_argument_group("external tool (Ascend)")
+    tool.add_argument("--tool", choices=TOOLS, help="run this tool on OM models instead of an engine")
+    tool.add_argument("--tool-path", type=Path, metavar="PATH", help="the program, or the folder it is in")
+    tool.add_argument("--devices", type=device_list, default=(0,), metavar="0,1,2,3", help="one session a device")
+    tool.add_argument("--soc", help="chip, where the bundle has OMs for several")
+    tool.add_argument(
+        "--stall-timeout", type=float, default=600.0, metavar="S", help="a session silent for so long is ended"
+    )
+    tool.add_argument(
+        "--drop-redundant",
+        action="store_true",
+        help="delete outputs inference does not need as soon as they are complete",
+    )
+
+
+def _add_tile_dtype(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--dtype", default="float32", choices=["float32", "float16"], help="of the tiles; float16 halves their disk"
+    )
+
+
+def _add_previous_predictions(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--previous-predictions", type=Path, metavar="DIR", help="a cascade's first-stage label maps")
+
+
+def _tool_settings(options: argparse.Namespace) -> dict[str, Any]:
+    """What the device runner takes from the command line."""
+    return {
+        "tool": options.tool,
+        "devices": options.devices,
+        "tool_path": options.tool_path,
+        "soc": options.soc,
+        "stall_timeout_s": options.stall_timeout,
+        "drop_redundant": options.drop_redundant,
+        "sink": sink_for(options),
+    }
+
+
+def _device_lines(run: dict[str, Any]) -> list[str]:
+    """A device run for people."""
+    lines = [f"{run['tool']}: {run['answers']} answers ({run['reused']} were there) in {run['seconds']} s"]
+    lines += [f"device {session['device']}: {session['problem']}" for session in run["failures"]]
+    if run["excluded_devices"]:
+        lines.append(f"devices not used again: {', '.join(map(str, run['excluded_devices']))}")
+    return lines
+
+
+def _stage_result(options: argparse.Namespace, report: StageReport) -> dict[str, Any]:
+    """Print and return what became of each case; raise if some failed."""
+    for case in report.cases:
+        say(options, f"{case.case}: {case.status}" + (f": {case.reason}" if case.reason else ""))
+    report.raise_failures()
+    return report.to_json()

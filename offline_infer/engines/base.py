@@ -1,0 +1,194 @@
+"""What an engine is: something that opens an ONNX graph and answers fixed-shape inputs.
+
+An engine module imports this file, ``errors``, ``files`` and its own library, nothing else of ours; the library is
+imported inside the functions that need it, so that listing engines costs nothing. The registry knows engines by exact
+name.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+import numpy.typing as npt
+
+from offline_infer.errors import BundleError, EngineFailed, EngineUnavailable, UsageError
+
+FloatArray = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class EngineOptions:
+    """What a user may ask of an engine.
+
+    Attributes:
+        device: ``cpu``, ``cuda:0``, ``npu:0``; an engine refuses a device it does not have.
+        precision: ``fp32``, ``bf16`` or ``fp16``; what the engine computes in where the graph leaves it open.
+        threads: 0 leaves it to the engine (all cores).
+        cache: folder for compiled graphs, or None.
+        extra: engine-specific options, passed through as they are.
+    """
+
+    device: str = "cpu"
+    precision: str = "fp32"
+    threads: int = 0
+    cache: Path | None = None
+    extra: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class SessionInfo:
+    """What is really running: for reports and for the benchmark's honesty."""
+
+    engine: str
+    version: str
+    device: str
+    precision: str
+    input_shape: tuple[int, ...]
+    output_names: tuple[str, ...]
+    details: Mapping[str, Any] = field(default_factory=dict)
+
+
+class Session(Protocol):
+    """An opened graph. Use as a context manager; ``close`` may be called twice."""
+
+    @property
+    def info(self) -> SessionInfo: ...
+
+    def run(self, batch: FloatArray) -> FloatArray:
+        """Logits for a batch.
+
+        Args:
+            batch: float32, C-contiguous, (n, c, *patch), n fixed by the graph (see ``info.input_shape``).
+
+        Returns:
+            The kept output, float32, (n, k, *patch). The array may be a buffer that the next call overwrites.
+
+        Raises:
+            EngineFailed: the engine reported an error.
+        """
+        ...
+
+    def run_all(self, batch: FloatArray) -> dict[str, FloatArray]:
+        """All outputs by name, copies the caller owns."""
+        ...
+
+    def close(self) -> None: ...
+
+    def __enter__(self) -> Session: ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
+
+
+@runtime_checkable
+class Engine(Protocol):
+    """Opens graphs. Each engine module has one instance named ``ENGINE``."""
+
+    name: str
+
+    def available(self) -> str | None:
+        """None when the engine can run here, otherwise the reason and the remedy."""
+        ...
+
+    def open(self, graph: Path, options: EngineOptions) -> Session:
+        """Open a graph.
+
+        Raises:
+            EngineUnavailable: library or device is missing, or the option is not one of this engine's.
+        """
+        ...
+
+
+ENGINES: dict[str, str] = {
+    "openvino": "offline_infer.engines.openvino",
+    "onnxruntime": "offline_infer.engines.onnxruntime",
+    "fake": "offline_infer.engines.fake",
+}
+"""Engine name -> module. Exact names only."""
+
+
+def get_engine(name: str) -> Engine:
+    """The engine of that name.
+
+    Raises:
+        UsageError: no such engine; the message lists the legal names.
+        EngineUnavailable: the engine's module cannot be loaded.
+    """
+    if name not in ENGINES:
+        raise UsageError(f"unknown engine {name!r}; legal names: {', '.join(sorted(ENGINES))}")
+    try:
+        engine = importlib.import_module(ENGINES[name]).ENGINE
+    except ImportError as error:
+        raise EngineUnavailable(f"engine {name!r} cannot be loaded: {error}") from error
+    assert isinstance(engine, Engine)
+    return engine
+
+
+def check_batch(batch: object, shape: tuple[int, ...], engine: str) -> None:
+    """Refuse an input the graph cannot take, before a library gives its own opinion of it.
+
+    Args:
+        batch: what the caller gave.
+        shape: (n, c, *patch) of the graph.
+        engine: named in the message.
+
+    Raises:
+        EngineFailed: not a float32, C-contiguous array of that shape.
+    """
+    if not isinstance(batch, np.ndarray):
+        raise EngineFailed(f"{engine}: the input is a {type(batch).__name__}, expected a NumPy array")
+    if batch.shape != shape:
+        raise EngineFailed(f"{engine}: the input has shape {batch.shape}, the graph takes {shape}")
+    if batch.dtype != np.float32 or not batch.dtype.isnative:
+        raise EngineFailed(f"{engine}: the input is {batch.dtype}, expected float32")
+    if not batch.flags.c_contiguous:
+        raise EngineFailed(f"{engine}: the input is not C-contiguous (a flipped view?); use numpy.ascontiguousarray")
+
+
+def check_graph_file(graph: Path) -> None:
+    """Refuse a graph that is not there.
+
+    Raises:
+        BundleError: no such file, or an empty one.
+    """
+    if not graph.is_file():
+        raise BundleError(f"{graph} does not exist; expected an ONNX graph")
+    if graph.stat().st_size == 0:
+        raise BundleError(f"{graph} is empty; copy or export the bundle again")
+
+
+def telling_line(error: BaseException) -> str:
+    """The last telling line of a library's exception, for a message of one line."""
+    lines = [line.strip() for line in str(error).splitlines()]
+    told = [line for line in lines if line and not line.startswith(("Exception from", "Check '"))]
+    return (told[-1] if told else type(error).__name__)[:500]
+
+
+def kept_output(names: tuple[str, ...], wanted: str | None, engine: str) -> int:
+    """Index of the output that ``run`` gives: the one asked for by ``extra["output"]``, else the first.
+
+    Raises:
+        EngineUnavailable: the graph has no such output.
+    """
+    if wanted is None:
+        return 0
+    if wanted not in names:
+        raise EngineUnavailable(f"{engine}: the graph has no output {wanted!r}; it has {', '.join(names)}")
+    return names.index(wanted)
+
+
+def single_input(count: int, graph: Path) -> None:
+    """Refuse a graph that wants more than the image.
+
+    Raises:
+        BundleError: not exactly one input.
+    """
+    if count != 1:
+        raise BundleError(f"{graph} has {count} inputs, expected one")

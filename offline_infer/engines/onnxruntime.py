@@ -1,0 +1,355 @@
+"""ONNX Runtime: the portable engine, and the road to CUDA, TensorRT and Ascend's CANN provider.
+
+Habits of the library that are countered here: it uploads usage data unless told not to before it loads; it answers on
+the CPU in silence when the accelerator it was asked for is missing; on CUDA it shortens float32 to TF32 by itself; and
+its CANN provider leaves files in the working folder.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+import time
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+
+from offline_infer.engines.base import (
+    EngineOptions,
+    FloatArray,
+    SessionInfo,
+    check_batch,
+    check_graph_file,
+    kept_output,
+    single_input,
+    telling_line,
+)
+from offline_infer.errors import BundleError, EngineFailed, EngineUnavailable
+
+OLDEST = (1, 18)
+_INSTALL = (
+    "pip install 'onnxruntime>=1.18' (CPU), onnxruntime-gpu (NVIDIA) or onnxruntime-cann (Ascend); only one of them"
+)
+_PROVIDERS = {
+    "cpu": "CPUExecutionProvider",
+    "cuda": "CUDAExecutionProvider",
+    "tensorrt": "TensorrtExecutionProvider",
+    "npu": "CANNExecutionProvider",
+}
+_WHEELS = {"cpu": "onnxruntime", "cuda": "onnxruntime-gpu", "tensorrt": "onnxruntime-gpu", "npu": "onnxruntime-cann"}
+_LEVELS = {
+    "none": "ORT_DISABLE_ALL",
+    "basic": "ORT_ENABLE_BASIC",
+    "extended": "ORT_ENABLE_EXTENDED",
+    "all": "ORT_ENABLE_ALL",
+}
+_TYPES = {"tensor(float)": np.dtype(np.float32), "tensor(float16)": np.dtype(np.float16)}
+
+
+class OnnxRuntimeEngine:
+    """See the module."""
+
+    name = "onnxruntime"
+
+    def available(self) -> str | None:
+        """None when ONNX Runtime can be used here, otherwise the reason and the remedy."""
+        try:
+            ort = _library()
+        except ImportError as error:
+            return f"ONNX Runtime cannot be imported ({error}); {_INSTALL}"
+        if not hasattr(ort, "InferenceSession"):
+            return f"ONNX Runtime's installation is damaged (two wheels, one removed?); uninstall all, then {_INSTALL}"
+        if _version(str(ort.__version__)) < OLDEST:
+            return f"ONNX Runtime {ort.__version__} is too old; {_INSTALL}"
+        return None
+
+    def open(self, graph: Path, options: EngineOptions) -> OnnxRuntimeSession:
+        """Open a graph; see :class:`offline_infer.engines.base.Engine`.
+
+        ``options.extra``: ``output`` names the output :meth:`OnnxRuntimeSession.run` gives (default: the first);
+        ``provider=tensorrt`` uses TensorRT on a ``cuda:N`` device; ``optimization`` is ``none``, ``basic``,
+        ``extended`` or ``all``; ``provider.KEY`` is passed to the provider, ``session.KEY`` to the session as it is.
+
+        Raises:
+            EngineUnavailable: ONNX Runtime, the device, the precision or an option is not to be had.
+            BundleError: the graph cannot be read, or its shapes are not fixed.
+        """
+        reason = self.available()
+        if reason is not None:
+            raise EngineUnavailable(f"onnxruntime: {reason}")
+        check_graph_file(graph)
+        return OnnxRuntimeSession(graph, options)
+
+
+ENGINE = OnnxRuntimeEngine()
+
+
+class OnnxRuntimeSession:
+    """An opened graph with bound buffers that are used again. Not for two threads at once."""
+
+    def __init__(self, graph: Path, options: EngineOptions) -> None:
+        ort = _library()
+        start = time.perf_counter()
+        kind, index = _device(options)
+        provider = _PROVIDERS[kind]
+        _check_provider(ort, kind, options.device)
+        chain = _chain(kind, index, options)
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", UserWarning)  # what it warns of is checked below
+                session = ort.InferenceSession(
+                    str(graph), _session_options(ort, options, kind), providers=chain, enable_fallback=0
+                )
+        except Exception as error:  # its exceptions share no base class
+            raise _opening_failed(graph, kind, error) from error
+        session.disable_fallback()
+        running = list(session.get_providers())
+        if not running or running[0] != provider:
+            got = running[0] if running else "nothing"
+            raise EngineUnavailable(
+                f"onnxruntime: {provider} was asked for, but the session runs on {got}; "
+                f"see that driver, libraries and the {_WHEELS[kind]} wheel fit together"
+            )
+        _check_precision(session, kind, options)
+        self._session: Any = session
+        self._binding: Any = session.io_binding()
+        single_input(len(session.get_inputs()), graph)
+        (self._input_name, self._shape, self._input_type) = _ports(session.get_inputs(), graph)[0]
+        outputs = _ports(session.get_outputs(), graph)
+        self._names = tuple(name for name, _, _ in outputs)
+        kept = kept_output(self._names, options.extra.get("output"), ENGINE.name)
+        _, shape, dtype = outputs[kept]
+        # Written by the session, read by the caller, used again: fresh memory is slow to touch.
+        self._output = np.empty(shape, dtype)
+        self._answer: FloatArray = self._output if dtype == np.float32 else np.empty(shape, np.float32)
+        self._binding.bind_output(self._names[kept], "cpu", 0, dtype, shape, self._output.ctypes.data)
+        self._device_input: Any = None
+        if kind in ("cuda", "tensorrt"):  # one buffer on the device, refilled for every call
+            self._device_input = ort.OrtValue.ortvalue_from_shape_and_type(self._shape, self._input_type, "cuda", index)
+            self._binding.bind_ortvalue_input(self._input_name, self._device_input)
+        self._held: Any = None
+        self.info = SessionInfo(
+            engine=ENGINE.name,
+            version=str(ort.__version__),
+            device=options.device,
+            precision=options.precision,
+            input_shape=self._shape,
+            output_names=self._names,
+            details={
+                "kept": self._names[kept],
+                "providers": running,
+                "threads": options.threads,
+                "wheels": installed_wheels(),
+                "open_seconds": round(time.perf_counter() - start, 3),
+            },
+        )
+
+    def run(self, batch: FloatArray) -> FloatArray:
+        """Logits (n, k, *patch) of the kept output; the next call overwrites the array.
+
+        Raises:
+            EngineFailed: a wrong input, or ONNX Runtime failed.
+        """
+        array = self._checked(batch)
+        try:
+            if self._device_input is not None:
+                self._device_input.update_inplace(array)
+            elif array is not self._held:
+                self._binding.bind_input(self._input_name, "cpu", 0, self._input_type, self._shape, array.ctypes.data)
+                self._held = array  # the binding points into it
+            self._session.run_with_iobinding(self._binding)
+            self._binding.synchronize_outputs()
+        except Exception as error:  # its exceptions share no base class
+            raise EngineFailed(f"onnxruntime: {telling_line(error)}") from error
+        if self._answer is not self._output:
+            np.copyto(self._answer, self._output)
+        return self._answer
+
+    def run_all(self, batch: FloatArray) -> dict[str, FloatArray]:
+        """All outputs by name, copies."""
+        array = self._checked(batch)
+        try:
+            outputs = self._session.run(list(self._names), {self._input_name: array})
+        except Exception as error:  # its exceptions share no base class
+            raise EngineFailed(f"onnxruntime: {telling_line(error)}") from error
+        return {name: np.asarray(array, dtype=np.float32) for name, array in zip(self._names, outputs, strict=True)}
+
+    def _checked(self, batch: FloatArray) -> Any:
+        if self._session is None:
+            raise EngineFailed("onnxruntime: the session is closed")
+        check_batch(batch, self._shape, "onnxruntime")
+        return batch if self._input_type == np.float32 else batch.astype(self._input_type)
+
+    def close(self) -> None:
+        """Free the session. May be called twice; arrays that ``run`` gave stay valid."""
+        self._binding = None
+        self._device_input = None
+        self._session = None
+        self._held = None
+
+    def __enter__(self) -> OnnxRuntimeSession:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def installed_wheels() -> list[str]:
+    """Installed distributions that provide the module ``onnxruntime``; two of them overwrite each other's files."""
+    found = set()
+    for distribution in importlib.metadata.distributions():
+        name = (distribution.metadata["Name"] or "").lower().replace("_", "-")
+        if name == "onnxruntime" or (
+            name.startswith("onnxruntime-") and not name.endswith(("-extensions", "-genai", "-tools"))
+        ):
+            found.add(name)
+    return sorted(found)
+
+
+def _library() -> Any:
+    """ONNX Runtime's module, with its telemetry switched off before it loads."""
+    os.environ["ORT_DISABLE_TELEMETRY"] = "1"
+    import onnxruntime
+
+    return onnxruntime
+
+
+def _version(text: str) -> tuple[int, int]:
+    parts = text.split(".")
+    try:
+        return int(parts[0]), int(parts[1])
+    except (ValueError, IndexError):
+        return OLDEST  # a build without a number: let it try
+
+
+def _device(options: EngineOptions) -> tuple[str, int]:
+    """Kind of provider and device index."""
+    name, _, number = options.device.partition(":")
+    wanted = options.extra.get("provider")
+    if name not in ("cpu", "cuda", "npu") or (number and not number.isdecimal()) or (name == "cpu" and number):
+        raise EngineUnavailable(f"onnxruntime: unknown device {options.device!r}; legal: cpu, cuda:N, npu:N")
+    legal = {"cpu": ("cpu",), "cuda": ("cuda", "tensorrt"), "npu": ("npu",)}[name]
+    if wanted is not None and wanted not in legal:
+        raise EngineUnavailable(f"onnxruntime: no provider {wanted!r} for {options.device}; legal: {', '.join(legal)}")
+    return wanted or name, int(number or 0)
+
+
+def _check_provider(ort: Any, kind: str, device: str) -> None:
+    if kind == "cpu":
+        return
+    wheels = installed_wheels()
+    if len(wheels) > 1:
+        raise EngineUnavailable(
+            f"onnxruntime: {' and '.join(wheels)} are installed together and overwrite each other's files; "
+            f"pip uninstall {' '.join(wheels)}, then pip install {_WHEELS[kind]}"
+        )
+    present = list(ort.get_available_providers())
+    if _PROVIDERS[kind] not in present:
+        raise EngineUnavailable(
+            f"onnxruntime: device {device} needs {_PROVIDERS[kind]}, this installation has {', '.join(present)}; "
+            f"pip uninstall {' '.join(wheels) or 'onnxruntime'}, then pip install {_WHEELS[kind]}"
+        )
+
+
+def _chain(kind: str, index: int, options: EngineOptions) -> list[Any]:
+    """Providers with their options, in order of preference; the CPU is never among an accelerator's."""
+    own = {key.removeprefix("provider."): value for key, value in options.extra.items() if key.startswith("provider.")}
+    if kind == "cpu":
+        return [(_PROVIDERS["cpu"], own)] if own else [_PROVIDERS["cpu"]]
+    # TF32 keeps 10 of float32's 23 bits; the default of the provider is to use it.
+    cuda = {"device_id": str(index), "use_tf32": "0", "arena_extend_strategy": "kSameAsRequested"}
+    if kind == "cuda":
+        return [(_PROVIDERS["cuda"], {**cuda, **own})]
+    if kind == "tensorrt":
+        tensorrt = {"device_id": str(index)}
+        if options.precision == "fp16":
+            tensorrt["trt_fp16_enable"] = "1"
+        if options.cache is not None:
+            tensorrt |= {"trt_engine_cache_enable": "1", "trt_engine_cache_path": str(options.cache)}
+        return [(_PROVIDERS["tensorrt"], {**tensorrt, **own}), (_PROVIDERS["cuda"], cuda)]
+    cann = {
+        "device_id": str(index),
+        "enable_cann_graph": "1",
+        "dump_om_model": "0",  # it would leave .om files in the working folder
+        "precision_mode": "force_fp16" if options.precision == "fp16" else "must_keep_origin_dtype",
+        "op_select_impl_mode": "high_precision",
+    }
+    return [(_PROVIDERS["npu"], {**cann, **own})]
+
+
+def _session_options(ort: Any, options: EngineOptions, kind: str) -> Any:
+    if options.threads < 0:
+        raise EngineUnavailable(f"onnxruntime: threads is {options.threads}; 0 means all cores")
+    level = options.extra.get("optimization", "all")
+    if level not in _LEVELS:
+        raise EngineUnavailable(f"onnxruntime: unknown optimization {level!r}; legal: {', '.join(_LEVELS)}")
+    session = ort.SessionOptions()
+    session.log_severity_level = 3  # errors; they reach us as exceptions
+    session.intra_op_num_threads = options.threads
+    session.inter_op_num_threads = 1
+    session.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
+    session.graph_optimization_level = getattr(ort.GraphOptimizationLevel, _LEVELS[level])
+    entries = {}
+    if kind != "cpu":
+        entries["session.disable_cpu_ep_fallback"] = "1"  # no part of the graph on the CPU either
+    for key, value in options.extra.items():
+        if key.startswith("session."):
+            entries[key] = value
+        elif key not in ("output", "provider", "optimization") and not key.startswith("provider."):
+            raise EngineUnavailable(
+                f"onnxruntime: unknown option {key!r}; legal: output, provider, optimization, provider.KEY, session.KEY"
+            )
+    for key, value in entries.items():
+        session.add_session_config_entry(key, value)
+    return session
+
+
+def _opening_failed(graph: Path, kind: str, error: Exception) -> Exception:
+    """Whose fault it was: the file's, or the device's."""
+    name, text = type(error).__name__, telling_line(error)
+    if name in ("NoSuchFile", "InvalidProtobuf", "InvalidGraph", "NoModel"):
+        return BundleError(f"{graph} cannot be read by ONNX Runtime: {text}; copy or export the bundle again")
+    return EngineUnavailable(f"onnxruntime: {graph.name} cannot be opened on {_PROVIDERS[kind]}: {text}")
+
+
+def _check_precision(session: Any, kind: str, options: EngineOptions) -> None:
+    """Half precision stands in the graph, except where a provider can convert by itself."""
+    if options.precision == "fp32":
+        return
+    if options.precision == "fp16" and (kind in ("tensorrt", "npu") or _graph_precision(session) == "fp16"):
+        return
+    if options.precision == "fp16":
+        raise EngineUnavailable(
+            "onnxruntime: fp16 was asked for, but this graph is not half precision; "
+            "export the checkpoint with --precision fp16"
+        )
+    raise EngineUnavailable(f"onnxruntime: no precision {options.precision!r}; legal: fp32, fp16")
+
+
+def _graph_precision(session: Any) -> str:
+    """What ``export`` wrote into the graph, or an empty string."""
+    entries: Mapping[str, str] = session.get_modelmeta().custom_metadata_map
+    try:
+        record = json.loads(entries.get("offline_infer.graph", "{}"))
+    except ValueError:
+        return ""
+    return str(record.get("precision", "")) if isinstance(record, dict) else ""
+
+
+def _ports(ports: Any, graph: Path) -> list[tuple[str, tuple[int, ...], Any]]:
+    """Name, shape and NumPy type of every input or output, in order."""
+    found = []
+    for port in ports:
+        if not all(isinstance(size, int) and size > 0 for size in port.shape):
+            raise BundleError(f"{graph}: {port.name} has shape {port.shape}, expected fixed sizes; export it again")
+        if port.type not in _TYPES:
+            raise BundleError(f"{graph}: {port.name} is {port.type}, expected float32 or float16")
+        found.append((str(port.name), tuple(port.shape), _TYPES[port.type]))
+    return found

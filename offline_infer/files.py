@@ -1,0 +1,194 @@
+"""Files that are either absent or complete: write to a temporary name beside the place, flush, rename.
+
+The temporary name starts with a dot and holds ``.partial``, so a glob for results never meets it. It carries the
+process id and a random part: two processes may write the same file, and the last rename wins with a complete file.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import json
+import os
+import secrets
+import shutil
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+PARTIAL = ".partial"
+"""Part of every temporary name; what a killed process leaves behind holds it (see :func:`is_partial`)."""
+
+_CHUNK = 1 << 20
+_NAME_MAX = 255  # bytes a file name may have on common file systems
+_RENAME_EXCHANGE = 2  # of renameat2(2)
+_AT_FDCWD = -100
+
+
+@contextmanager
+def replacing(path: Path | str) -> Iterator[Path]:
+    """Yield a temporary path in ``path``'s folder; on success flush it and rename it to ``path``.
+
+    The caller creates a file at the yielded path. The last two suffixes of ``path`` stay at the end of the temporary
+    name, for writers that choose a format by them (``.nii.gz``). Missing parent folders are made. On any exception the
+    temporary file is removed and an older ``path`` stays as it was.
+
+    Raises:
+        FileNotFoundError: the block ended without creating the file.
+        IsADirectoryError: ``path`` is a folder.
+    """
+    target = Path(path)
+    if target.is_dir():
+        raise IsADirectoryError(f"{target} is a folder; a file is to be written there")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = target.parent / temporary_name(target.name)
+    try:
+        yield temporary
+        flush_file(temporary)
+        if target.exists():  # a replaced file keeps its permissions
+            temporary.chmod(stat.S_IMODE(target.stat().st_mode))
+        temporary.replace(target)
+    except BaseException:
+        with suppress(OSError):
+            temporary.unlink()
+        raise
+    flush_folder(target.parent)
+
+
+@contextmanager
+def replacing_folder(path: Path | str, *, overwrite: bool = False) -> Iterator[Path]:
+    """Yield a new, empty temporary folder beside ``path``; on success flush its files and put it in ``path``'s place.
+
+    With ``overwrite`` an existing folder stays intact until the new one is complete; both are then exchanged and the
+    old one is deleted. Whether an existing folder may be replaced at all is the caller's decision.
+
+    Raises:
+        FileExistsError: without ``overwrite``, ``path`` exists and is not an empty folder; or ``path`` is a file.
+    """
+    target = Path(path).absolute()
+    _refuse_existing(target, overwrite)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = target.parent / temporary_name(target.name)
+    temporary.mkdir()
+    try:
+        yield temporary
+        for entry in sorted(temporary.rglob("*")):
+            if entry.is_file():
+                flush_file(entry)
+            elif entry.is_dir():
+                flush_folder(entry)
+        flush_folder(temporary)
+        _refuse_existing(target, overwrite)  # somebody may have made it meanwhile
+        old = _swap_folder(temporary, target)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    flush_folder(target.parent)
+    if old is not None:
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def write_bytes(path: Path | str, data: bytes) -> None:
+    """Write ``data`` so that ``path`` is either the old file or the complete new one."""
+    with replacing(path) as temporary:
+        temporary.write_bytes(data)
+
+
+def write_text(path: Path | str, text: str) -> None:
+    """Write UTF-8 text, line ends as they are, atomically."""
+    write_bytes(path, text.encode("utf-8"))
+
+
+def write_json(path: Path | str, value: Any, *, indent: int | None = 2) -> None:
+    """Write ``value`` as JSON (UTF-8, keys in their own order, a final newline), atomically.
+
+    Raises:
+        ValueError: the value holds NaN or infinity, which are not JSON.
+        TypeError: the value holds something JSON cannot say.
+    """
+    write_text(path, json.dumps(value, indent=indent, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def sha256_file(path: Path | str) -> str:
+    """SHA-256 of a file's bytes, 64 lower-case hexadecimal digits."""
+    digest = hashlib.sha256()
+    with Path(path).open("rb") as stream:
+        while chunk := stream.read(_CHUNK):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def temporary_name(name: str) -> str:
+    """A fresh hidden name for something that will be called ``name``, its last two suffixes kept at the end.
+
+    ``case.nii.gz`` gives ``.case.<pid>-<random>.partial.nii.gz``: short enough for any file system, and a shell's ``*``
+    does not match it.
+    """
+    suffixes = "".join(Path(name).suffixes[-2:])
+    if len(suffixes) > 16:  # dots of a case name rather than a file type
+        suffixes = ""
+    stem = name[: len(name) - len(suffixes)]
+    tail = f".{os.getpid()}-{secrets.token_hex(4)}{PARTIAL}{suffixes}"
+    room = _NAME_MAX - 1 - len(tail.encode())
+    return f".{stem.encode()[:room].decode(errors='ignore')}{tail}"
+
+
+def is_partial(path: Path | str) -> bool:
+    """Whether ``path`` is a temporary name made here: something a killed process left behind."""
+    name = Path(path).name
+    return name.startswith(".") and PARTIAL in name
+
+
+def flush_file(path: Path) -> None:
+    """Make a file's content durable."""
+    with path.open("rb") as stream:
+        os.fsync(stream.fileno())
+
+
+def flush_folder(folder: Path) -> None:
+    """Make renames in ``folder`` durable; a no-op where a folder cannot be opened or flushed (some network drives)."""
+    with suppress(OSError):
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+def _refuse_existing(target: Path, overwrite: bool) -> None:
+    if not target.exists():
+        return
+    if not target.is_dir():
+        raise FileExistsError(f"{target} is a file; a folder is to be made there")
+    if not overwrite and any(target.iterdir()):
+        raise FileExistsError(f"{target} exists and is not empty")
+
+
+def _swap_folder(new: Path, target: Path) -> Path | None:
+    """Put ``new`` in ``target``'s place; returns where the old folder is now, if there was one."""
+    if not target.exists():
+        new.rename(target)
+        return None
+    if _exchange(new, target):
+        return new
+    # No atomic exchange here: two renames, the first undone if the second fails.
+    aside = target.parent / temporary_name(target.name)
+    target.rename(aside)
+    try:
+        new.rename(target)
+    except BaseException:
+        aside.rename(target)
+        raise
+    return aside
+
+
+def _exchange(first: Path, second: Path) -> bool:
+    """Exchange two paths in one step (Linux, most local file systems); False where that cannot be done."""
+    try:
+        renameat2 = ctypes.CDLL(None, use_errno=True).renameat2
+    except (AttributeError, OSError):
+        return False
+    result = renameat2(_AT_FDCWD, os.fsencode(first), _AT_FDCWD, os.fsencode(second), _RENAME_EXCHANGE)
+    return int(result) == 0

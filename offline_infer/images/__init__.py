@@ -1,0 +1,35 @@
+"""Read and write images: NIfTI, MetaImage, NRRD, GIPL, DICOM series, PNG, JPEG, BMP, TIFF.
+
+===================  =====================================================================================
+``formats``          endings and readers by name
+``frame``            :class:`Image`, and the tests a frame must pass
+``orientation``      turning to RAS axes and back
+``streams, nifti``   decoding NIfTI voxels, checksum verified
+``metaimage``        the same for MetaImage
+``integrity``        are NRRD and GIPL files complete?
+``itk``              SimpleITKIO, SimpleITKIOWithReorient
+``dicom``            DICOM series
+``nibabel_volume``   NibabelIO, NibabelIOWithReorient
+``flat``             NaturalImage2DIO, Tiff3DIO
+``split_channels``   four-dimensional files into one file per channel
+``reading, writing`` the functions exported here
+===================  =====================================================================================
+"""
+
+from offline_infer.images.formats import IMAGE_ENDINGS, READERS, VOLUME_ENDINGS, WRITABLE_ENDINGS, split_ending
+from offline_infer.images.frame import Image
+from offline_infer.images.reading import read_geometry, read_image, read_labels
+from offline_infer.images.writing import write_labels
+
+__all__ = [
+    "IMAGE_ENDINGS",
+    "READERS",
+    "VOLUME_ENDINGS",
+    "WRITABLE_ENDINGS",
+    "Image",
+    "read_geometry",
+    "read_image",
+    "read_labels",
+    "split_ending",
+    "write_labels",
+]

@@ -1,0 +1,216 @@
+"""A bundle that is ready to answer: the object behind ``offline_infer.load`` and behind every command that runs a network."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from offline_infer.bundle import Bundle
+from offline_infer.engines.base import EngineOptions, Session, SessionInfo, get_engine
+from offline_infer.errors import UsageError
+from offline_infer.geometry import ImageGeometry
+from offline_infer.images import Image, read_image, write_labels
+from offline_infer.pipeline.aggregate import RunSettings
+from offline_infer.pipeline.streaming import segment
+from offline_infer.preprocess import prepare
+from offline_infer.spec import Spec
+
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class LabelMap:
+    """A segmentation in its image's own grid.
+
+    Attributes:
+        array: (z, y, x), uint8 or uint16; 0 is background.
+        frame: shape, spacing (z, y, x) in mm, origin and direction (ITK, LPS) of the image it belongs to.
+        names: label name -> value, or -> values for a region.
+        probabilities: (k, z, y, x) float32 over the image's non-zero box ``crop``, or None unless asked for.
+        crop: that box, ((z0, z1), (y0, y1), (x0, x1)), half-open.
+    """
+
+    array: npt.NDArray[np.unsignedinteger]
+    frame: ImageGeometry
+    names: dict[str, Any]
+    probabilities: npt.NDArray[np.float32] | None = field(default=None, repr=False)
+    crop: tuple[tuple[int, int], ...] = ()
+
+    @property
+    def spacing(self) -> tuple[float, float, float]:
+        """Voxel size in mm, (z, y, x)."""
+        return self.frame.spacing
+
+    def save(self, path: str | Path) -> Path:
+        """Write the label map; the ending decides the format. The file appears only when it is complete."""
+        write_labels(Path(path), self.array, self.frame)
+        return Path(path)
+
+
+class Model:
+    """An opened bundle. Use as a context manager, or call :meth:`close`.
+
+    The engine is opened at the first prediction, so inspecting a bundle costs nothing.
+
+    Args:
+        bundle: the bundle.
+        engine: ``openvino`` or ``onnxruntime``; exact names only.
+        options: device, precision, threads and cache of the engine.
+        folds: which folds to average, default all.
+        previous: for the second stage of a cascade, the opened first stage.
+    """
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        *,
+        engine: str = "openvino",
+        options: EngineOptions | None = None,
+        folds: Sequence[str] | None = None,
+        previous: Model | None = None,
+    ) -> None:
+        self.bundle = bundle
+        self.previous = previous
+        self.engine = engine
+        self.options = options if options is not None else EngineOptions()
+        self.folds = tuple(folds) if folds else bundle.folds
+        unknown = [fold for fold in self.folds if fold not in bundle.folds]
+        if unknown:
+            raise UsageError(
+                f"{bundle.folder}: no fold {', '.join(unknown)}; this bundle has {', '.join(bundle.folds)}"
+            )
+        get_engine(engine)
+        self._sessions: list[Session] = []
+
+    @property
+    def spec(self) -> Spec:
+        """What the bundle says about its network."""
+        return self.bundle.spec
+
+    @property
+    def sessions(self) -> Sequence[Session]:
+        """One opened session per fold; opens them at the first call.
+
+        Raises:
+            EngineUnavailable: the engine or device is missing.
+        """
+        if not self._sessions:
+            engine = get_engine(self.engine)
+            graph_precision = "fp16" if self.options.precision == "fp16" and self.engine != "openvino" else "fp32"
+            self._sessions = [
+                engine.open(self.bundle.graph_path(fold, graph_precision), self.options) for fold in self.folds
+            ]
+        return self._sessions
+
+    @property
+    def session_info(self) -> SessionInfo:
+        """What is really running."""
+        return self.sessions[0].info
+
+    def predict(
+        self,
+        image: str | Path | Sequence[str | Path] | Image,
+        *,
+        settings: RunSettings | None = None,
+        previous: npt.NDArray[np.integer] | None = None,
+        progress: Progress | None = None,
+    ) -> LabelMap:
+        """Segment one image.
+
+        Args:
+            image: a file, the files of all channels in the model's order, a DICOM series folder, or an :class:`Image` - array
+                (c, z, y, x) in the image's own unit (HU for CT), with its geometry.
+            settings: step size, mirroring and the like; default as the framework predicts.
+            previous: for a cascade's second stage, the first stage's label map (z, y, x); default: the stage given as ``previous``.
+            progress: called with (tiles done, tiles in all).
+
+        Returns:
+            The label map in the image's own grid.
+
+        Raises:
+            ImageError, GeometryError: the image cannot be read or does not fit the model.
+            EngineFailed: the engine failed or answered with NaN.
+        """
+        if not isinstance(image, Image):
+            paths = [Path(image)] if isinstance(image, (str, Path)) else [Path(part) for part in image]
+            image = read_image(paths, self.spec.reader, channels=len(self.spec.channels))
+        settings = settings if settings is not None else RunSettings()
+        if self.spec.previous_stage is not None and previous is None and self.previous is not None:
+            previous = self.previous.predict(image, settings=settings).array
+        prepared = prepare(image.array, image.geometry, self.spec, previous, threads=self.options.threads)
+        result = segment(prepared, self.spec, self.sessions, settings, progress)
+        return LabelMap(
+            array=result.labels,
+            frame=image.geometry,
+            names=dict(self.spec.labels.names),
+            probabilities=result.probabilities,
+            crop=prepared.geometry.crop,
+        )
+
+    def close(self) -> None:
+        """Close the engine's sessions. May be called twice."""
+        for session in self._sessions:
+            session.close()
+        self._sessions = []
+        if self.previous is not None:
+            self.previous.close()
+
+    def __enter__(self) -> Model:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def load(
+    path: str | Path,
+    *,
+    engine: str = "openvino",
+    device: str = "cpu",
+    precision: str = "fp32",
+    threads: int = 0,
+    folds: Sequence[str] | None = None,
+    previous: str | Path | None = None,
+    cache: str | Path | None = None,
+) -> Model:
+    """Open a bundle folder or a lone ``.onnx`` file made by ``export``.
+
+    Args:
+        path: the bundle.
+        engine: ``openvino`` (CPU) or ``onnxruntime``.
+        device: ``cpu``, ``cuda:0``, ``npu:0``.
+        precision: ``fp32``, ``bf16`` or ``fp16``.
+        threads: 0 = all cores.
+        folds: default all folds of the bundle, averaged as the framework does.
+        previous: bundle of the first stage, for a cascade.
+        cache: folder for compiled graphs.
+
+    Raises:
+        BundleError: the bundle is damaged.
+        UsageError: unknown engine or fold.
+
+    Example::
+
+        import offline_infer
+
+        with offline_infer.load("liver_bundle") as model:
+            label_map = model.predict("patient_0000.nii.gz")
+            label_map.save("patient.nii.gz")
+    """
+    options = EngineOptions(
+        device=device, precision=precision, threads=threads, cache=Path(cache) if cache is not None else None
+    )
+    first = (
+        load(previous, engine=engine, device=device, precision=precision, threads=threads, cache=cache)
+        if previous
+        else None
+    )
+    return Model(Bundle.load(Path(path)), engine=engine, options=options, folds=folds, previous=first)

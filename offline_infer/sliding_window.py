@@ -1,0 +1,229 @@
+"""Tiles: where they start, how they are mirrored, weighed and summed. Pure arithmetic.
+
+A network with a two-dimensional patch ``(y, x)`` is treated as one with patch ``(1, y, x)`` that visits every slice, so that
+the rest of the package knows three axes only.
+
+Sources: nnU-Net v2 ``sliding_window_prediction`` and v1 ``neural_network`` as observed (steps, padding, Gaussian map, order of
+sums); the details are listed in docs/parity.md.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+import numpy.typing as npt
+from scipy import ndimage
+
+from offline_infer.geometry import Shape3
+from offline_infer.spec import Gaussian
+
+FloatArray = npt.NDArray[np.floating]
+Mirror = tuple[int, ...]
+"""Flipped axes of (z, y, x), ascending; () is the unmirrored tile."""
+
+
+def tile_starts(size: int, patch: int, step_size: float) -> tuple[int, ...]:
+    """Tile starts along one axis: evenly spread, at most ``patch * step_size`` apart, rounded half to even.
+
+    Args:
+        size: padded length of the axis, at least ``patch``.
+    """
+    count = math.ceil((size - patch) / (patch * step_size)) + 1
+    step = (size - patch) / (count - 1) if count > 1 else 0.0
+    return tuple(round(step * i) for i in range(count))
+
+
+@dataclass(frozen=True)
+class TileGrid:
+    """The tiles of one case.
+
+    Attributes:
+        shape: of the prepared array, network order, before padding.
+        patch: three entries; the first is 1 for a two-dimensional network.
+        pad: (low, high) zeros per axis that bring a small image up to the patch; low side gets the smaller half.
+        starts: tile starts per axis, in the padded array.
+    """
+
+    shape: Shape3
+    patch: Shape3
+    pad: tuple[tuple[int, int], tuple[int, int], tuple[int, int]]
+    starts: tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]
+
+    @property
+    def padded_shape(self) -> Shape3:
+        a, b, c = (n + low + high for n, (low, high) in zip(self.shape, self.pad, strict=True))
+        return (a, b, c)
+
+    @property
+    def tiles_per_plane(self) -> int:
+        """Tiles that share a start along the first axis."""
+        return len(self.starts[1]) * len(self.starts[2])
+
+    def __len__(self) -> int:
+        return len(self.starts[0]) * self.tiles_per_plane
+
+    def __iter__(self) -> Iterator[Shape3]:
+        """Tile starts, first axis slowest: the order in which the frameworks sum."""
+        return iter(itertools.product(*self.starts))
+
+
+def plan_tiles(shape: Sequence[int], patch_size: Sequence[int], step_size: float) -> TileGrid:
+    """Lay tiles over an array of ``shape`` (z, y, x); ``patch_size`` has two or three entries."""
+    slices = len(patch_size) == 2
+    patch: Shape3 = (1, patch_size[0], patch_size[1]) if slices else (patch_size[0], patch_size[1], patch_size[2])
+    pads, starts = [], []
+    for axis, (size, tile) in enumerate(zip(shape, patch, strict=True)):
+        missing = max(tile - int(size), 0)
+        pads.append((missing // 2, missing - missing // 2))
+        every_slice = slices and axis == 0
+        starts.append(tuple(range(size)) if every_slice else tile_starts(int(size) + missing, tile, step_size))
+    return TileGrid(
+        shape=(int(shape[0]), int(shape[1]), int(shape[2])),
+        patch=patch,
+        pad=(pads[0], pads[1], pads[2]),
+        starts=(starts[0], starts[1], starts[2]),
+    )
+
+
+def cut_tile(array: npt.NDArray[np.float32], grid: TileGrid, start: Shape3, out: npt.NDArray[np.float32]) -> None:
+    """Copy one tile of an unpadded array into ``out``, zeros where it reaches into the padding.
+
+    Args:
+        array: (c, z, y, x), the prepared case.
+        start: tile start in the padded array.
+        out: (c, *patch), overwritten.
+    """
+    source, target = [slice(None)], [slice(None)]
+    for begin, tile, size, (low, _) in zip(start, grid.patch, grid.shape, grid.pad, strict=True):
+        first, last = max(begin - low, 0), min(begin - low + tile, size)
+        source.append(slice(first, last))
+        target.append(slice(first - (begin - low), last - (begin - low)))
+    inside = tuple(target)
+    if out[inside].shape != out.shape:
+        out.fill(0)
+    out[inside] = array[tuple(source)]
+
+
+def mirror_sets(axes: Sequence[int], dimensions: int) -> tuple[Mirror, ...]:
+    """All subsets of the allowed mirror axes as axes of (z, y, x), smallest first: the order of nnU-Net v2's sum.
+
+    Args:
+        axes: allowed axes, indexing the network's spatial axes.
+        dimensions: 2 or 3, how many spatial axes the network has.
+    """
+    shifted = sorted(axis + 3 - dimensions for axis in axes)
+    return tuple(subset for length in range(len(shifted) + 1) for subset in itertools.combinations(shifted, length))
+
+
+def mirror_code(mirror: Mirror) -> int:
+    """The mirror's number in the published Ascend scripts: bit 0 flips x, bit 1 flips y, bit 2 flips z."""
+    return sum(1 << (2 - axis) for axis in mirror)
+
+
+@lru_cache(maxsize=8)
+def gaussian_map(patch: Shape3, gaussian: Gaussian, dimensions: int = 3) -> FloatArray:
+    """Weight of each voxel of a tile, read-only, of the Gaussian's dtype.
+
+    A delta at ``patch // 2`` filtered with sigma = ``sigma_scale`` * patch per axis, scaled to ``peak``; zeros (beyond the
+    filter's reach, or below the dtype's range) become the smallest non-zero value, so that no voxel has weight zero.
+    """
+    spatial = patch[3 - dimensions :]
+    delta = np.zeros(spatial, dtype=np.float64)
+    delta[tuple(n // 2 for n in spatial)] = 1
+    weights = ndimage.gaussian_filter(delta, [n * gaussian.sigma_scale for n in spatial], 0, mode="constant", cval=0)
+    # Each framework's own order of roundings: v1 divides and rounds to float32, v2 divides by max/peak and rounds once.
+    exact = (
+        (weights / weights.max()).astype(np.float32)
+        if gaussian.peak == 1.0
+        else weights / (weights.max() / gaussian.peak)
+    )
+    result: FloatArray = exact.astype(gaussian.dtype).reshape(patch)
+    result[result == 0] = result[result != 0].min()
+    result.setflags(write=False)
+    return result
+
+
+class RollingAccumulator:
+    """Weighted sums over overlapping tiles that never span the volume.
+
+    Tiles must come in the grid's order. Rows (planes along the first axis) that no later tile touches are normalised
+    and handed on in order, then their memory is used again: a ring buffer of ``patch[0]`` planes.
+    """
+
+    def __init__(
+        self,
+        grid: TileGrid,
+        channels: int,
+        weights: FloatArray | None,
+        dtype: str,
+        emit: Callable[[npt.NDArray[np.float32]], None],
+    ) -> None:
+        """
+        Args:
+            grid: the tiles.
+            channels: k, of the network's output.
+            weights: (*patch), or None for weight 1.
+            dtype: ``float32``, or ``float16`` for nnU-Net v2's own half-precision sums.
+            emit: called with finished slabs (k, dz, y, x), padding removed, in order. The slab is float32, or float16 in half
+                mode; it is a buffer that is only valid during the call.
+        """
+        depth, height, width = grid.patch[0], grid.padded_shape[1], grid.padded_shape[2]
+        self._grid = grid
+        self._weights = weights
+        self._emit = emit
+        self._half = dtype == "float16"
+        self._sum = np.zeros((channels, depth, height, width), dtype)
+        self._count = np.zeros((depth, height, width), dtype)
+        self._scratch = np.empty((channels, *grid.patch), np.float32)
+        self._base = 0  # first plane (padded coordinates) still in the ring
+
+    def add(self, start: Shape3, prediction: npt.NDArray[np.float32]) -> None:
+        """Add the prediction (k, *patch) of the tile at ``start``."""
+        if start[0] > self._base:
+            self._release(start[0])
+        y, x = slice(start[1], start[1] + self._grid.patch[1]), slice(start[2], start[2] + self._grid.patch[2])
+        if self._weights is not None:
+            np.multiply(prediction, self._weights, out=self._scratch)
+            prediction = self._scratch
+        for ring, tile in self._pieces(start[0], start[0] + self._grid.patch[0]):
+            target = self._sum[:, ring, y, x]
+            if self._half:
+                # torch adds a float32 tile to a half volume in float32 and rounds once.
+                target[...] = target.astype(np.float32) + prediction[:, tile]
+            else:
+                target += prediction[:, tile]
+            self._count[ring, y, x] += 1 if self._weights is None else self._weights[tile]
+
+    def finish(self) -> None:
+        """Hand on what is left."""
+        self._release(self._grid.padded_shape[0])
+
+    def _release(self, until: int) -> None:
+        """Normalise, emit and clear the planes before ``until`` (padded coordinates)."""
+        low = self._grid.pad[0][0]
+        first, last = max(self._base, low), min(until, low + self._grid.shape[0])
+        y = slice(self._grid.pad[1][0], self._grid.pad[1][0] + self._grid.shape[1])
+        x = slice(self._grid.pad[2][0], self._grid.pad[2][0] + self._grid.shape[2])
+        for ring, _ in self._pieces(first, last):
+            total = self._sum[:, ring]
+            np.divide(total, self._count[ring], out=total)
+            self._emit(total[:, :, y, x])
+        for ring, _ in self._pieces(self._base, until):
+            self._sum[:, ring] = 0
+            self._count[ring] = 0
+        self._base = until
+
+    def _pieces(self, first: int, last: int) -> Iterator[tuple[slice, slice]]:
+        """Contiguous stretches of the ring that hold planes [first, last), with their place in that range."""
+        depth = self._grid.patch[0]
+        done = first
+        while done < last:
+            at = done % depth
+            length = min(last - done, depth - at)
+            yield slice(at, at + length), slice(done - first, done - first + length)
+            done += length

@@ -1,0 +1,105 @@
+"""Work folders: the mark that says one is ours, names that every tool can take, paths that cannot leave."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path, PurePosixPath
+
+from offline_infer.errors import UsageError
+from offline_infer.files import write_json
+
+WORK_MARKER = ".offline-infer-work.json"
+_MARK = "offline-infer staged run"
+_LONGEST_SAFE_NAME = 120
+
+
+def is_work_folder(work: Path | str) -> bool:
+    """Whether the folder carries our marker (a real file, not a link)."""
+    marker = Path(work) / WORK_MARKER
+    try:
+        if marker.is_symlink() or not marker.is_file():
+            return False
+        record = json.loads(marker.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(record, dict) and record.get("folder") == _MARK
+
+
+def mark_work_folder(work: Path | str) -> None:
+    """Make the folder (it must be absent or empty) and mark it as ours.
+
+    Raises:
+        UsageError: it holds files that are not ours.
+    """
+    folder = Path(work)
+    if folder.exists() and not folder.is_dir():
+        raise UsageError(f"{folder} is not a folder; name a new or empty folder for the staged run")
+    if folder.is_dir() and any(folder.iterdir()):
+        raise UsageError(f"{folder} is not empty and was not made by a staged run; name a new or empty folder")
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(folder / WORK_MARKER, {"folder": _MARK, "schema_version": 1})
+
+
+@contextmanager
+def exclusive(work: Path | str) -> Iterator[None]:
+    """Hold the folder against other processes that would change its list of cases; freed when the process ends.
+
+    Raises:
+        UsageError: not a work folder, or another process is at work in it.
+    """
+    folder = Path(work)
+    if not is_work_folder(folder):
+        raise UsageError(f"{folder} is not the work folder of a staged run")
+    handle = os.open(folder / WORK_MARKER, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        os.close(handle)
+        raise UsageError(f"another process is at work in {folder}; wait for it, or name another folder") from error
+    try:
+        yield
+    finally:
+        os.close(handle)
+
+
+def inside(work: Path | str, relative: str) -> Path:
+    """``relative`` as a path under ``work``, refusing everything that would leave it.
+
+    Raises:
+        UsageError: absolute path, ``..``, or a folder on the way that is a link out of the work folder.
+    """
+    root = Path(work)
+    pure = PurePosixPath(relative)
+    if not relative or pure.is_absolute() or ".." in pure.parts or "\x00" in relative:
+        raise UsageError(f"{relative!r} is not a path inside the work folder {root}")
+    path = root / pure
+    resolved_root = root.resolve()
+    if not path.parent.resolve().is_relative_to(resolved_root):
+        raise UsageError(f"{path} leads out of the work folder {root} through a link")
+    return path
+
+
+def safe_name(case_id: str) -> str:
+    """A case id made fit for tools that split names on ``.``, ``-`` or blanks; a hash keeps changed ids apart."""
+    plain = re.sub(r"[^A-Za-z0-9_]", "_", case_id)[:_LONGEST_SAFE_NAME]
+    if plain == case_id and plain:
+        return plain
+    return f"{plain or 'case'}_h{hashlib.sha256(case_id.encode()).hexdigest()[:8]}"
+
+
+def bin_name(safe: str, start: Sequence[int], patch: Sequence[int], mirror: int) -> str:
+    """``<safe>_<x0>_<x1>_<y0>_<y1>_<z0>_<z1>_<f>.bin``: the published scripts call the first array axis x.
+
+    Args:
+        start: tile start in the padded array, first axis first.
+        patch: three entries; 1 first for a two-dimensional network.
+        mirror: mirror bits.
+    """
+    bounds = "_".join(f"{first}_{first + length}" for first, length in zip(start, patch, strict=True))
+    return f"{safe}_{bounds}_{mirror}.bin"

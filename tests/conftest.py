@@ -1,0 +1,18 @@
+"""Shared fixtures."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def goldens() -> Path:
+    """The folder of recorded framework answers; tests that need it are skipped where it is absent."""
+    named = os.environ.get("OFFLINE_INFER_GOLDENS")
+    folder = Path(named) if named else Path(__file__).resolve().parents[2] / "shared" / "goldens"
+    if not folder.is_dir():
+        pytest.skip(f"recorded framework answers not found ({folder}); set OFFLINE_INFER_GOLDENS to their folder")
+    return folder

@@ -1,0 +1,105 @@
+"""The stand-ins' 'OM': a container with the ONNX graph, run by ONNX Runtime on the CPU in float32."""
+
+from __future__ import annotations
+
+import json
+import os
+import struct
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+os.environ["ORT_DISABLE_TELEMETRY"] = "1"
+
+import numpy as np
+
+MAGIC = b"STANDIN-OM\x00\x01"
+
+
+class OmError(Exception):
+    """The model cannot be loaded or run; ``code`` is the run time's number."""
+
+    def __init__(self, code: int, text: str) -> None:
+        self.code = code
+        super().__init__(f"{text}, errorCode is {code}")
+
+
+@dataclass
+class Om:
+    """A loaded model.
+
+    Attributes:
+        meta: soc, flags, inputs and outputs ({name, shape, dtype}) as ``atc`` wrote them.
+    """
+
+    meta: dict[str, Any]
+    graph: bytes
+    session: Any = field(default=None, repr=False)
+
+    @property
+    def input_bytes(self) -> int:
+        """Size of the (single) input."""
+        return _bytes(self.meta["inputs"][0])
+
+    def run(self, data: bytes) -> tuple[list[bytes], float]:
+        """Outputs in order, and the milliseconds the network took."""
+        entry = self.meta["inputs"][0]
+        if len(data) != self.input_bytes:
+            raise OmError(507011, f"input size {len(data)} does not match the model's {self.input_bytes}")
+        array = np.frombuffer(data, np.dtype(entry["dtype"])).reshape(entry["shape"]).astype(entry["graph_dtype"])
+        begun = time.perf_counter()
+        answers = self._session().run([output["name"] for output in self.meta["outputs"]], {entry["name"]: array})
+        spent = 1000 * (time.perf_counter() - begun)
+        pairs = zip(answers, self.meta["outputs"], strict=True)
+        return [np.ascontiguousarray(answer, dtype=output["dtype"]).tobytes() for answer, output in pairs], spent
+
+    def zeros(self) -> bytes:
+        """An input of zeros, for runs without data."""
+        return bytes(self.input_bytes)
+
+    def _session(self) -> Any:
+        if self.session is None:
+            import onnxruntime
+
+            options = onnxruntime.SessionOptions()
+            options.intra_op_num_threads = int(os.environ.get("OFFLINE_INFER_STANDIN_THREADS", "1"))
+            options.log_severity_level = 3
+            self.session = onnxruntime.InferenceSession(self.graph, options, providers=["CPUExecutionProvider"])
+        return self.session
+
+
+def save(path: Path, meta: dict[str, Any], graph: bytes) -> None:
+    """Write a model."""
+    head = json.dumps(meta).encode()
+    path.write_bytes(MAGIC + struct.pack("<I", len(head)) + head + graph)
+
+
+def load(path: Path, device: int) -> Om:
+    """Load a model onto a device, refusing what the run time would refuse."""
+    if not 0 <= device < int(os.environ.get("OFFLINE_INFER_STANDIN_DEVICES", "4")):
+        raise OmError(507033, f"open device {device} failed")
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise OmError(500002, f"load model from file failed, model file is {path} ({error.strerror})") from error
+    if not data.startswith(MAGIC):
+        raise OmError(500002, f"load model from file failed, {path} is not an offline model")
+    (length,) = struct.unpack_from("<I", data, len(MAGIC))
+    begin = len(MAGIC) + 4
+    meta = json.loads(data[begin : begin + length])
+    soc = os.environ.get("OFFLINE_INFER_STANDIN_SOC")
+    if soc and meta["soc"] != soc:
+        raise OmError(500002, f"load model from file failed, the model is for {meta['soc']}, the device is {soc}")
+    return Om(meta, data[begin + length :])
+
+
+def _bytes(entry: dict[str, Any]) -> int:
+    return int(np.prod(entry["shape"], dtype=np.int64)) * np.dtype(entry["dtype"]).itemsize
+
+
+def pause() -> None:
+    """Wait, per input, as long as ``OFFLINE_INFER_STANDIN_SECONDS`` says: a device may be slower than this machine."""
+    seconds = float(os.environ.get("OFFLINE_INFER_STANDIN_SECONDS", "0"))
+    if seconds:
+        time.sleep(seconds)
