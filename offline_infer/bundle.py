@@ -21,6 +21,8 @@ from offline_infer.onnx_metadata import read_metadata
 from offline_infer.spec import SCHEMA_VERSION, CompiledRecord, GraphRecord, OutputSpec, Spec
 
 BUNDLE_FILE = "bundle.json"
+COMPILED = "compiled"
+"""Folder of compiled artefacts and their logs; a failed compile leaves only a log there."""
 SPEC_KEY = "offline_infer.spec"
 """Metadata key of the specification (JSON, without ``graphs`` and ``compiled``) in an ONNX file."""
 GRAPH_KEY = "offline_infer.graph"
@@ -390,7 +392,7 @@ def _refuse_target(target: Path, overwrite: bool) -> None:
         raise UsageError(
             f"{target}: {BUNDLE_FILE} cannot be read, so what may be deleted is unknown; remove the folder yourself"
         ) from error
-    foreign = sorted(present - own - {BUNDLE_FILE})
+    foreign = sorted(present - own - {BUNDLE_FILE, COMPILED})
     if foreign:
         raise UsageError(
             f"{target} holds files that are not the bundle's ({', '.join(foreign[:_SHOWN])}); move them away first"

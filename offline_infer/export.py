@@ -78,7 +78,7 @@ def export_bundle(
 
     description = read_checkpoint(checkpoint, folds=folds, checkpoint_name=checkpoint_name, configuration=configuration)
     for note in description.notes:
-        sink(Event("note", "export", data={"message": note}))
+        sink(Event("note", "export", data={"text": note}))
 
     def make_network(fold: str) -> nn.Module:
         network = networks.build(description.network, deep_supervision=keep_deep_supervision)
@@ -177,7 +177,7 @@ def _export_fold(spec: Spec, fold: str, make_network: MakeNetwork, folder: Path,
             "opset": facts.opset,
             "ops": facts.ops,
             "parameters": facts.parameters,
-            **({"half": asdict(half)} if half is not None else {}),
+            **({"half": {**asdict(half), "vanished": sum(half.vanished.values())}} if half is not None else {}),
             "torch": references.torch,
             "activation_peak": references.peak,
             "inputs": {name: {"seed": SEED} for name in probes},
@@ -220,7 +220,7 @@ def _verify(
     Raises:
         ExportError: one does not.
     """
-    records = []
+    records: list[dict[str, Any]] = []
     regions = spec.labels.regions_class_order is not None
     names = [output.name for output in spec.outputs]
 
@@ -271,6 +271,7 @@ def _verify(
                     "version": session.info.version,
                     "device": session.info.device,
                     "arithmetic": "float32" if job.precision == "fp32" else "float32, with half-precision weights",
+                    "norms": session.info.details.get("norms"),
                     "inputs": inputs,
                 }
             )

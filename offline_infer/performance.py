@@ -102,9 +102,10 @@ class PerformanceRecord:
 
     def to_text(self) -> str:
         """For people: one line."""
+        count = f"{len(self.devices)} device{'s' if len(self.devices) != 1 else ''}"
         return (
             f"{self.latency_ms:.6g} ms a run; {self.per_device:.6g} runs/s per device, {self.per_card:.6g} per card "
-            f"(x {self.card_factor}), {self.total:.6g} on {len(self.devices)} devices; network only, without disk"
+            f"(x {self.card_factor}), {self.total:.6g} on {count}; network only, without disk"
         )
 
     def to_json(self) -> dict[str, Any]:

@@ -24,7 +24,7 @@ from offline_infer.geometry import (
 )
 from offline_infer.normalization import normalize
 from offline_infer.resampling import lowres_axis, resample_image, resample_labels
-from offline_infer.spec import Resampling, Spec
+from offline_infer.spec import Spec
 
 FloatArray = npt.NDArray[np.float32]
 
@@ -90,7 +90,7 @@ def prepare(
         needs_mask = any(channel.use_mask for channel in spec.channels)
         if inside is not None and needs_mask:
             axis = lowres_axis(spacing, target, spec.resampling)
-            inside = resample_labels(inside.view(np.uint8), shape, axis, _mask_rule(spec), ties="higher_label") > 0
+            inside = _resampled_mask(inside, shape, axis, spec)
         for channel, rule in zip(array, spec.channels, strict=True):
             normalize(channel, inside if rule.use_mask else None, rule)
     else:
@@ -118,9 +118,17 @@ def _own(array: FloatArray, source: FloatArray) -> FloatArray:
     return np.array(array, order="C") if np.shares_memory(array, source) else array
 
 
-def _mask_rule(spec: Spec) -> Resampling:
-    """nnU-Net v1 resamples the mask like a label map: order 1 in plane, nearest along a low-resolution axis."""
-    return spec.resampling.model_copy(update={"order": 1, "order_z": 0})
+def _resampled_mask(
+    inside: npt.NDArray[np.bool_], shape: tuple[int, int, int], axis: int | None, spec: Spec
+) -> npt.NDArray[np.bool_]:
+    """The non-zero mask on the network's grid, as nnU-Net v1 resamples it: a label map of 0 (inside) and -1.
+
+    Order 1 in plane, nearest along a low-resolution axis; inside wins ties and whatever rounding leaves undecided.
+    """
+    rule = spec.resampling.model_copy(update={"order": 1, "order_z": 0})
+    labels = inside.view(np.int8) - np.int8(1)
+    mask: npt.NDArray[np.bool_] = resample_labels(labels, shape, axis, rule, ties="higher_label") == 0
+    return mask
 
 
 def _previous_channels(

@@ -189,8 +189,8 @@ class PreviousStage(Record):
 class ComponentRule(Record):
     """Keep only the largest connected component of ``labels`` taken together; the rest becomes background.
 
-    ``connectivity``: ``face`` (nnU-Net v1) or ``full`` (v2). ``ties``: ``keep_all`` or ``keep_first`` of equal-largest ones.
-    ``min_size_mm3``: if given, only components smaller than this are removed and the largest is not special (v1).
+    ``connectivity``: ``face`` (nnU-Net v1) or ``full`` (v2). Of several equally large components all are kept.
+    ``min_size_mm3``: if given, only components smaller than this are removed, and never the largest (v1).
     """
 
     kind: Literal["keep_largest"] = "keep_largest"

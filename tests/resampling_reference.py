@@ -22,7 +22,7 @@ def along(volume: Array, axis: int, size: int, order: int) -> Array:
     shape = list(volume.shape)
     scale = shape[axis] / size
     shape[axis] = size
-    places = np.meshgrid(*(np.arange(n, dtype=float) for n in shape), indexing="ij")
+    places = list(np.meshgrid(*(np.arange(n, dtype=float) for n in shape), indexing="ij"))
     places[axis] = scale * (places[axis] + 0.5) - 0.5
     return np.asarray(ndimage.map_coordinates(volume, np.stack(places), order=order, mode="nearest"))
 
@@ -78,7 +78,7 @@ def labels_v2(labels: Array, shape: Sequence[int], axis: int | None) -> Array:
 def smooth(rng: np.random.Generator, channels: int, shape: Sequence[int], sigma: float = 1.2) -> Array:
     """Random smooth fields (k, z, y, x), about as large as logits."""
     fields = ndimage.gaussian_filter(rng.standard_normal((channels, *shape)), (0, sigma, sigma, sigma))
-    return np.asarray(fields / fields.std() * 4)
+    return np.asarray(fields / (fields.std() or 1) * 4)
 
 
 SHAPES = [

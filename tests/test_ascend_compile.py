@@ -21,7 +21,7 @@ from offline_infer.ascend.devices import Device, DeviceQuery
 from offline_infer.ascend.error_codes import CODES, explain, sentences
 from offline_infer.ascend.flags import build_flags
 from offline_infer.ascend.socs import SOCS, check_soc, devices_per_card
-from offline_infer.bundle import Bundle
+from offline_infer.bundle import Bundle, creating
 from offline_infer.errors import BundleError, EngineUnavailable, ToolError, UsageError
 from offline_infer.files import sha256_file
 
@@ -109,6 +109,10 @@ def test_a_failing_atc_is_named_explained_and_leaves_the_bundle_as_it_was(
     assert (tmp_path / "bundle" / "bundle.json").read_bytes() == before
     log = tmp_path / "bundle" / "compiled" / f"fold_0.{SOC}.failed.log"
     assert "ATC start working" in log.read_text()
+    with creating(tmp_path / "bundle", overwrite=True) as folder:  # a failure's log does not stand in the way
+        tiny_bundle(folder)
+    (tmp_path / "bundle" / "compiled").mkdir(exist_ok=True)
+    log.write_text("ATC start working")
     assert str(log) in str(caught.value)
     standins.delenv("OFFLINE_INFER_STANDIN_FAIL")
     compile_one(tmp_path / "bundle")

@@ -148,6 +148,32 @@ def test_select_outputs() -> None:
             passes.select_outputs(model, bad)
 
 
+def test_outputs_are_renamed_wherever_they_are_read() -> None:
+    node = helper.make_node
+    nodes = [node("Relu", ["image"], ["a"]), node("Neg", ["a"], ["b"])]
+    model = build(nodes, {}, {"a": [1, 2, 6, 8, 10], "b": [1, 2, 6, 8, 10]})
+    renamed = passes.rename_outputs(model, ["logits", "logits_1"])
+    left, right = run(model, image()), run(renamed, image())
+    np.testing.assert_array_equal(left["a"], right["logits"])
+    np.testing.assert_array_equal(left["b"], right["logits_1"])
+    for bad in (["x"], ["x", "x"]):
+        with pytest.raises(ExportError, match="cannot be called"):
+            passes.rename_outputs(model, bad)
+    with pytest.raises(ExportError, match="another tensor"):
+        passes.rename_outputs(model, ["image", "y"])
+
+
+def test_shapes_are_fixed_and_checked() -> None:
+    model = unet()
+    larger = passes.fix_shapes(model, (1, 2, 12, 16, 8))
+    facts = passes.inspect_graph(larger)
+    assert [port.shape for port in facts.outputs] == [(1, 3, 12, 16, 8), (1, 3, 6, 8, 4)]
+    assert run(larger, image(0, (1, 2, 12, 16, 8)))["logits"].shape == (1, 3, 12, 16, 8)
+    for shape in [(1, 2, 7, 8, 10), (1, 2, 6, 8)]:
+        with pytest.raises(ExportError, match="cannot take an input of"):
+            passes.fix_shapes(model, shape)
+
+
 def test_identities_of_every_kind_fold() -> None:
     node = helper.make_node
     rng = np.random.default_rng(0)
@@ -248,6 +274,18 @@ def test_instance_norm_follows_the_formula_even_far_from_zero() -> None:
     mean, variance = wide.mean((2, 3, 4), keepdims=True), wide.var((2, 3, 4), keepdims=True)
     s, b = (weights[k].astype(np.float64).reshape(1, 2, 1, 1, 1) for k in "sb")
     np.testing.assert_allclose(run(plain, x)["out"], (wide - mean) / np.sqrt(variance + 0.01) * s + b, atol=2e-3)
+
+
+@pytest.mark.parametrize("opset", [13, 18])
+def test_means_axis_by_axis(opset: int) -> None:
+    model = unet(opset=opset)
+    plain = passes.decompose_instance_norm(model, axis_by_axis=True)
+    assert ops(plain).count("ReduceMean") == 18
+    assert len({node.name for node in plain.graph.node}) == len(plain.graph.node)
+    same(model, plain, 2e-5)
+    half, report = passes.to_float16(plain)
+    assert report.halved == 10
+    assert np.abs(run(model, image())["logits"] - run(half, image())["logits"]).max() < 0.05
 
 
 def test_only_the_named_norms() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from typing import Any
 
 import numpy as np
@@ -169,3 +170,35 @@ def test_slabs_of_another_shape_or_number_are_refused() -> None:
             decider.finish()
         with pytest.raises(GeometryError, match="5 planes"):
             decider.push(np.zeros((2, 2, 5, 6), np.float32))
+
+
+def test_size_of_slabs_and_number_of_threads_change_nothing() -> None:
+    data = smooth(np.random.default_rng(9), 7, (50, 10, 12)).astype(np.float32)
+    expected = decide(resample_map(data, (71, 15, 9), None, LINEAR), classes(7), SINGLE)
+    for slab in (1, 7, 50):
+        for keep in (False, True):
+            result, _ = stream(data, (71, 15, 9), None, classes(7), SINGLE, slab=slab, keep_probabilities=keep)
+            assert np.array_equal(result, expected)
+
+
+def test_memory_does_not_grow_with_the_number_of_planes() -> None:
+    slab = smooth(np.random.default_rng(10), 12, (8, 40, 40)).astype(np.float32)
+    peaks = []
+    for slabs in (4, 16):
+        decider = MapToLabels(
+            fine_shape=(slabs * 12, 70, 70),
+            coarse_shape=(slabs * 8, 40, 40),
+            axis=None,
+            rule=LINEAR,
+            labels=classes(12),
+            aggregation=SINGLE,
+            threads=1,
+        )
+        tracemalloc.start()
+        for _ in range(slabs):
+            decider.push(slab)
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+        decider.finish()
+    assert peaks[1] < 1.2 * peaks[0]
+    assert peaks[1] < 12 * 12 * 70 * 70 * 4  # one fine slab of all classes

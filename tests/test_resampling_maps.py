@@ -33,7 +33,7 @@ def test_single_precision_maps_agree_to_the_last_bit_or_two(old: Shape, new: Sha
     expected = resample_channels(data, new, axis, 1, 0)
     assert result.dtype == np.float32
     assert np.abs(result - expected).max() < 2e-6
-    assert (result != expected).mean() < 2e-3
+    assert (result != expected).mean() < 1e-2  # sums in another order, where a float64 lies just between two values
 
 
 @pytest.mark.parametrize(("order", "order_z"), [(0, 0), (1, 1), (3, 0), (2, 3)])

@@ -16,7 +16,18 @@ from offline_infer.resampling import lowres_axis, resample_image, resample_label
 from offline_infer.spec import Aggregation, Labels, Resampling
 
 pytestmark = pytest.mark.parity
-SITUATIONS = "iso_up iso_down sepz0 sepz0_same_z sepz_from_new sepz1 sepz2 two_lowres ratio_exactly_3 identity".split()
+SITUATIONS = [
+    "iso_up",
+    "iso_down",
+    "sepz0",
+    "sepz0_same_z",
+    "sepz_from_new",
+    "sepz1",
+    "sepz2",
+    "two_lowres",
+    "ratio_exactly_3",
+    "identity",
+]
 
 
 @pytest.fixture(scope="module")

@@ -32,14 +32,12 @@ from offline_infer.ascend.process import (
 )
 from offline_infer.ascend.socs import check_soc
 from offline_infer.ascend.toolkit import toolkit_version
-from offline_infer.bundle import Bundle, save
+from offline_infer.bundle import COMPILED, Bundle, save
 from offline_infer.errors import BundleError, ToolError, UsageError
 from offline_infer.events import Event, Sink, silent
 from offline_infer.files import replacing, sha256_file, write_text
 from offline_infer.spec import CompiledRecord, GraphRecord, OutputSpec
 
-COMPILED = "compiled"
-"""Folder of the OMs in a bundle."""
 SUCCESS = "ATC run success"
 DEFAULT_TIMEOUT_S = 4 * 3600.0
 DECOMPOSED = "decompose-instance-norm"

@@ -47,9 +47,7 @@ _PYTHON = (
     "atc runs Python inside: source set_env.sh, use a Python the CANN release supports (8.1: 3.7 to 3.10) with numpy "
     "below 2, and install decorator, attrs, psutil, sympy, protobuf, scipy, cloudpickle in that Python"
 )
-_LOGS = (
-    "look into $HOME/ascend/log/debug/plog; run again with --extra-flag=--log=error and ASCEND_SLOG_PRINT_TO_STDOUT=1"
-)
+_LOGS = "look into $HOME/ascend/log/debug/plog; run again with --flag=--log=info and ASCEND_SLOG_PRINT_TO_STDOUT=1"
 _NORMALISATION = f"{_OTHER_CANN}, or compile with --decompose-instance-norm"
 
 CODES: dict[str, tuple[str, str]] = {

@@ -113,6 +113,22 @@ def ascend_report(npu_smi: str = "npu-smi") -> dict[str, Any]:
     }
 
 
+def report_lines(report: Mapping[str, Any]) -> list[str]:
+    """What :func:`ascend_report` found, for people."""
+    lines = []
+    for device in report["devices"]:
+        used, total = device["memory_mb"] or ("?", "?")
+        lines.append(f"device {device['device']}: {device['soc']}, {device['health']}, {used} of {total} MB in use")
+    if not lines:
+        lines.append(f"devices: none ({report['devices_problem']})")
+    toolkit = report["toolkit"]
+    version = report["toolkit_version"] or "of unknown version"
+    lines.append(f"toolkit: CANN {version} in {toolkit}" if toolkit else "toolkit: none found; see scripts/set_env.sh")
+    lines.append(f"driver: {report['driver_version'] or report['npu_smi_version'] or 'none found'}")
+    lines += [f"{name}: {path or 'not on PATH'}" for name, path in report["tools"].items()]
+    return lines
+
+
 def _module_folders(name: str) -> Iterator[Path]:
     """Folders a module would be imported from, without importing it."""
     for entry in sys.path:

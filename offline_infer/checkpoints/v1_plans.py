@@ -80,6 +80,8 @@ def read_stage(plans: Fields, number: int | None) -> Stage:
     )
     if any(len(kernel) != dims for kernel in (*pools, *convs)) or len(convs) != len(pools) + 1:
         raise CheckpointError(f"{stage.origin}: kernels {pools} and {convs} do not fit a {dims}D network")
+    if min(min(kernel) for kernel in (*pools, *convs)) < 1:
+        raise CheckpointError(f"{stage.origin}: kernels {pools} and {convs} must be positive")
     return Stage(patch, spacing, pools, convs)
 
 
@@ -92,9 +94,9 @@ def read_channels(plans: Fields) -> tuple[Channel, ...]:
     count = plans.integer("num_modalities")
     schemes = plans.fields("normalization_schemes")
     masks = plans.fields("use_mask_for_norm")
-    names = plans.fields("modalities") if plans.raw("modalities", None) else Fields({}, plans.origin)
+    names = plans.fields("modalities") if plans.raw("modalities", None) is not None else Fields({}, plans.origin)
     figures = plans.fields("dataset_properties").raw("intensityproperties", None)
-    rgb = plans.raw("preprocessor_name", None) == "GenericPreprocessor_scale_uint8_to_0_1"
+    rgb = str(plans.raw("preprocessor_name", None)) == "GenericPreprocessor_scale_uint8_to_0_1"
     channels = []
     for index in range(count):
         scheme = "rgb_to_01" if rgb else _SCHEMES.get(schemes.text(index), "zscore")
@@ -117,7 +119,8 @@ def read_resampling(plans: Fields, dims: int) -> Resampling:
         CheckpointError: a preprocessor that is not known; the message lists the known ones.
     """
     default = "GenericPreprocessor" if dims == 3 else "PreprocessorFor2D"
-    name = plans.raw("preprocessor_name", None) or default
+    given = plans.raw("preprocessor_name", None)
+    name = default if given is None else given
     resampling = Fields({"preprocessor_name": name}, plans.origin).choice(
         "preprocessor_name", PREPROCESSORS, "preprocessor"
     )

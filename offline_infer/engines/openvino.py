@@ -1,8 +1,9 @@
 """OpenVINO on the CPU: the default engine of a machine without an accelerator.
 
-Two habits of the library are countered here. Importing it sends a usage event and writes files into the home folder;
-its telemetry package is hidden from it. And a precision the processor lacks is replaced by another one in silence; what
-was compiled is compared with what was asked for.
+Three habits of the library are countered here. Importing it sends a usage event and writes files into the home folder;
+its telemetry package is hidden from it. A precision the processor lacks is replaced by another one in silence; what was
+compiled is compared with what was asked for. And its instance normalisation is inexact on large tiles; see
+:mod:`offline_infer.engines.openvino_norms`.
 """
 
 from __future__ import annotations
@@ -30,6 +31,8 @@ from offline_infer.engines.base import (
     single_input,
     telling_line,
 )
+from offline_infer.engines.openvino_norms import VERSION as NORMS_VERSION
+from offline_infer.engines.openvino_norms import make_norms_exact
 from offline_infer.errors import BundleError, EngineFailed, EngineUnavailable
 from offline_infer.files import sha256_file, write_bytes
 
@@ -63,8 +66,9 @@ class OpenVinoEngine:
     def open(self, graph: Path, options: EngineOptions) -> OpenVinoSession:
         """Open a graph; see :class:`offline_infer.engines.base.Engine`.
 
-        ``options.extra``: ``output`` names the output :meth:`OpenVinoSession.run` gives (default: the first); every
-        other entry is passed on as a property of OpenVINO's CPU plugin.
+        ``options.extra``: ``output`` names the output :meth:`OpenVinoSession.run` gives (default: the first);
+        ``norms`` is ``exact`` (default, in float32) or ``native``; every other entry is passed on as a property of
+        OpenVINO's CPU plugin.
 
         Raises:
             EngineUnavailable: OpenVINO, the device, the precision or a property is not to be had.
@@ -93,7 +97,8 @@ class OpenVinoSession:
         core = ov.Core()
         capabilities = [str(item) for item in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")]
         config = _config(options, capabilities)
-        compiled, cache = _compile(ov, core, graph, config, options.cache)
+        norms = _norms(options)
+        compiled, cache = _compile(ov, core, graph, config, norms, options.cache)
         _check_precision(compiled, options.precision)
         self._ov = ov
         self._request: Any = compiled.create_infer_request()
@@ -120,6 +125,7 @@ class OpenVinoSession:
                 "processor": str(core.get_property("CPU", "FULL_DEVICE_NAME")).strip(),
                 "capabilities": capabilities,
                 "threads": int(compiled.get_property("INFERENCE_NUM_THREADS")),
+                "norms": norms,
                 "cache": cache,
                 "open_seconds": round(time.perf_counter() - start, 3),
             },
@@ -212,7 +218,7 @@ def _config(options: EngineOptions, capabilities: list[str]) -> dict[str, str]:
             # Pinned threads start at the first core in every process: workers side by side would share those.
             config["ENABLE_CPU_PINNING"] = "NO"
     for key, value in options.extra.items():
-        if key == "output":
+        if key in ("output", "norms"):
             continue
         if key in _OWN:
             raise EngineUnavailable(f"openvino: {key} is set by the option {_OWN[key]}; use that")
@@ -220,21 +226,34 @@ def _config(options: EngineOptions, capabilities: list[str]) -> dict[str, str]:
     return config
 
 
-def _compile(ov: Any, core: Any, graph: Path, config: Mapping[str, str], cache: Path | None) -> tuple[Any, str]:
+def _norms(options: EngineOptions) -> str:
+    """``exact`` or ``native``. In bfloat16 the plugin would round the sums, so its own kernel is better there."""
+    default = "exact" if options.precision == "fp32" else "native"
+    norms = options.extra.get("norms", default)
+    if norms not in ("exact", "native") or (norms == "exact" and default != "exact"):
+        raise EngineUnavailable(
+            f"openvino: norms is {norms!r} at {options.precision}; legal: native, and exact in fp32"
+        )
+    return norms
+
+
+def _compile(
+    ov: Any, core: Any, graph: Path, config: Mapping[str, str], norms: str, cache: Path | None
+) -> tuple[Any, str]:
     """The compiled graph, and what the cache did: ``off``, ``hit``, ``stored`` or ``not stored: reason``.
 
     OpenVINO's own CACHE_DIR is not used: a file there is written in place, and another process may read half of it.
     """
     if cache is None:
-        return _compile_afresh(ov, core, graph, config), "off"
-    place = cache / f"{_key(ov, core, graph, config)}.openvino"
+        return _compile_afresh(ov, core, graph, config, norms), "off"
+    place = cache / f"{_key(ov, core, graph, config, norms)}.openvino"
     blob = _read_cached(place)
     if blob is not None:
         try:
             return core.import_model(io.BytesIO(blob), "CPU", dict(config)), "hit"
         except RuntimeError:
             pass  # written by another build after all; made again below
-    compiled = _compile_afresh(ov, core, graph, config)
+    compiled = _compile_afresh(ov, core, graph, config, norms)
     try:
         exported = compiled.export_model()
         data = exported.getvalue() if isinstance(exported, io.BytesIO) else bytes(exported)
@@ -244,7 +263,7 @@ def _compile(ov: Any, core: Any, graph: Path, config: Mapping[str, str], cache: 
     return compiled, "stored"
 
 
-def _compile_afresh(ov: Any, core: Any, graph: Path, config: Mapping[str, str]) -> Any:
+def _compile_afresh(ov: Any, core: Any, graph: Path, config: Mapping[str, str], norms: str) -> Any:
     try:
         # The ONNX reader by name: otherwise a damaged file is offered to every other reader, each with its complaint.
         reader = ov.frontend.FrontEndManager().load_by_framework("onnx")
@@ -253,13 +272,15 @@ def _compile_afresh(ov: Any, core: Any, graph: Path, config: Mapping[str, str]) 
         raise BundleError(f"{graph} cannot be read by OpenVINO: {telling_line(error)}") from error
     single_input(len(model.inputs), graph)
     _fixed(model.inputs, graph)
+    if norms == "exact":
+        make_norms_exact(model)
     try:
         return core.compile_model(model, "CPU", dict(config))
     except RuntimeError as error:
         raise EngineUnavailable(f"openvino: {graph.name} cannot be compiled: {telling_line(error)}") from error
 
 
-def _key(ov: Any, core: Any, graph: Path, config: Mapping[str, str]) -> str:
+def _key(ov: Any, core: Any, graph: Path, config: Mapping[str, str], norms: str) -> str:
     """Everything a compiled graph depends on, as one hash."""
     facts = {
         "graph": sha256_file(graph),
@@ -267,6 +288,7 @@ def _key(ov: Any, core: Any, graph: Path, config: Mapping[str, str]) -> str:
         "processor": str(core.get_property("CPU", "FULL_DEVICE_NAME")),
         "capabilities": sorted(str(item) for item in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")),
         "config": dict(sorted(config.items())),
+        "norms": f"{norms} {NORMS_VERSION}",
     }
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:40]
 

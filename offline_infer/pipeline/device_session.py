@@ -121,6 +121,8 @@ class DeviceSession:
             for stem, item in self.items.items()
             for output in range(len(collector.compiled.outputs))
         }
+        linked = plan.input_folder.parent == plan.folder
+        self._links = {item.index: plan.input_folder / f"{stem}.bin" for stem, item in items.items()} if linked else {}
         self._left = {item.index: self._needed() for item in self.items.values()}
         self._sign: tuple[int, ...] = ()
         self._sign_of_life = self._begun = self._well = time.monotonic()
@@ -152,6 +154,7 @@ class DeviceSession:
         if status is not None:
             self._finish(status)
             return self._seen(0)
+        self._release_links(scan)
         waiting = len(scan.complete)
         if self.tool.collect_while_running:
             self._take(scan.complete)
@@ -224,6 +227,13 @@ class DeviceSession:
             if header.outputs[self._collector.compiled.positions[output]].keep:
                 self._left[item.index] -= 1
         self.done = sum(left <= 0 for left in self._left.values())
+
+    def _release_links(self, scan: Scan) -> None:
+        """Remove links to inputs that were answered: to whoever sums up file sizes they look like twice the disk."""
+        for _, item, _ in scan.complete:
+            link = self._links.pop(item.index, None)
+            if link is not None:
+                link.unlink(missing_ok=True)
 
     def _use_summary(self) -> None:
         """Prefer the tool's own word on which file is whose to the rule its names follow."""

@@ -167,12 +167,12 @@ class SlabResampler:
     def _chunks(self, planes: list[tuple[int, PlanePair]]) -> Iterator[tuple[int, Floats]]:
         size = int(np.prod(self.plan.fine[1:])) * self._channels * self.dtype.itemsize
         step = max(1, _CHUNK_BYTES // size)
-        with single_threaded_blas(), ThreadPoolExecutor(self._threads) as pool:
-            for first in range(0, len(planes), step):
-                chunk = planes[first : first + step]
-                out = np.empty((self._channels, len(chunk), *self.plan.fine[1:]), self.dtype)
+        for first in range(0, len(planes), step):
+            chunk = planes[first : first + step]
+            out = np.empty((self._channels, len(chunk), *self.plan.fine[1:]), self.dtype)
+            with single_threaded_blas(), ThreadPoolExecutor(self._threads) as pool:
                 list(pool.map(self._interpolate, *zip(*self._jobs(chunk, out), strict=True)))
-                yield chunk[0][0], out
+            yield chunk[0][0], out
 
     def _jobs(
         self, chunk: list[tuple[int, PlanePair]], out: Floats
