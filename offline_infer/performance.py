@@ -16,7 +16,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from offline_infer.ascend.socs import devices_per_card
 from offline_infer.errors import UsageError
 
 Kind = Literal["dataset", "pure"]
@@ -296,6 +295,11 @@ def ais_bench_files(summary: Mapping[str, Any]) -> list[tuple[list[str], list[st
 
 
 # ---- figures ---------------------------------------------------------------------------------------------------------
+
+
+def devices_per_card(soc: str) -> int:
+    """Devices on one card, for the 'per card' figures: a 310 card carries four devices, any other counts as one."""
+    return 4 if soc == "Ascend310" else 1
 
 
 def describe(times: Sequence[float]) -> dict[str, float]:

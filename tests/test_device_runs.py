@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
@@ -20,6 +21,7 @@ from ascend_specimens import STANDINS, check_answers, tiny_bundle, use_standins,
 
 from offline_infer.ascend import process
 from offline_infer.ascend.compile import compile_bundle
+from offline_infer.ascend.devices import Device, DeviceQuery
 from offline_infer.bundle import Bundle
 from offline_infer.errors import DiskBudgetError, EngineUnavailable, ToolError, UsageError
 from offline_infer.events import Event
@@ -27,7 +29,7 @@ from offline_infer.outputs import OutputsManifest
 from offline_infer.performance import read_folder
 from offline_infer.pipeline import device_runs
 from offline_infer.pipeline.clean import clean_outputs
-from offline_infer.pipeline.device_runs import DeviceRunner, run_tool, share
+from offline_infer.pipeline.device_runs import DeviceRunner, doubts, run_tool, share
 from offline_infer.pipeline.device_session import session_stems
 from offline_infer.worklist import Worklist
 
@@ -274,10 +276,13 @@ def test_both_generations_of_ais_bench_however_they_are_installed(
     worklist = work_folder(tmp_path / "work", bundle.spec, 4)
     for item in worklist.items():
         worklist.path(item).chmod(0o664)  # as with a umask of 0002; v2024 refuses files that others may write
+    (tmp_path / "work" / "inputs").chmod(0o775)
     path = {"program": None, "folder": STANDINS / "python", "python": Path(sys.executable)}[how]
     if how == "python":
         monkeypatch.setenv("PYTHONPATH", str(STANDINS / "python"))
-    report = run_tool(bundle, tmp_path / "work", tool="ais_bench", devices=(0, 1), tool_path=path)
+    # One device is given the folder of bins itself, several get folders of links.
+    devices = (0,) if how == "folder" else (0, 1)
+    report = run_tool(bundle, tmp_path / "work", tool="ais_bench", devices=devices, tool_path=path)
     assert report.generation == generation
     check_answers(bundle, worklist, "0")
 
@@ -448,6 +453,45 @@ def test_redundant_outputs_can_be_cleaned_while_ais_bench_runs(
     run_tool(bundle, tmp_path / "work", tool="ais_bench", devices=(0,), sink=clean)
     assert sum(cleaned) > 0
     check_answers(bundle, worklist, "0")
+
+
+def test_without_hard_links_the_bins_are_copied(
+    compiled: Callable[..., Bundle], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    use_standins(monkeypatch)
+    bundle = compiled()
+    worklist = work_folder(tmp_path / "work", bundle.spec, 3)
+
+    def refuse(*_: Any) -> None:
+        raise OSError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(os, "link", refuse)
+    run_tool(bundle, tmp_path / "work", tool="msame", devices=(0, 1))
+    check_answers(bundle, worklist, "0")
+
+
+def test_doubts_about_devices_are_said_before(
+    compiled: Callable[..., Bundle], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def device(number: int, health: str) -> Device:
+        return Device(number, number, 0, "310P3", health, "0000:01:00.0")
+
+    query = DeviceQuery((device(0, "OK"), device(1, "Alarm")))
+    assert doubts(query, (0,)) == []
+    assert [text.split(":")[0] for text in doubts(query, (1, 7))] == [
+        "device 7 is not among those npu-smi lists (0, 1)",
+        "device 1",
+    ]
+    assert doubts(DeviceQuery(), (0, 7)) == []
+    # The tool decides: a device that is not there fails, the others do its work.
+    use_standins(monkeypatch, devices="2")
+    bundle = compiled()
+    worklist = work_folder(tmp_path / "work", bundle.spec, 4)
+    events: list[Event] = []
+    report = run_tool(bundle, tmp_path / "work", tool="benchmark", devices=(0, 7), sink=events.append)
+    check_answers(bundle, worklist, "0")
+    assert "507033 (the device could not be opened)" in (report.sessions[1].problem or "")
+    assert any("device 7 is not among" in event.data.get("text", "") for event in events)
 
 
 def test_shares_are_ordered_disjoint_and_equal(compiled: Callable[..., Bundle], tmp_path: Path) -> None:

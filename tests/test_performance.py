@@ -11,6 +11,7 @@ from offline_infer.errors import UsageError
 from offline_infer.performance import (
     DevicePerformance,
     combine,
+    devices_per_card,
     parse_ais_bench,
     parse_benchmark,
     parse_msame,
@@ -39,6 +40,7 @@ def test_the_guides_figure_for_the_310_card() -> None:
     assert record.per_device == 0.235349
     assert record.latency_ms == 4249.14
     assert combine([part], "Ascend310P3").per_card == 0.235349
+    assert [devices_per_card(soc) for soc in ("Ascend310", "Ascend310P3", "Ascend910B4")] == [4, 1, 1]
     assert json.loads(json.dumps(record.to_json()))["rule"] == "per card = mean per device x 4"
     # The console writes colons.
     console = parse_pure("[INFO] ave_throughputRate: 0.235349samples/s, ave_latency: 4249.14ms", 0)

@@ -52,11 +52,6 @@ def check_soc(soc: str, *, allow_unlisted: bool = False) -> str:
     )
 
 
-def devices_per_card(soc: str) -> int:
-    """Devices on one card, for the 'per card' figures: a 310 card carries four devices, any other counts as one."""
-    return 4 if soc == "Ascend310" else 1
-
-
 def soc_of_chip(name: str) -> str:
     """The soc name of a chip as ``npu-smi`` prints it: ``310P3`` or ``Ascend 310P3`` is ``Ascend310P3``."""
     plain = name.replace(" ", "")

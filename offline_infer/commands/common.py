@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from offline_infer.bundle import Bundle
     from offline_infer.model import Model
     from offline_infer.pipeline.aggregate import RunSettings
+    from offline_infer.pipeline.whole import Outcome
 
 Subparsers = Any
 
@@ -167,6 +168,30 @@ def sink_for(options: argparse.Namespace) -> Sink:
     from offline_infer.console import json_lines, terminal
 
     return terminal() if sys.stderr.isatty() else json_lines(sys.stderr)
+
+
+def show_outcome(options: argparse.Namespace, outcome: Outcome) -> dict[str, Any]:
+    """Print and return the result of the whole road; raise if cases failed."""
+    from offline_infer.pipeline.whole import raise_failures
+    from offline_infer.tables import dice_table, format_table
+
+    if outcome.summary is not None:
+        say(options, format_table(dice_table(outcome.summary), names=outcome.names), "")
+    say(
+        options,
+        f"bundle       {outcome.bundle}",
+        f"predictions  {outcome.predictions}",
+        *([f"picture      {outcome.picture}"] if outcome.picture else []),
+        f"seconds      {', '.join(f'{name} {value:g}' for name, value in outcome.seconds.items())}",
+    )
+    raise_failures(outcome)
+    return {
+        "bundle": str(outcome.bundle),
+        "predictions": str(outcome.predictions),
+        "picture": str(outcome.picture) if outcome.picture else None,
+        "seconds": outcome.seconds,
+        "summary": outcome.summary,
+    }
 
 
 def say(options: argparse.Namespace, *lines: str) -> None:

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from offline_infer.commands.common import Subparsers, command, existing, say, sink_for
+from offline_infer.commands.common import Subparsers, command, existing, say, show_outcome, sink_for
 from offline_infer.errors import CasesFailed
 
 
@@ -49,9 +49,8 @@ def register(commands: Subparsers) -> None:
 def demo(options: argparse.Namespace) -> dict[str, Any]:
     """``offline-infer demo``."""
     from offline_infer.demo.run import run_demo
-    from offline_infer.tables import dice_table, format_table
 
-    result = run_demo(
+    outcome = run_demo(
         options.output,
         cases=options.cases,
         engine=options.engine,
@@ -59,16 +58,7 @@ def demo(options: argparse.Namespace) -> dict[str, Any]:
         overwrite=options.overwrite,
         sink=sink_for(options),
     )
-    say(
-        options,
-        format_table(dice_table(result.summary), names={"1": "liver", "2": "tumour"}),
-        "",
-        f"bundle    {result.bundle}",
-        f"summary   {result.output / 'summary.json'}",
-        f"picture   {result.picture}",
-        f"seconds   {', '.join(f'{name} {value:g}' for name, value in result.seconds.items())}",
-    )
-    return {"output": str(result.output), "seconds": result.seconds, "summary": result.summary}
+    return show_outcome(options, outcome)
 
 
 def phantoms(options: argparse.Namespace) -> dict[str, Any]:

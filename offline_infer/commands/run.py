@@ -15,12 +15,25 @@ from offline_infer.commands.common import (
     open_model,
     run_settings,
     say,
+    show_outcome,
     sink_for,
 )
 
 
 def register(commands: Subparsers) -> None:
     """Add these commands to the parser."""
+    parser = command(
+        commands, "run", run_all, "checkpoint folder and images in: bundle, label maps, Dice and a picture out"
+    )
+    parser.add_argument("checkpoint", type=Path, help="model folder of nnU-Net v1, UNet++ or nnU-Net v2")
+    parser.add_argument("input", type=Path, help="an image or a folder of cases")
+    parser.add_argument("output", type=Path, help="folder; gets bundle/, predictions/, summary.json, overlay.png")
+    parser.add_argument("--labels", type=Path, metavar="DIR", help="reference label maps to score against")
+    parser.add_argument("--folds", nargs="+", metavar="FOLD", help="folds to export and average")
+    parser.add_argument("--engine", default="openvino", help="openvino (default) or onnxruntime")
+    parser.add_argument("--threads", type=int, default=0, metavar="N", help="processor threads, 0 = all")
+    add_run_settings(parser)
+
     parser = command(
         commands, "predict", predict, "segment a file or a folder of cases, straight from image to label map"
     )
@@ -42,6 +55,23 @@ def register(commands: Subparsers) -> None:
     parser.add_argument("--part", type=int, default=0, metavar="K", help="do part K of --parts (from 0)")
     parser.add_argument("--parts", type=int, default=1, metavar="N", help="share the cases among N runs")
     parser.add_argument("--previous-predictions", type=Path, metavar="DIR", help="a cascade's first-stage label maps")
+
+
+def run_all(options: argparse.Namespace) -> dict[str, Any]:
+    """``offline-infer run``."""
+    from offline_infer.pipeline.whole import Journey, travel
+
+    journey = Journey(
+        existing(options.checkpoint),
+        existing(options.input),
+        options.output,
+        labels=existing(options.labels) if options.labels else None,
+        folds=tuple(options.folds) if options.folds else None,
+        engine=options.engine,
+        threads=options.threads,
+        settings=run_settings(options),
+    )
+    return show_outcome(options, travel(journey, sink_for(options)))
 
 
 def predict(options: argparse.Namespace) -> dict[str, Any]:

@@ -85,6 +85,8 @@ class DeviceRunner:
         """The OM of a fold; see :func:`offline_infer.ascend.compiled.select`."""
         if self._query is None:
             self._query = list_devices()
+            for text in doubts(self._query, self.devices):
+                self.sink(Event("note", "infer", data={"text": text}))
         if fold not in self._compiled:
             self._compiled[fold] = select(self.bundle, fold, self.soc, self._query, self.devices)
         return self._compiled[fold]
@@ -238,7 +240,7 @@ class _FolderRun:
         plain = all(stem == item.stem and self._worklist.path(item).parent == own for stem, item in items.items())
         if plain and (not self._tool.takes_folder or _holds_exactly(own, items)):
             inputs, input_folder = tuple(self._worklist.path(item) for item in items.values()), own
-            for path in inputs:
+            for path in (own, *inputs):
                 unshare(path)
         else:
             input_folder = folder / "inputs"
@@ -383,6 +385,24 @@ def share(items: Sequence[Item], count: int) -> list[list[Item]]:
     return [list(items[i * len(items) // count : (i + 1) * len(items) // count]) for i in range(count)]
 
 
+def doubts(query: DeviceQuery, devices: Sequence[int]) -> list[str]:
+    """What npu-smi says against the chosen devices; the tool has the last word, as numbers may be mapped anew."""
+    known = {device.device: device for device in query.devices}
+    if not known:
+        return []
+    found = [
+        f"device {device} is not among those npu-smi lists ({', '.join(map(str, known))})"
+        for device in devices
+        if device not in known
+    ]
+    found += [
+        f"device {device}: npu-smi reports its health as {known[device].health}"
+        for device in devices
+        if device in known and known[device].health.upper() != "OK"
+    ]
+    return found
+
+
 def _bytes_per_item(compiled: Compiled, kept_only: bool) -> int:
     return sum(output_bytes(output) for output in compiled.outputs if output.keep or not kept_only)
 
@@ -413,8 +433,10 @@ def _only_run(work: Path) -> Iterator[Path]:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             raise UsageError(f"another infer is at work in {work}; wait for it, or name another folder") from error
-        yield place
-        with suppress(OSError):
-            place.rmdir()
+        try:
+            yield place
+        finally:
+            with suppress(OSError):
+                place.rmdir()  # stays if sessions of an interrupted run are in it
     finally:
         os.close(handle)

@@ -1,0 +1,219 @@
+"""One command: the real nnU-Net 1.7.1 and this package on the same random-weight models and images, one table.
+
+The exit status is 1 where a scenario disagrees by more than near ties.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import venv
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+HERE = Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE))
+
+from make_models import model_folder  # noqa: E402
+from scenarios import NAMED, Scenario, random_scenario  # noqa: E402
+
+if TYPE_CHECKING:
+    from offline_infer.model import Model
+
+PINS = (
+    "nnunet==1.7.1",
+    "numpy==1.23.5",
+    "scipy==1.10.1",
+    "scikit-image==0.19.3",
+    "SimpleITK==2.2.1",
+    "batchgenerators==0.23",
+    "torch",
+)
+NEAR_TIE = 1e-4
+"""Voxels may differ where the two best classes (or a region and one half) are closer than this."""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
+    parser.add_argument("--work", type=Path, default=HERE.parent / ".work" / "parity_v1")
+    parser.add_argument("--peer-python", type=Path, help="python of an environment that has nnunet 1.7.1")
+    parser.add_argument("--only", nargs="+", default=[], help="substrings of scenario names")
+    parser.add_argument("--random", type=int, default=0, metavar="N", help="also N random plans")
+    parser.add_argument("--first-seed", type=int, default=0, help="of the random plans")
+    parser.add_argument("--engine", default="openvino")
+    parser.add_argument("--json", type=Path, help="write the raw rows there")
+    options = parser.parse_args()
+
+    seeds = range(options.first_seed, options.first_seed + options.random)
+    scenarios = [*NAMED, *(random_scenario(seed) for seed in seeds)]
+    scenarios = [s for s in scenarios if not options.only or any(part in s.name for part in options.only)]
+    peer = options.peer_python or make_peer_environment(HERE.parent / ".envs" / "nnunetv1")
+    run_peer(peer, options.work, [scenario.name for scenario in scenarios])
+    rows = []
+    for scenario in scenarios:
+        rows += compare(options.work / scenario.name, scenario, options.engine)
+    versions = peer_versions(peer)
+    print(f"peer: {versions}; engine: {options.engine}\n")
+    print(table(rows))
+    if options.json:
+        options.json.write_text(json.dumps({"versions": versions, "engine": options.engine, "rows": rows}, indent=1))
+    sys.exit(0 if all(agrees(row) for row in rows) else 1)
+
+
+def run_peer(python: Path, work: Path, names: list[str]) -> None:
+    """Make the models and let the real framework predict; what is there already is not made again."""
+    work.mkdir(parents=True, exist_ok=True)
+    environment = {
+        **os.environ,
+        "PYTHONPATH": str(HERE),
+        "RESULTS_FOLDER": str(work / ".results"),
+        "OMP_NUM_THREADS": "1",
+        "nnUNet_def_n_proc": "1",
+    }
+    log = work / "peer.log"
+    with log.open("w") as stream:
+        for step in ("make_models.py", "peer_predict.py"):
+            done = subprocess.run(
+                [python, "-W", "ignore", HERE / step, work, *names],
+                env=environment,
+                stdout=stream,
+                stderr=stream,
+                check=False,
+            )
+            if done.returncode:
+                sys.exit(f"{step} failed; see {log}")
+
+
+def make_peer_environment(folder: Path) -> Path:
+    """nnU-Net 1.7.1 in an environment of its own, with the libraries of its time."""
+    python = folder / "bin" / "python"
+    if not (folder / "ready").exists():
+        if sys.version_info >= (3, 12):
+            sys.exit("numpy 1.23, which nnunet 1.7.1 needs, runs on Python 3.11 and older; name one with --peer-python")
+        venv.create(folder, with_pip=True)
+        constraints = HERE.parents[1] / "constraints.txt"
+        subprocess.run([python, "-m", "pip", "install", "--quiet", "-c", constraints, *PINS], check=True)
+        (folder / "ready").write_text("")
+    return python
+
+
+def peer_versions(python: Path) -> str:
+    packages = ("nnunet", "torch", "numpy", "scipy", "scikit-image", "SimpleITK", "batchgenerators")
+    code = f"import importlib.metadata as m; print(', '.join(p + ' ' + m.version(p) for p in {packages!r}))"
+    return subprocess.run([python, "-c", code], capture_output=True, text=True, check=True).stdout.strip()
+
+
+def compare(folder: Path, scenario: Scenario, engine: str) -> list[dict[str, Any]]:
+    """Predict with this package and compare with what the peer wrote."""
+    from offline_infer.cases import find_cases
+    from offline_infer.export import export_bundle
+    from offline_infer.model import load
+
+    def fail(message: str) -> list[dict[str, Any]]:
+        return [{"scenario": scenario.name, "case": "-", "error": message}]
+
+    if not (folder / "peer_done").exists():
+        error = folder / "peer_error"
+        return fail("the peer failed: " + (error.read_text().strip().splitlines()[-1] if error.exists() else "?"))
+    models = [("peer", scenario.configuration, scenario.trainer)]
+    if scenario.cascade:
+        models.insert(0, ("peer_lowres", "3d_lowres", "nnUNetTrainerV2"))
+    rows: list[dict[str, Any]] = []
+    previous: Path | None = None
+    for output, configuration, trainer in models:
+        bundle = folder / f"bundle_{configuration}"
+        try:
+            export_bundle(
+                model_folder(folder, configuration, trainer),
+                bundle,
+                folds=scenario.asked,
+                checkpoint_name=scenario.checkpoint,
+                overwrite=True,
+            )
+            model = load(bundle, engine=engine, previous=previous, threads=1)
+        except Exception as error:
+            return fail(f"{type(error).__name__}: {error}")
+        with model:
+            found = find_cases(folder / "images", len(scenario.channels), ".nii.gz")
+            for case in found.cases:
+                name = case.case_id + (" (lowres)" if output == "peer_lowres" else "")
+                row = {"scenario": scenario.name, "case": name}
+                rows.append(row)
+                try:
+                    row |= compare_case(model, list(case.channels), folder / output / case.case_id, scenario)
+                except Exception as error:
+                    row["error"] = f"{type(error).__name__}: {error}"
+        previous = bundle
+    return rows
+
+
+def compare_case(model: Model, channels: list[Path], stem: Path, scenario: Scenario) -> dict[str, Any]:
+    """One image: labels as users get them, probabilities of a second run that keeps them."""
+    from offline_infer.images import read_labels
+    from offline_infer.pipeline.aggregate import RunSettings
+    from offline_infer.probabilities import read_npz
+
+    settings = RunSettings(step_size=scenario.step_size, tta=scenario.tta)
+    ours = model.predict(channels, settings=settings)
+    kept = model.predict(
+        channels, settings=RunSettings(step_size=scenario.step_size, tta=scenario.tta, save_probabilities=True)
+    )
+    theirs, _ = read_labels(stem.with_name(stem.name + ".nii.gz"), model.spec.reader)
+    _, half = read_npz(stem.with_name(stem.name + ".npz"))
+    mine = kept.probabilities
+    assert mine is not None
+    row: dict[str, Any] = {"voxels": int(theirs.size), "labels": len(np.unique(theirs))}
+    where = ours.array != theirs
+    row["differing"] = int(where.sum())
+    row["paths_differ"] = int((ours.array != kept.array).sum())
+    if mine.shape != half.shape:
+        return {**row, "error": f"probabilities of shape {mine.shape}, the peer's are {half.shape}"}
+    # The peer keeps its probabilities in half precision: only what goes beyond that rounding is a difference.
+    beyond = np.abs(mine - half.astype(np.float32)) - np.spacing(half).astype(np.float32) / 2
+    row["max_probability_difference"] = float(np.maximum(beyond, 0).max())
+    if where.any():
+        box = tuple(slice(first, last) for first, last in ours.crop)
+        row["outside_crop"] = int(where.sum() - where[box].sum())
+        at = mine[:, where[box]]
+        if model.spec.labels.regions_class_order is None:
+            top = np.sort(at, axis=0)
+            margin = top[-1] - top[-2]
+        else:
+            margin = np.abs(at - 0.5).min(axis=0)
+        row["widest_margin"] = float(margin.max(initial=0))
+    return row
+
+
+def agrees(row: dict[str, Any]) -> bool:
+    """Nothing differs but voxels where two classes are practically equal."""
+    if "error" in row or row["paths_differ"] or row["differing"] > 1e-4 * row["voxels"]:
+        return False
+    return row.get("widest_margin", 0) < NEAR_TIE and not row.get("outside_crop")
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    lines = [
+        "| scenario | case | voxels | labels seen | differing | agreement | widest margin there | max probability difference | |",
+        "|---|---|---:|---:|---:|---:|---:|---:|---|",
+    ]
+    for row in rows:
+        mark = "" if agrees(row) else "**disagrees**"
+        if "error" in row:
+            lines.append(f"| {row['scenario']} | {row['case']} | error: {row['error']} | | | | | | {mark} |")
+            continue
+        agreement = 100 * (1 - row["differing"] / row["voxels"])
+        margin = f"{row['widest_margin']:.1e}" if "widest_margin" in row else ""
+        lines.append(
+            f"| {row['scenario']} | {row['case']} | {row['voxels']} | {row['labels']} | {row['differing']} "
+            f"| {agreement:.4f} % | {margin} | {row['max_probability_difference']:.1e} | {mark} |"
+        )
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()
