@@ -7,6 +7,7 @@ complete; 130 interrupted.
 from __future__ import annotations
 
 import argparse
+import errno
 import json
 import os
 import sys
@@ -71,9 +72,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except OSError as error:
         if options.traceback:
             traceback.print_exc()
-        _report_error(
-            name, OfflineInferError(f"{error.filename or 'operating system'}: {error.strerror or error}"), options.json
-        )
+        _report_error(name, OfflineInferError(_explain(error)), options.json)
         return 2
     except Exception:
         traceback.print_exc()
@@ -82,6 +81,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.json and result is not None:
         print(json.dumps(result, indent=1, default=str))
     return 0
+
+
+def _explain(error: OSError) -> str:
+    """What the operating system would not do, and what to do about it."""
+    where = error.filename or "operating system"
+    if isinstance(error, FileExistsError | NotADirectoryError):
+        return f"{where}: is a file, or lies below one, where a folder is needed; name another place"
+    if isinstance(error, PermissionError):
+        return f"{where}: permission denied; check its owner and mode, or name another place"
+    if error.errno == errno.ENOSPC:
+        return (
+            f"{where}: no space left on the disk; free some and run the same command again, finished results are kept"
+        )
+    return f"{where}: {error.strerror or error}"
 
 
 def _report_error(name: str, error: OfflineInferError, as_json: bool) -> None:

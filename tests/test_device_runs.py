@@ -203,6 +203,23 @@ def test_a_device_that_fails_twice_is_not_used_again(
     assert {session.device for session in report.sessions} == {0}
 
 
+def test_a_tool_that_ends_badly_after_its_last_output_is_named_but_not_left_out(
+    compiled: Callable[..., Bundle], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    use_standins(monkeypatch)
+    bundle = compiled()
+    script = tmp_path / "tool"
+    script.write_text(f'#!/bin/sh\n"{STANDINS / "bin" / "msame"}" "$@"\nexit 5\n')
+    script.chmod(0o755)
+    runner = DeviceRunner(bundle, tool="msame", devices=(0,), tool_path=script)
+    for number in range(3):
+        worklist = work_folder(tmp_path / f"work{number}", bundle.spec, 2)
+        report = runner.run(tmp_path / f"work{number}")
+        check_answers(bundle, worklist, "0")
+    assert report.excluded == ()
+    assert (report.sessions[0].problem or "").startswith("exit status 5")
+
+
 def test_a_device_that_recovers_gets_a_second_chance(
     compiled: Callable[..., Bundle], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -265,6 +265,15 @@ def dice(prediction: npt.NDArray[np.uint8], reference: npt.NDArray[np.uint8], la
     return float(2 * (a & b).sum() / both) if both else float("nan")
 
 
+def validate(net: UNetPlusPlus, validation: Sequence[tuple[Float, npt.NDArray[np.uint8]]]) -> tuple[float, float]:
+    """Mean Dice of liver and tumour over the cases that have them."""
+    net.eval()
+    found = [(predict(net, image), labels) for image, labels in validation]
+    net.train()
+    liver, tumour = (float(np.nanmean([dice(*pair, label) for pair in found])) for label in (1, 2))
+    return liver, tumour
+
+
 def train(
     net: UNetPlusPlus,
     sampler: Sampler,
@@ -300,21 +309,14 @@ def train(
         share = (time.monotonic() - begun - paused) / seconds
         if share >= min(next_check, 1.0):
             stopped = time.monotonic()
-            net.eval()
-            scores = [
-                [dice(predicted, labels, label) for label in (1, 2)]
-                for image, labels in validation
-                for predicted in [predict(net, image)]
-            ]
-            net.train()
+            means = validate(net, validation)
             paused += time.monotonic() - stopped
-            means = np.nanmean(np.array(scores), axis=0)
             print(
                 f"{share:4.0%} step {step} loss {np.mean(losses[-50:]):.3f} "
                 f"liver {means[0]:.4f} tumour {means[1]:.4f} ({time.monotonic() - begun:.0f} s)",
                 flush=True,
             )
-            yield step, float(means.mean()), losses
+            yield step, sum(means) / 2, losses
             next_check = share + (0.1 if share < 0.9 else 0.05)
 
 
@@ -479,7 +481,7 @@ def main() -> None:
     net = net.to(memory_format=torch.channels_last_3d)
     sampler = Sampler([normalise(c.image, figures) for c in cases], [c.labels for c in cases], options.seed + done)
     validation = [(normalise(c.image, figures), c.labels) for c in held_out]
-    best = -1.0
+    best = sum(validate(net, validation)) / 2 if options.resume else -1.0
     small = 0.0 if options.resume else 0.5
     for step, score, losses in train(net, sampler, validation, options.minutes, options.rate, small):
         if score > best:

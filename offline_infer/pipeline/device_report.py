@@ -52,7 +52,8 @@ class DeviceRunReport:
         for session in self.sessions:
             if session.problem:
                 left = session.items - session.done
-                lines.append(f"device {session.device} failed, others took over {left} items: {session.problem}")
+                what = f"failed with {left} of its {session.items} items left" if left else "ended badly, its work done"
+                lines.append(f"device {session.device} {what}: {session.problem}")
         if self.excluded:
             lines.append(f"not used again: device {', '.join(map(str, self.excluded))}")
         if self.performance is not None:

@@ -200,7 +200,7 @@ class _FolderRun:
             failed_last = set()
             for session in sessions:
                 self._note(session, fold, number)
-                if session.problem is not None:
+                if session.problem is not None and session.done < len(session.items):
                     failed_last.add(session.plan.device)
                 shutil.rmtree(session.plan.folder, ignore_errors=True)
             pending = self._pending(fold)
@@ -326,8 +326,9 @@ class _FolderRun:
         )
         self._reports.append(report)
         if session.problem is not None:
-            self._runner.failures.setdefault(device, []).append(session.problem)
             left = len(session.items) - session.done
+            if left:  # a tool that ends badly after its last output has done its work
+                self._runner.failures.setdefault(device, []).append(session.problem)
             text = f"device {device} failed with {left} of {len(session.items)} items left: {session.problem}"
             self._runner.sink(Event("note", "infer", data={"text": text, **asdict(report)}))
 
