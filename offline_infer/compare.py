@@ -4,7 +4,7 @@ Two engines never add floating-point numbers in the same order, so a few voxels 
 Such a voxel has two classes of nearly equal probability. A voxel that differs although its classes were far apart is a
 mistake. Where a folder holds the probabilities (``--save-probabilities``), each differing voxel is judged by it.
 
-:func:`compare_arrays`, for raw engine outputs, lives in :mod:`offline_infer.array_comparison` and is offered here too.
+:func:`compare_arrays`, for raw engine outputs, lives in :mod:`offline_infer.comparison.arrays` and is offered here too.
 """
 
 from __future__ import annotations
@@ -16,10 +16,8 @@ from typing import Any, Literal
 
 import numpy as np
 
-from offline_infer.array_comparison import ArrayComparison, LabelFlips, compare_arrays
-from offline_infer.case_files import CasePair, pair_cases, read_pair
-from offline_infer.case_pool import run_cases
-from offline_infer.differences import (
+from offline_infer.comparison.arrays import ArrayComparison, LabelFlips, compare_arrays
+from offline_infer.comparison.differences import (
     Coordinates,
     Place,
     component_counts,
@@ -28,12 +26,14 @@ from offline_infer.differences import (
     evenly,
     place_of,
 )
+from offline_infer.comparison.margins import ProbabilityFile, find_probabilities, largest_difference, margins_at
 from offline_infer.errors import OfflineInferError, UsageError
+from offline_infer.evaluation.labels import label_key
+from offline_infer.evaluation.metrics import JointHistogram, Label, joint_histogram, label_counts
+from offline_infer.evaluation.pairs import CasePair, pair_cases, read_pair
+from offline_infer.evaluation.pool import run_cases
+from offline_infer.evaluation.tables import format_table
 from offline_infer.events import Event, Sink, silent
-from offline_infer.labelsets import label_key
-from offline_infer.metrics import JointHistogram, Label, joint_histogram, label_counts
-from offline_infer.probability_samples import ProbabilityFile, find_probabilities, largest_difference, margins_at
-from offline_infer.tables import format_table
 
 __all__ = [
     "TIE_MARGIN",

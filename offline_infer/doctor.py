@@ -64,6 +64,8 @@ def _engine(name: str) -> str:
 
 
 def _lines(facts: dict[str, Any]) -> list[str]:
+    from offline_infer.ascend.toolkit import report_lines
+
     lines = [
         f"offline-infer {facts['version']}, Python {facts['python']}, {facts['system']}",
         f"processors     {facts['processors']}, memory free {facts['memory_free'] / 2**30:.1f} GiB",
@@ -71,8 +73,7 @@ def _lines(facts: dict[str, Any]) -> list[str]:
         *(f"package        {name} {version or '-'}" for name, version in facts["packages"].items()),
         f"telemetry      {facts['telemetry']}",
     ]
-    for name, value in facts["ascend"].items():
-        lines.append(f"ascend         {name}: {value if value not in (None, [], {}) else 'not found'}")
+    lines += [f"ascend         {line}" for line in report_lines(facts["ascend"])]
     if "warning" in facts:
         lines.append(f"warning        {facts['warning']}")
     return lines

@@ -15,12 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from offline_infer.case_files import CasePair, Pairing, pair_cases, read_pair
-from offline_infer.case_pool import CaseOutcomes, run_cases
 from offline_infer.errors import CasesFailed, UsageError
-from offline_infer.events import Event, Sink, silent
-from offline_infer.files import write_json
-from offline_infer.labelsets import (
+from offline_infer.evaluation.labels import (
     EvaluatedLabels,
     Format,
     label_key,
@@ -28,9 +24,19 @@ from offline_infer.labelsets import (
     labels_given,
     labels_of_dataset,
 )
-from offline_infer.metrics import JointHistogram, Label, joint_histogram, label_counts
-from offline_infer.summary import FORMATS, CaseOverlap, Header, Summary, build_summary, write_summary
-from offline_infer.surface import DEFINITION, EMPTY_MASK_POLICY, SurfaceRecord, surface_means, surface_records
+from offline_infer.evaluation.metrics import JointHistogram, Label, joint_histogram, label_counts
+from offline_infer.evaluation.pairs import CasePair, Pairing, pair_cases, read_pair
+from offline_infer.evaluation.pool import CaseOutcomes, run_cases
+from offline_infer.evaluation.summary import FORMATS, CaseOverlap, Header, Summary, build_summary, write_summary
+from offline_infer.evaluation.surface_distances import (
+    DEFINITION,
+    EMPTY_MASK_POLICY,
+    SurfaceRecord,
+    surface_means,
+    surface_records,
+)
+from offline_infer.events import Event, Sink, silent
+from offline_infer.files import write_json
 
 STAGE = "evaluate"
 DEFAULT_TOLERANCES = (1.0, 2.0)
@@ -262,7 +268,7 @@ def _surface_file(
         for pair, result in done
     ]
     return {
-        "kind": "offline_infer.surface",
+        "kind": "offline_infer.evaluation.surface_distances",
         "version": 1,
         "unit": "mm",
         "tolerances": list(tolerances),

@@ -22,11 +22,11 @@ from offline_infer.bundle import Bundle
 from offline_infer.engines.base import EngineOptions, get_engine
 from offline_infer.errors import EngineFailed, ExportError, UsageError
 from offline_infer.events import Event, Sink, silent
+from offline_infer.exporting.reference_run import References, reference_run
+from offline_infer.exporting.tracing import OPSETS, trace
+from offline_infer.exporting.verification import HALF_MAX, compare, probe_inputs, verdict
 from offline_infer.files import sha256_file
-from offline_infer.reference_run import References, reference_run
 from offline_infer.spec import GraphRecord, OutputSpec, Spec
-from offline_infer.tracing import OPSETS, trace
-from offline_infer.verification import HALF_MAX, compare, probe_inputs, verdict
 
 if TYPE_CHECKING:
     from torch import nn

@@ -20,7 +20,7 @@ from offline_infer.resampling.maps import PlanePair, PlaneWindow, SlabResampler,
 from offline_infer.resampling.operators import Floats
 from offline_infer.resampling.planning import make_plan, worker_count
 from offline_infer.spec import Aggregation, Labels, Resampling
-from offline_infer.surfaces import SurfaceDecider
+from offline_infer.surface_decider import SurfaceDecider
 
 LabelArray = npt.NDArray[np.unsignedinteger[Any]]
 ProbabilityArray = npt.NDArray[np.float32]

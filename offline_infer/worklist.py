@@ -10,7 +10,7 @@ A work folder holds
 ``info/``          input lists for external tools, whole and in shards
 ``outputs/``       what the network answered
 ``perf/``          timing records
-``outputs.jsonl``  which file holds which output (:mod:`offline_infer.outputs`)
+``outputs.jsonl``  which file holds which output (:mod:`offline_infer.staging.outputs`)
 =================  ==========================================================================================
 
 A bin says nothing about itself: place, shape, dtype and checksum stand here. Item indices are unique in the folder
@@ -30,10 +30,10 @@ from pydantic import Field, ValidationError
 
 from offline_infer.errors import UsageError
 from offline_infer.files import is_partial, write_text
-from offline_infer.outputs import OUTPUTS_FILE, WRITERS, OutputEntry, OutputsManifest, Writer
 from offline_infer.sliding_window import Mirror
 from offline_infer.spec import OutputSpec, Record, Spec
-from offline_infer.work_folder import WORK_MARKER, bin_name, inside, is_work_folder, mark_work_folder, safe_name
+from offline_infer.staging.outputs import OUTPUTS_FILE, WRITERS, OutputEntry, OutputsManifest, Writer
+from offline_infer.staging.work_folder import WORK_MARKER, bin_name, inside, is_work_folder, mark_work_folder, safe_name
 
 __all__ = [
     "OUTPUTS_FILE",

@@ -14,9 +14,9 @@ from specimens import tiny_spec, with_outputs
 from staged_samples import FIVE_HEADS
 
 from offline_infer.errors import UsageError
-from offline_infer.outputs import WRITERS, OutputEntry, OutputsManifest
 from offline_infer.pipeline.clean import clean_outputs
-from offline_infer.work_folder import WORK_MARKER, bin_name
+from offline_infer.staging.outputs import WRITERS, OutputEntry, OutputsManifest
+from offline_infer.staging.work_folder import WORK_MARKER, bin_name
 from offline_infer.worklist import CaseRecord, Item, TileGeometry, Worklist, WorklistWriter, header_for
 
 SIZE = 3 * 8 * 12 * 16 * 4

@@ -194,7 +194,8 @@ def test_running_a_bundle_needs_neither_torch_nor_onnx(bundle: Path, tmp_path: P
         "import sys\n"
         "for name in ('torch', 'onnx', 'nnunetv2', 'batchgenerators', 'skimage'): sys.modules[name] = None\n"
         "from offline_infer.cli import main\n"
-        f"sys.exit(main(['predict', {str(bundle)!r}, {str(tmp_path / 'in')!r}, {str(tmp_path / 'out')!r}, '--engine', 'fake', '--quiet']))\n"
+        "sys.exit(main(['predict', *sys.argv[1:], '--engine', 'fake', '--quiet']))\n"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    places = [str(bundle), str(tmp_path / "in"), str(tmp_path / "out")]
+    done = subprocess.run([sys.executable, "-c", code, *places], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

@@ -12,10 +12,10 @@ import pytest
 import SimpleITK as sitk
 
 from offline_infer.compare import compare_folders
-from offline_infer.differences import component_counts, confusion, differing_coordinates, place_of
+from offline_infer.comparison.differences import component_counts, confusion, differing_coordinates, place_of
+from offline_infer.comparison.margins import find_probabilities, largest_difference, margins_at
 from offline_infer.errors import ImageError, UsageError
-from offline_infer.metrics import joint_histogram
-from offline_infer.probability_samples import find_probabilities, largest_difference, margins_at
+from offline_infer.evaluation.metrics import joint_histogram
 
 SHAPE = (6, 10, 12)
 

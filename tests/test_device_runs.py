@@ -25,12 +25,12 @@ from offline_infer.ascend.devices import Device, DeviceQuery
 from offline_infer.bundle import Bundle
 from offline_infer.errors import DiskBudgetError, EngineUnavailable, ToolError, UsageError
 from offline_infer.events import Event
-from offline_infer.outputs import OutputsManifest
 from offline_infer.performance import read_folder
 from offline_infer.pipeline import device_runs
 from offline_infer.pipeline.clean import clean_outputs
 from offline_infer.pipeline.device_runs import DeviceRunner, doubts, run_tool, share
 from offline_infer.pipeline.device_session import session_stems
+from offline_infer.staging.outputs import OutputsManifest
 from offline_infer.worklist import Worklist
 
 SOC = "Ascend310P3"

@@ -12,12 +12,9 @@ import numpy.typing as npt
 import pytest
 import SimpleITK as sitk
 
-from offline_infer.case_files import case_of, pair_cases
-from offline_infer.case_pool import run_cases
 from offline_infer.errors import CasesFailed, ImageError, UsageError
 from offline_infer.evaluate import evaluate, evaluate_folders
-from offline_infer.events import Event
-from offline_infer.labelsets import (
+from offline_infer.evaluation.labels import (
     label_key,
     labels_found,
     labels_given,
@@ -25,10 +22,13 @@ from offline_infer.labelsets import (
     labels_of_dataset,
     parse_label,
 )
-from offline_infer.metrics import joint_histogram, label_counts, metrics_v1, metrics_v2
+from offline_infer.evaluation.metrics import joint_histogram, label_counts, metrics_v1, metrics_v2
+from offline_infer.evaluation.pairs import case_of, pair_cases
+from offline_infer.evaluation.pool import run_cases
+from offline_infer.evaluation.summary import Header, read_summary
+from offline_infer.evaluation.tables import dice_table, format_table, long_table, write_csv
+from offline_infer.events import Event
 from offline_infer.spec import Labels
-from offline_infer.summary import Header, read_summary
-from offline_infer.tables import dice_table, format_table, long_table, write_csv
 
 LabelArray = npt.NDArray[np.integer]
 

@@ -14,7 +14,12 @@ from scipy.spatial.distance import cdist
 
 from offline_infer.errors import GeometryError
 from offline_infer.evaluate import evaluate
-from offline_infer.surface import surface_distances, surface_metrics, surface_records, surface_voxels
+from offline_infer.evaluation.surface_distances import (
+    surface_distances,
+    surface_metrics,
+    surface_records,
+    surface_voxels,
+)
 
 Mask = npt.NDArray[np.bool_]
 SPACING = (3.1, 0.7, 1.3)

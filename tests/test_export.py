@@ -15,15 +15,15 @@ from specimens import tiny_spec
 
 from offline_infer import export as exporting
 from offline_infer import graph as passes
-from offline_infer import tracing
 from offline_infer.bundle import Bundle
 from offline_infer.engines.base import EngineOptions, get_engine
 from offline_infer.errors import ExportError, UsageError
 from offline_infer.events import Event
 from offline_infer.export import export_network
+from offline_infer.exporting import tracing
+from offline_infer.exporting.verification import compare, probe_inputs, verdict
 from offline_infer.files import sha256_file
 from offline_infer.spec import Spec
-from offline_infer.verification import compare, probe_inputs, verdict
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("onnx")

@@ -10,7 +10,7 @@ import pytest
 
 from offline_infer.engines.base import EngineOptions, get_engine
 from offline_infer.export import export_bundle
-from offline_infer.verification import compare, verdict
+from offline_infer.exporting.verification import compare, verdict
 
 pytest.importorskip("torch")
 pytest.importorskip("onnx")

@@ -14,12 +14,12 @@ from staged_samples import RampSession, direct, five_heads, prepared_case, sessi
 from offline_infer.cases import CaseFiles
 from offline_infer.errors import UsageError
 from offline_infer.images import read_labels
-from offline_infer.legacy_tiles import legacy_case, legacy_stem, write_shape_file
 from offline_infer.pipeline.aggregate import RunSettings, case_grid
 from offline_infer.pipeline.legacy_import import ImportReport, LegacyFolders, import_case
 from offline_infer.pipeline.staged import infer_stage, postprocess_stage
 from offline_infer.sliding_window import cut_tile
 from offline_infer.spec import Spec
+from offline_infer.staging.legacy_tiles import legacy_case, legacy_stem, write_shape_file
 from offline_infer.worklist import Worklist, mirror_axes
 
 SETTINGS = RunSettings()

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from offline_infer.errors import UsageError
-from offline_infer.legacy_tiles import (
+from offline_infer.sliding_window import plan_tiles
+from offline_infer.staging.legacy_tiles import (
     LEGACY_TOOLS,
     differences,
     find_results,
@@ -16,7 +17,6 @@ from offline_infer.legacy_tiles import (
     read_shape_file,
     write_shape_file,
 )
-from offline_infer.sliding_window import plan_tiles
 
 STEMS = [legacy_stem("liver_11", (0, 0, x), (128, 128, 128), f) for x in (0, 64) for f in range(8)]
 

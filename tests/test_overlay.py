@@ -11,8 +11,8 @@ import pytest
 from matplotlib.image import imread
 
 from offline_infer.errors import GeometryError, UsageError
-from offline_infer.overlay import write_overlay
-from offline_infer.patient_view import body_box, choose_slices, largest_slice, to_patient_axes
+from offline_infer.pictures.overlay import write_overlay
+from offline_infer.pictures.patient_view import body_box, choose_slices, largest_slice, to_patient_axes
 
 SHAPE = (10, 24, 30)
 LPS = (1, 0, 0, 0, 1, 0, 0, 0, 1)
@@ -135,7 +135,7 @@ def test_without_matplotlib_the_message_names_the_remedy(tmp_path: Path, monkeyp
 
 def test_importing_loads_no_plotting_library() -> None:
     code = (
-        "import sys, offline_infer.overlay, offline_infer.report, offline_infer.evaluate, offline_infer.compare;"
+        "import sys, offline_infer.pictures.overlay, offline_infer.report, offline_infer.evaluate, offline_infer.compare;"
         "print([m for m in ('matplotlib', 'jinja2', 'pandas', 'torch', 'cc3d', 'SimpleITK') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

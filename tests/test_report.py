@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from offline_infer.compare import CaseComparison, ComparisonReport, Margins, compare_arrays
-from offline_infer.differences import Place
+from offline_infer.comparison.differences import Place
 from offline_infer.errors import UsageError
 from offline_infer.report import write_report
 from offline_infer.report.charts import bars, heat, strip_plot
@@ -159,7 +159,7 @@ def test_v1_and_surface_and_problems(tmp_path: Path) -> None:
     figures = {"HD": 3.0, "HD95": None, "NSD 1 mm": 0.5}
     kinds = {"present": 1, "both empty": 0, "prediction empty": 0, "reference empty": 2}
     surface = {
-        "kind": "offline_infer.surface",
+        "kind": "offline_infer.evaluation.surface_distances",
         "definition": {"HD": "largest"},
         "empty_mask_policy": {"both empty": "left out"},
         "mean": {"1": {**figures, "cases": kinds}},

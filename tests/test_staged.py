@@ -15,11 +15,11 @@ from offline_infer.cases import CaseFiles
 from offline_infer.errors import CasesFailed, DiskBudgetError, UsageError
 from offline_infer.events import Event
 from offline_infer.images import read_labels
-from offline_infer.outputs import WRITERS, OutputEntry, OutputsManifest
 from offline_infer.pipeline import scratch, staged
 from offline_infer.pipeline.aggregate import RunSettings
 from offline_infer.pipeline.staged import infer_stage, postprocess_stage, preprocess_stage
 from offline_infer.spec import Gaussian, Spec
+from offline_infer.staging.outputs import WRITERS, OutputEntry, OutputsManifest
 from offline_infer.worklist import Worklist
 
 Cases = list[CaseFiles]

@@ -13,7 +13,6 @@ from offline_infer.cases import CaseFiles
 from offline_infer.errors import DiskBudgetError, ToolError, UsageError
 from offline_infer.events import Event
 from offline_infer.images import read_labels
-from offline_infer.outputs import WRITERS, OutputEntry, OutputsManifest
 from offline_infer.pipeline import rounds as rounds_module
 from offline_infer.pipeline import scratch
 from offline_infer.pipeline.aggregate import RunSettings
@@ -22,6 +21,7 @@ from offline_infer.pipeline.rounds import RoundsJob, run_in_rounds
 from offline_infer.pipeline.scratch import CaseCost, DiskMeter, ItemCost, case_cost, plan_rounds, size_text, used_bytes
 from offline_infer.pipeline.staged import infer_stage, tile_settings
 from offline_infer.spec import Spec
+from offline_infer.staging.outputs import WRITERS, OutputEntry, OutputsManifest
 from offline_infer.worklist import Worklist, header_for
 
 SETTINGS = RunSettings()

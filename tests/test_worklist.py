@@ -10,9 +10,9 @@ import pytest
 from specimens import tiny_spec, with_graphs, with_outputs
 
 from offline_infer.errors import UsageError
-from offline_infer.outputs import OUTPUTS_FILE, WRITERS, OutputEntry, OutputsManifest, append_lines
 from offline_infer.sliding_window import mirror_code, mirror_sets
-from offline_infer.work_folder import (
+from offline_infer.staging.outputs import OUTPUTS_FILE, WRITERS, OutputEntry, OutputsManifest, append_lines
+from offline_infer.staging.work_folder import (
     WORK_MARKER,
     bin_name,
     exclusive,

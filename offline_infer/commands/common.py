@@ -172,8 +172,8 @@ def sink_for(options: argparse.Namespace) -> Sink:
 
 def show_outcome(options: argparse.Namespace, outcome: Outcome) -> dict[str, Any]:
     """Print and return the result of the whole road; raise if cases failed."""
+    from offline_infer.evaluation.tables import dice_table, format_table
     from offline_infer.pipeline.whole import raise_failures
-    from offline_infer.tables import dice_table, format_table
 
     if outcome.summary is not None:
         say(options, format_table(dice_table(outcome.summary), names=outcome.names), "")

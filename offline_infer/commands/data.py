@@ -32,7 +32,7 @@ def register(commands: Subparsers) -> None:
         commands, "convert-msd", convert_msd, "a Medical Segmentation Decathlon task folder to nnU-Net naming"
     )
     parser.add_argument("task", type=Path, help="folder such as Task03_Liver")
-    parser.add_argument("output", type=Path, help="folder to make, such as Task003_Liver")
+    parser.add_argument("output", type=Path, help="folder in which Task003_Liver or the like is made")
     parser.add_argument("--overwrite", action="store_true")
     parser.add_argument("--jobs", type=int, default=1, metavar="N")
 

@@ -69,8 +69,8 @@ def register(commands: Subparsers) -> None:
 def evaluate(options: argparse.Namespace) -> dict[str, Any]:
     """``offline-infer evaluate``."""
     from offline_infer.evaluate import evaluate as run
-    from offline_infer.labelsets import EvaluatedLabels, labels_of_bundle, parse_label
-    from offline_infer.tables import dice_table, format_table, write_csv
+    from offline_infer.evaluation.labels import EvaluatedLabels, labels_of_bundle, parse_label
+    from offline_infer.evaluation.tables import dice_table, format_table, write_csv
 
     labels: EvaluatedLabels | list[Any] | None = None
     if options.labels:

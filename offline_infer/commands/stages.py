@@ -208,15 +208,18 @@ def staged(options: argparse.Namespace) -> dict[str, Any]:
     from offline_infer.pipeline.staged import infer_stage
 
     bundle = Bundle.load(existing(options.bundle))
-    spec, sink = bundle.spec, sink_for(options)
+    spec, sink, folds = bundle.spec, sink_for(options), chosen_folds(options, bundle)
     found = find_cases(existing(options.input), len(spec.channels), spec.file_ending)
     with ExitStack() as stack:
         if options.tool:
-            answer: Callable[[Path], object] = DeviceRunner(bundle, **_tool_settings(options)).run
+            runner = DeviceRunner(bundle, **_tool_settings(options))
+            answer: Callable[[Path], object] = runner.run
+            redundant = runner.writes_redundant(folds)
         else:
             model = stack.enter_context(open_model(options))
             sessions = dict(zip(model.folds, model.sessions, strict=True))
             answer = partial(infer_stage, sessions=sessions, spec=spec, sink=sink)
+            redundant = False
         job = RoundsJob(
             cases=found.cases,
             problems=found.problems,
@@ -224,13 +227,13 @@ def staged(options: argparse.Namespace) -> dict[str, Any]:
             output=options.output,
             scratch_bytes=options.scratch,
             infer=answer,
-            all_outputs=bool(options.tool),
+            all_outputs=redundant,
             previous_folder=existing(options.previous_predictions) if options.previous_predictions else None,
             overwrite=options.overwrite,
             threads=options.threads,
         )
         settings = run_settings(options, options.save_probabilities)
-        report = run_in_rounds(spec, job, settings, chosen_folds(options, bundle), dtype=options.dtype, sink=sink)
+        report = run_in_rounds(spec, job, settings, folds, dtype=options.dtype, sink=sink)
     say(options, f"scratch: peak {report.facts.get('peak_bytes')} of {options.scratch} bytes")
     return _stage_result(options, report)
 

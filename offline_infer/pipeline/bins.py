@@ -14,8 +14,8 @@ import numpy.typing as npt
 
 from offline_infer.errors import CaseError
 from offline_infer.files import PARTIAL
-from offline_infer.outputs import OutputEntry, OutputsManifest
 from offline_infer.spec import OutputSpec
+from offline_infer.staging.outputs import OutputEntry, OutputsManifest
 from offline_infer.worklist import BinDtype, Item, Worklist
 
 FloatArray = npt.NDArray[np.float32]

@@ -22,8 +22,8 @@ from pathlib import Path
 from typing import Any
 
 from offline_infer.errors import UsageError
-from offline_infer.outputs import OutputsManifest, Writer
-from offline_infer.work_folder import inside, is_work_folder
+from offline_infer.staging.outputs import OutputsManifest, Writer
+from offline_infer.staging.work_folder import inside, is_work_folder
 from offline_infer.worklist import WORKLIST_FILE, Worklist, output_bytes
 
 SETTLE_SECONDS = 10.0

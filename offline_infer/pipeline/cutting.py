@@ -13,12 +13,12 @@ import numpy as np
 
 from offline_infer.errors import CaseError
 from offline_infer.geometry import Shape3
-from offline_infer.outputs import OutputsManifest
 from offline_infer.pipeline.aggregate import CaseAggregator
 from offline_infer.pipeline.bins import read_output, write_bin
 from offline_infer.preprocess import PreparedCase
 from offline_infer.sliding_window import Mirror, TileGrid, cut_tile, mirror_code
-from offline_infer.work_folder import bin_name
+from offline_infer.staging.outputs import OutputsManifest
+from offline_infer.staging.work_folder import bin_name
 from offline_infer.worklist import Item, TileGeometry, Worklist, WorklistHeader, mirror_axes
 
 

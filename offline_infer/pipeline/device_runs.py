@@ -27,7 +27,6 @@ from offline_infer.bundle import Bundle
 from offline_infer.errors import DiskBudgetError, ToolError, UsageError
 from offline_infer.events import Event, Sink, silent
 from offline_infer.files import write_json
-from offline_infer.outputs import WRITERS, OutputsManifest
 from offline_infer.performance import DevicePerformance, combine
 from offline_infer.pipeline.device_report import DeviceRunReport, SessionReport
 from offline_infer.pipeline.device_session import (
@@ -39,7 +38,8 @@ from offline_infer.pipeline.device_session import (
     unshare,
 )
 from offline_infer.pipeline.scratch import free_bytes, size_text
-from offline_infer.work_folder import safe_name
+from offline_infer.staging.outputs import WRITERS, OutputsManifest
+from offline_infer.staging.work_folder import safe_name
 from offline_infer.worklist import Item, Worklist, fingerprint, output_bytes
 
 SESSIONS = "sessions"

@@ -21,9 +21,9 @@ from offline_infer.ascend.compiled import Compiled
 from offline_infer.ascend.process import read_log, start, stop, terminate
 from offline_infer.ascend.tools import Program, SessionPlan, Tool
 from offline_infer.files import write_json
-from offline_infer.outputs import OutputEntry, OutputsManifest, Writer
 from offline_infer.performance import DevicePerformance
-from offline_infer.work_folder import safe_name
+from offline_infer.staging.outputs import OutputEntry, OutputsManifest, Writer
+from offline_infer.staging.work_folder import safe_name
 from offline_infer.worklist import Item, Worklist, output_bytes
 
 SESSION_FILE = "session.json"

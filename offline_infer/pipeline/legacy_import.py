@@ -15,21 +15,21 @@ import numpy as np
 
 from offline_infer.cases import CaseFiles
 from offline_infer.errors import UsageError
-from offline_infer.legacy_tiles import (
-    Results,
-    differences,
-    find_results,
-    legacy_stem,
-    read_shape_file,
-)
-from offline_infer.outputs import OutputEntry, OutputsManifest, Writer
 from offline_infer.pipeline import case_input
 from offline_infer.pipeline.aggregate import RunSettings, case_grid, case_mirrors
 from offline_infer.pipeline.staged import tile_settings
 from offline_infer.preprocess import PreparedCase
 from offline_infer.sliding_window import TileGrid, cut_tile, mirror_code
 from offline_infer.spec import OutputSpec, Spec
-from offline_infer.work_folder import bin_name, exclusive, is_work_folder, mark_work_folder, safe_name
+from offline_infer.staging.legacy_tiles import (
+    Results,
+    differences,
+    find_results,
+    legacy_stem,
+    read_shape_file,
+)
+from offline_infer.staging.outputs import OutputEntry, OutputsManifest, Writer
+from offline_infer.staging.work_folder import bin_name, exclusive, is_work_folder, mark_work_folder, safe_name
 from offline_infer.worklist import (
     WORKLIST_FILE,
     CaseRecord,

@@ -8,8 +8,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
-from offline_infer.case_pool import reason_of
 from offline_infer.errors import CaseError, CasesFailed, DiskBudgetError, OfflineInferError
+from offline_infer.evaluation.pool import reason_of
 from offline_infer.events import Event, Sink
 
 Status = Literal["done", "skipped", "failed"]

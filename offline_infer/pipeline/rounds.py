@@ -19,7 +19,6 @@ from offline_infer.cases import CaseFiles
 from offline_infer.errors import CaseError, ToolError
 from offline_infer.events import Event, Sink, silent
 from offline_infer.files import write_json
-from offline_infer.outputs import OutputsManifest
 from offline_infer.pipeline import case_input
 from offline_infer.pipeline.aggregate import CaseAggregator, RunSettings
 from offline_infer.pipeline.cutting import check_items, cut_items, feed, missing_outputs, refuse_missing
@@ -28,7 +27,8 @@ from offline_infer.pipeline.scratch import DiskMeter, case_cost, free_bytes, pla
 from offline_infer.pipeline.staged import forecast_cases, result_files, tile_settings, write_result
 from offline_infer.preprocess import PreparedCase
 from offline_infer.spec import Spec
-from offline_infer.work_folder import exclusive, is_work_folder, mark_work_folder, safe_name
+from offline_infer.staging.outputs import OutputsManifest
+from offline_infer.staging.work_folder import exclusive, is_work_folder, mark_work_folder, safe_name
 from offline_infer.worklist import BinDtype, CaseRecord, Worklist, WorklistHeader, WorklistWriter, header_for
 
 ROUNDS = "rounds"

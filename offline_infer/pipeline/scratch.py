@@ -186,8 +186,12 @@ def free_bytes(place: Path) -> int:
 
 
 def used_bytes(folder: Path) -> int:
-    """Disk taken by everything under a folder: the larger of length and blocks of each file; links are not followed."""
+    """Disk taken by everything under a folder: the larger of length and blocks of each file.
+
+    Symbolic links are not followed; a file with several hard links counts once.
+    """
     total = 0
+    linked: set[tuple[int, int]] = set()
     waiting = [folder]
     while waiting:
         try:
@@ -197,6 +201,10 @@ def used_bytes(folder: Path) -> int:
                         status = entry.stat(follow_symlinks=False)
                     except FileNotFoundError:
                         continue  # deleted meanwhile
+                    if status.st_nlink > 1 and not entry.is_dir(follow_symlinks=False):
+                        if (status.st_dev, status.st_ino) in linked:
+                            continue
+                        linked.add((status.st_dev, status.st_ino))
                     total += max(status.st_size, status.st_blocks * 512)
                     if entry.is_dir(follow_symlinks=False):
                         waiting.append(Path(entry.path))

@@ -21,7 +21,6 @@ from offline_infer.events import Event, Sink, silent
 from offline_infer.files import is_partial
 from offline_infer.geometry import CaseGeometry
 from offline_infer.images import write_labels
-from offline_infer.outputs import OutputEntry, OutputsManifest, Writer
 from offline_infer.pipeline import case_input
 from offline_infer.pipeline.aggregate import CaseAggregator, RunSettings
 from offline_infer.pipeline.bins import FloatArray, read_item, write_bin
@@ -31,7 +30,8 @@ from offline_infer.pipeline.scratch import Forecast, case_cost, forecast, free_b
 from offline_infer.postprocess import Segmentation, clean_components
 from offline_infer.probabilities import probability_files, write_probabilities
 from offline_infer.spec import Spec
-from offline_infer.work_folder import exclusive, is_work_folder, mark_work_folder, safe_name
+from offline_infer.staging.outputs import OutputEntry, OutputsManifest, Writer
+from offline_infer.staging.work_folder import exclusive, is_work_folder, mark_work_folder, safe_name
 from offline_infer.worklist import (
     BinDtype,
     CaseRecord,

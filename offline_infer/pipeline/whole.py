@@ -11,11 +11,11 @@ from offline_infer.bundle import Bundle
 from offline_infer.cases import CaseFiles, find_cases
 from offline_infer.errors import CasesFailed, UsageError
 from offline_infer.evaluate import evaluate
+from offline_infer.evaluation.labels import Format, labels_of_bundle
 from offline_infer.events import Event, Sink, silent
 from offline_infer.images import read_image, read_labels
-from offline_infer.labelsets import Format, labels_of_bundle
 from offline_infer.model import load
-from offline_infer.overlay import write_overlay
+from offline_infer.pictures.overlay import write_overlay
 from offline_infer.pipeline.aggregate import RunSettings
 from offline_infer.pipeline.runner import FolderJob, predict_folder
 from offline_infer.spec import Spec

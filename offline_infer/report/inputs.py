@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from offline_infer.errors import UsageError
-from offline_infer.summary import layout_of
+from offline_infer.evaluation.summary import layout_of
 
 Content = Mapping[str, Any]
 
@@ -100,10 +100,10 @@ def recognise(content: Any) -> str | None:
     if not isinstance(content, dict):
         return None
     named = {
-        "offline_infer.surface": "surface",
+        "offline_infer.evaluation.surface_distances": "surface",
         "offline_infer.evaluation_problems": "problems",
         "offline_infer.comparison": "comparison",
-        "offline_infer.array_comparison": "arrays",
+        "offline_infer.comparison.arrays": "arrays",
     }.get(str(content.get("kind")))
     if named:
         return named

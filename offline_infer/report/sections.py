@@ -7,10 +7,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from offline_infer.evaluation.summary import layout_of
+from offline_infer.evaluation.tables import MEAN, dice_table
 from offline_infer.report.charts import Bar, StripPlot, bars, strip_plot
 from offline_infer.report.inputs import measurements_of
-from offline_infer.summary import layout_of
-from offline_infer.tables import MEAN, dice_table
 
 Content = Mapping[str, Any]
 Names = Mapping[str, str]

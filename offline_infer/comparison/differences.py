@@ -15,7 +15,7 @@ import numpy.typing as npt
 from scipy import ndimage
 from scipy.spatial import cKDTree
 
-from offline_infer.metrics import JointHistogram
+from offline_infer.evaluation.metrics import JointHistogram
 
 LabelArray = npt.NDArray[Any]
 Coordinates = npt.NDArray[np.int64]

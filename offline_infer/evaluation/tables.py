@@ -7,11 +7,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from offline_infer.case_files import case_of
 from offline_infer.errors import UsageError
+from offline_infer.evaluation.metrics import mean_of
+from offline_infer.evaluation.pairs import case_of
+from offline_infer.evaluation.summary import layout_of
 from offline_infer.files import replacing
-from offline_infer.metrics import mean_of
-from offline_infer.summary import layout_of
 
 Row = dict[str, str | float]
 MEAN = "mean"

@@ -14,7 +14,7 @@ import numpy.typing as npt
 from scipy import ndimage
 
 from offline_infer.errors import GeometryError
-from offline_infer.metrics import Label, mean_of
+from offline_infer.evaluation.metrics import Label, mean_of
 
 BoolArray = npt.NDArray[np.bool_]
 Distances = npt.NDArray[np.float64]

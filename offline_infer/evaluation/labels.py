@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from offline_infer.errors import UsageError
-from offline_infer.metrics import Label
+from offline_infer.evaluation.metrics import Label
 from offline_infer.spec import Labels
 
 Format = Literal["nnunet-v2", "nnunet-v1"]

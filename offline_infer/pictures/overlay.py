@@ -17,9 +17,9 @@ import numpy as np
 import numpy.typing as npt
 
 from offline_infer.errors import UsageError
+from offline_infer.evaluation.metrics import joint_histogram, label_counts
 from offline_infer.files import replacing
-from offline_infer.metrics import joint_histogram, label_counts
-from offline_infer.patient_view import (
+from offline_infer.pictures.patient_view import (
     AIR,
     Box,
     FloatArray,

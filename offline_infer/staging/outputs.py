@@ -20,7 +20,7 @@ from pydantic import Field, TypeAdapter, ValidationError
 
 from offline_infer.errors import UsageError
 from offline_infer.spec import Record
-from offline_infer.work_folder import inside
+from offline_infer.staging.work_folder import inside
 
 OUTPUTS_FILE = "outputs.jsonl"
 Natural = Annotated[int, Field(ge=0)]

@@ -18,9 +18,9 @@ from typing import IO, Any
 import numpy as np
 import numpy.typing as npt
 
-from offline_infer.array_comparison import top_two_margin
-from offline_infer.case_files import case_of
+from offline_infer.comparison.arrays import top_two_margin
 from offline_infer.errors import ImageError
+from offline_infer.evaluation.pairs import case_of
 
 Coordinates = npt.NDArray[np.int64]
 Samples = npt.NDArray[np.float64]

@@ -11,9 +11,16 @@ from pathlib import Path
 from typing import Any
 
 from offline_infer.errors import UsageError
+from offline_infer.evaluation.labels import EvaluatedLabels, Format, label_key
+from offline_infer.evaluation.metrics import (
+    JointHistogram,
+    label_counts,
+    mean_of,
+    metrics_v1,
+    metrics_v2,
+    plain_mean_of,
+)
 from offline_infer.files import write_text
-from offline_infer.labelsets import EvaluatedLabels, Format, label_key
-from offline_infer.metrics import JointHistogram, label_counts, mean_of, metrics_v1, metrics_v2, plain_mean_of
 
 Summary = dict[str, Any]
 FORMATS: tuple[Format, ...] = ("nnunet-v2", "nnunet-v1")

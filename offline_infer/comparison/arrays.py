@@ -108,7 +108,7 @@ class ArrayComparison:
         """Strict JSON: an infinite figure is null."""
         record = {key: _strict(value) for key, value in asdict(self).items()}
         return {
-            "kind": "offline_infer.array_comparison",
+            "kind": "offline_infer.comparison.arrays",
             "version": 1,
             "passed": self.passed,
             **record,

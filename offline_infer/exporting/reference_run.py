@@ -11,8 +11,8 @@ import numpy as np
 import numpy.typing as npt
 
 from offline_infer.errors import ExportError
-from offline_infer.tracing import import_torch
-from offline_infer.verification import HALF_MAX
+from offline_infer.exporting.tracing import import_torch
+from offline_infer.exporting.verification import HALF_MAX
 
 if TYPE_CHECKING:
     from torch import nn
