@@ -11,6 +11,7 @@ from offline_infer.spec import (
     Channel,
     Export,
     FoldSource,
+    Gaussian,
     GraphRecord,
     Intensity,
     Labels,
@@ -58,8 +59,8 @@ def tiny_spec(
         patch_size=tuple(patch),
         normalize_after_resampling=False,
         resampling=Resampling(),
-        window=Window(mirror_axes=tuple(range(len(patch)))),
-        aggregation=Aggregation(domain="logits", activation="sigmoid" if regions else "softmax"),
+        window=Window(mirror_axes=tuple(range(len(patch))), gaussian=Gaussian(peak=10.0, dtype="float16")),
+        aggregation=Aggregation(domain="logits", activation="sigmoid" if regions else "softmax", accumulate="float16"),
         export=Export(resampling=Resampling(order=1)),
         labels=labels,
         previous_stage=PreviousStage(

@@ -199,3 +199,15 @@ def test_running_a_bundle_needs_neither_torch_nor_onnx(bundle: Path, tmp_path: P
     places = [str(bundle), str(tmp_path / "in"), str(tmp_path / "out")]
     done = subprocess.run([sys.executable, "-c", code, *places], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def test_half_precision_sums_are_refused_where_the_framework_makes_none(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    spec = tiny_spec()
+    spec = spec.model_copy(update={"aggregation": spec.aggregation.model_copy(update={"accumulate": "float32"})})
+    (tmp_path / "bundle").mkdir()
+    save(with_graphs(with_outputs(spec), tmp_path / "bundle"), tmp_path / "bundle")
+    write_image(tmp_path / "in" / "a_0000.nii.gz")
+    assert predict(tmp_path / "bundle", tmp_path / "in", tmp_path / "out", "--accumulate", "float16") == 2
+    assert "nnU-Net v2 models only" in capsys.readouterr().err

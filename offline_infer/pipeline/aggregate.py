@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from offline_infer.errors import EngineFailed
+from offline_infer.errors import EngineFailed, UsageError
 from offline_infer.geometry import CaseGeometry, Shape3
 from offline_infer.labels import sigmoid, softmax
 from offline_infer.postprocess import MapFinisher, Segmentation
@@ -56,6 +56,15 @@ class CaseAggregator:
     """Averages the answers for one case and finishes it slab by slab."""
 
     def __init__(self, spec: Spec, geometry: CaseGeometry, settings: RunSettings, folds: int) -> None:
+        """
+        Raises:
+            UsageError: half-precision sums for a model whose framework does not make them.
+        """
+        if settings.accumulate == "float16" and spec.aggregation.accumulate != "float16":
+            raise UsageError(
+                f"{spec.source.framework} sums in {spec.aggregation.accumulate}, and half precision would lose its smallest "
+                "weights; --accumulate float16 repeats the sums of nnU-Net v2 models only"
+            )
         self._spec = spec
         self.grid = case_grid(spec, geometry.network_shape, settings)
         self.mirrors = case_mirrors(spec, settings)
