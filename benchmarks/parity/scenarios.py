@@ -144,14 +144,14 @@ def random_scenario(seed: int) -> Scenario:
     for _ in range(2):
         strides.append(tuple(draw.choice((1, 2, 2)) for _ in range(3)))
     total = [strides[1][axis] * strides[2][axis] for axis in range(3)]
-    patch = tuple(draw.randint(2, 5) * 4 * max(total[axis] // 2, 1) for axis in range(3))
+    patch = tuple(draw.randint(24, 44) for _ in range(3))
     patch = tuple(-(-size // factor) * factor for size, factor in zip(patch, total, strict=True))
     order = draw.choice(((0, 1, 2), (2, 0, 1), (1, 0, 2), (2, 1, 0)))
-    spacing = (draw.choice((0.9, 2.0, 5.0, 6.5)), draw.uniform(0.8, 2.5), draw.uniform(0.8, 2.5))
+    spacing = (draw.choice((1.5, 2.5, 5.0, 6.5)), draw.uniform(0.8, 2.5), draw.uniform(0.8, 2.5))
     images = tuple(
         (
             (draw.randint(4, 40), draw.randint(20, 70), draw.randint(20, 70)),
-            (draw.uniform(0.8, 7.0), draw.uniform(0.7, 2.5), draw.uniform(0.7, 2.5)),
+            (draw.uniform(1.2, 6.0), draw.uniform(0.8, 2.2), draw.uniform(0.8, 2.2)),
             draw.choice(("ct", "border")),
         )
         for _ in range(2)
