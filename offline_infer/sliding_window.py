@@ -11,9 +11,11 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Iterator, Sequence
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -25,6 +27,10 @@ from offline_infer.spec import Gaussian
 FloatArray = npt.NDArray[np.floating]
 Mirror = tuple[int, ...]
 """Flipped axes of (z, y, x), ascending; () is the unmirrored tile."""
+Allocate = Callable[[tuple[int, ...], np.dtype[Any]], npt.NDArray[Any]]
+"""Gives a zeroed array of that shape and dtype."""
+Each = Callable[[Callable[[int], None], Iterable[int]], None]
+"""Runs a function on every number, possibly at the same time; returns when all are done, raises the first error."""
 
 
 def tile_starts(size: int, patch: int, step_size: float) -> tuple[int, ...]:
@@ -90,6 +96,15 @@ def plan_tiles(shape: Sequence[int], patch_size: Sequence[int], step_size: float
     )
 
 
+def constant_key(tile: npt.NDArray[np.float32]) -> tuple[int, ...] | None:
+    """The bits of each channel's one value, where every channel of a tile (c, z, y, x) is constant; else None."""
+    bits = np.ascontiguousarray(tile).view(np.uint32).reshape(len(tile), -1)
+    firsts = bits[:, :1]
+    if bool((bits[:, :: max(1, bits.shape[1] // 64)] != firsts).any()):  # nearly every tile is answered here
+        return None
+    return tuple(int(bit) for bit in firsts[:, 0]) if bool((bits == firsts).all()) else None
+
+
 def cut_tile(array: npt.NDArray[np.float32], grid: TileGrid, start: Shape3, out: npt.NDArray[np.float32]) -> None:
     """Copy one tile of an unpadded array into ``out``, zeros where it reaches into the padding.
 
@@ -153,6 +168,9 @@ class RollingAccumulator:
 
     Tiles must come in the grid's order. Rows (planes along the first axis) that no later tile touches are normalised
     and handed on in order, then their memory is used again: a ring buffer of ``patch[0]`` planes.
+
+    A tile is added whole with :meth:`add`, or in parts, in any order and by several threads at once, between
+    :meth:`begin` and :meth:`end`; every voxel sees the same operations either way, so the sums agree to the bit.
     """
 
     def __init__(
@@ -162,6 +180,9 @@ class RollingAccumulator:
         weights: FloatArray | None,
         dtype: str,
         emit: Callable[[npt.NDArray[np.float32]], None],
+        *,
+        allocate: Allocate | None = None,
+        each: Each | None = None,
     ) -> None:
         """
         Args:
@@ -171,37 +192,73 @@ class RollingAccumulator:
             dtype: ``float32``, or ``float16`` for nnU-Net v2's own half-precision sums.
             emit: called with finished slabs (k, dz, y, x), padding removed, in order. The slab is float32, or float16 in half
                 mode; it is a buffer that is only valid during the call.
+            allocate: gives the ring's memory, zeroed; default ``numpy.zeros``.
+            each: runs a function on every channel number, possibly at the same time; default one after the other.
         """
         depth, height, width = grid.patch[0], grid.padded_shape[1], grid.padded_shape[2]
         self._grid = grid
         self._weights = weights
         self._emit = emit
+        self._each = each if each is not None else one_after_the_other
         self._half = dtype == "float16"
-        self._sum = np.zeros((channels, depth, height, width), dtype)
+        self._sum = (allocate if allocate is not None else np.zeros)((channels, depth, height, width), np.dtype(dtype))
         self._count = np.zeros((depth, height, width), dtype)
-        self._scratch = np.empty((channels, *grid.patch), np.float32)
+        self._scratch = threading.local()
         self._base = 0  # first plane (padded coordinates) still in the ring
 
     def add(self, start: Shape3, prediction: npt.NDArray[np.float32]) -> None:
         """Add the prediction (k, *patch) of the tile at ``start``."""
+        self.begin(start)
+        for channel in range(len(self._sum)):
+            self.add_part(start, channel, 0, prediction[channel])
+        self.end(start)
+
+    def begin(self, start: Shape3) -> None:
+        """Hand on what the tile at ``start`` and those after it do not touch."""
         if start[0] > self._base:
             self._release(start[0])
-        y, x = slice(start[1], start[1] + self._grid.patch[1]), slice(start[2], start[2] + self._grid.patch[2])
+
+    def add_part(self, start: Shape3, channel: int, first: int, part: npt.NDArray[np.float32]) -> None:
+        """Add planes of one channel of a tile that was begun.
+
+        Args:
+            start: of the tile.
+            first: the tile's plane that ``part`` begins with.
+            part: (dz, y, x), left as it is.
+        """
+        y, x = self._columns(start)
+        stop = first + len(part)
         if self._weights is not None:
-            np.multiply(prediction, self._weights, out=self._scratch)
-            prediction = self._scratch
-        for ring, tile in self._pieces(start[0], start[0] + self._grid.patch[0]):
-            target = self._sum[:, ring, y, x]
+            product = self._buffer(part.shape)
+            np.multiply(part, self._weights[first:stop], out=product)
+            part = product
+        for ring, planes in self._pieces(start[0] + first, start[0] + stop):
+            target = self._sum[channel, ring, y, x]
             if self._half:
                 # torch adds a float32 tile to a half volume in float32 and rounds once.
-                target[...] = target.astype(np.float32) + prediction[:, tile]
+                target[...] = target.astype(np.float32) + part[planes]
             else:
-                target += prediction[:, tile]
-            self._count[ring, y, x] += 1 if self._weights is None else self._weights[tile]
+                target += part[planes]
+
+    def end(self, start: Shape3) -> None:
+        """Count the tile at ``start``, all parts of which were added."""
+        y, x = self._columns(start)
+        for ring, planes in self._pieces(start[0], start[0] + self._grid.patch[0]):
+            self._count[ring, y, x] += 1 if self._weights is None else self._weights[planes]
 
     def finish(self) -> None:
         """Hand on what is left."""
         self._release(self._grid.padded_shape[0])
+
+    def _columns(self, start: Shape3) -> tuple[slice, slice]:
+        return slice(start[1], start[1] + self._grid.patch[1]), slice(start[2], start[2] + self._grid.patch[2])
+
+    def _buffer(self, shape: tuple[int, ...]) -> npt.NDArray[np.float32]:
+        """This thread's memory for a product: fresh memory for every part would cost more than the arithmetic."""
+        held: npt.NDArray[np.float32] | None = getattr(self._scratch, "product", None)
+        if held is None or held.size < math.prod(shape):
+            held = self._scratch.product = np.empty(math.prod(shape), np.float32)
+        return held[: math.prod(shape)].reshape(shape)
 
     def _release(self, until: int) -> None:
         """Normalise, emit and clear the planes before ``until`` (padded coordinates)."""
@@ -209,12 +266,21 @@ class RollingAccumulator:
         first, last = max(self._base, low), min(until, low + self._grid.shape[0])
         y = slice(self._grid.pad[1][0], self._grid.pad[1][0] + self._grid.shape[1])
         x = slice(self._grid.pad[2][0], self._grid.pad[2][0] + self._grid.shape[2])
+        channels = range(len(self._sum))
         for ring, _ in self._pieces(first, last):
-            total = self._sum[:, ring]
-            np.divide(total, self._count[ring], out=total)
-            self._emit(total[:, :, y, x])
+
+            def normalise(channel: int, planes: slice = ring) -> None:
+                total = self._sum[channel, planes]
+                np.divide(total, self._count[planes], out=total)
+
+            self._each(normalise, channels)
+            self._emit(self._sum[:, ring, y, x])
         for ring, _ in self._pieces(self._base, until):
-            self._sum[:, ring] = 0
+
+            def clear(channel: int, planes: slice = ring) -> None:
+                self._sum[channel, planes] = 0
+
+            self._each(clear, channels)
             self._count[ring] = 0
         self._base = until
 
@@ -227,3 +293,9 @@ class RollingAccumulator:
             length = min(last - done, depth - at)
             yield slice(at, at + length), slice(done - first, done - first + length)
             done += length
+
+
+def one_after_the_other(work: Callable[[int], None], items: Iterable[int]) -> None:
+    """Run ``work`` on every item."""
+    for item in items:
+        work(item)

@@ -78,7 +78,7 @@ def test_parts_share_the_cases(bundle: Path, tmp_path: Path) -> None:
     assert [p.name for p in sorted((tmp_path / "1").glob("*.nii.gz"))] == ["b.nii.gz"]
 
 
-@pytest.mark.parametrize("accumulate", ["float32", "float16"])
+@pytest.mark.parametrize("accumulate", ["framework", "float32", "float16"])
 def test_staged_and_streaming_give_the_same_file(bundle: Path, tmp_path: Path, accumulate: str) -> None:
     write_image(tmp_path / "in" / "a_0000.nii.gz")
     assert predict(bundle, tmp_path / "in", tmp_path / "stream", "--accumulate", accumulate) == 0

@@ -148,14 +148,32 @@ def open_golden(goldens: Path, tmp_path_factory: pytest.TempPathFactory):  # typ
 
 
 @pytest.mark.parametrize("recorded", RECORDED, ids=lambda recorded: recorded.name)
-def test_label_map_is_the_frameworks(recorded: Recorded, goldens: Path, open_golden) -> None:  # type: ignore[no-untyped-def]
+def test_float32_sums_agree_with_the_framework(recorded: Recorded, goldens: Path, open_golden) -> None:  # type: ignore[no-untyped-def]
     with open_golden(recorded) as model:
-        settings = RunSettings(tta=recorded.tta, postprocess=recorded.postprocess)
+        settings = RunSettings(tta=recorded.tta, postprocess=recorded.postprocess, accumulate="float32")
         ours = model.predict([goldens / image for image in recorded.images], settings=settings)
+        # nnU-Net v2 itself sums in half precision, which decides a handful of voxels; v1 sums as we do.
+        lowest = 0.9995 if model.spec.aggregation.accumulate == "float32" else 0.999
     theirs, frame = read_labels(goldens / recorded.answer)
     assert ours.array.shape == frame.shape
     differing = int((ours.array != theirs).sum())
     assert differing <= 1e-4 * theirs.size, f"{differing} of {theirs.size} voxels differ"
+    assert dice(ours.array > 0, theirs > 0) >= 0.9995
     for label in np.unique(theirs[theirs > 0]):
-        a, b = ours.array == label, theirs == label
-        assert 2 * (a & b).sum() / (a.sum() + b.sum()) >= 0.9995
+        assert dice(ours.array == label, theirs == label) >= lowest
+
+
+@pytest.mark.parametrize(
+    "recorded", [r for r in RECORDED if r.name.startswith("v2")], ids=lambda recorded: recorded.name
+)
+def test_default_sums_repeat_the_framework(recorded: Recorded, goldens: Path, open_golden) -> None:  # type: ignore[no-untyped-def]
+    """Only the engine's own rounding is left: at most one voxel in a hundred thousand, and not fewer than three."""
+    with open_golden(recorded) as model:
+        settings = RunSettings(tta=recorded.tta, postprocess=recorded.postprocess)
+        ours = model.predict([goldens / image for image in recorded.images], settings=settings)
+    theirs, _ = read_labels(goldens / recorded.answer)
+    assert int((ours.array != theirs).sum()) <= max(3, 1e-5 * theirs.size)
+
+
+def dice(a: np.ndarray, b: np.ndarray) -> float:
+    return float(2 * (a & b).sum() / max(a.sum() + b.sum(), 1))

@@ -60,9 +60,9 @@ def add_run_settings(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("averaging")
     group.add_argument(
         "--accumulate",
-        default="float32",
-        choices=["float32", "float16"],
-        help="float16 repeats nnU-Net v2's half-precision sums, for a proof",
+        default="framework",
+        choices=["framework", "float32", "float16"],
+        help="precision of the sums over tiles: framework (nnU-Net v1 float32, v2 float16, the default) or one of them",
     )
     group.add_argument("--no-postprocess", action="store_true", help="leave out the model's connected-component rules")
 

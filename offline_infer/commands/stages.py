@@ -68,7 +68,9 @@ def register(commands: Subparsers) -> None:
     parser.add_argument("output", type=Path, help="folder for the label maps")
     parser.add_argument("--save-probabilities", action="store_true", help="as for predict")
     parser.add_argument("--no-postprocess", action="store_true", help="leave out the connected-component rules")
-    parser.add_argument("--accumulate", default="float32", choices=["float32", "float16"], help="as for predict")
+    parser.add_argument(
+        "--accumulate", default="framework", choices=["framework", "float32", "float16"], help="as for predict"
+    )
     parser.add_argument("--overwrite", action="store_true", help="redo finished cases")
 
     parser = command(

@@ -6,39 +6,38 @@ tiles in grid order, per tile every fold, per fold every mirror - so both get th
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import numpy.typing as npt
 
-from offline_infer.errors import EngineFailed, UsageError
+from offline_infer.errors import EngineFailed
 from offline_infer.geometry import CaseGeometry, Shape3
 from offline_infer.labels import sigmoid, softmax
+from offline_infer.pipeline.settings import RunSettings, sum_dtype
 from offline_infer.postprocess import MapFinisher, Segmentation
-from offline_infer.sliding_window import Mirror, RollingAccumulator, TileGrid, gaussian_map, mirror_sets, plan_tiles
+from offline_infer.resampling.planning import worker_count
+from offline_infer.sliding_window import (
+    Allocate,
+    Mirror,
+    RollingAccumulator,
+    TileGrid,
+    gaussian_map,
+    mirror_sets,
+    one_after_the_other,
+    plan_tiles,
+)
 from offline_infer.spec import Spec
 
 FloatArray = npt.NDArray[np.float32]
 
+__all__ = ["CaseAggregator", "RunSettings", "case_grid", "case_mirrors"]
 
-@dataclass(frozen=True)
-class RunSettings:
-    """What a user may change about a run without changing the model.
-
-    Attributes:
-        step_size: tile step as a fraction of the patch, None = the model's own.
-        tta: mirror along the model's axes and average.
-        accumulate: ``float32``, or ``float16`` to repeat nnU-Net v2's half-precision sums for a proof.
-        save_probabilities: also keep the class probabilities.
-        postprocess: apply the model's connected-component rules.
-    """
-
-    step_size: float | None = None
-    tta: bool = True
-    accumulate: str = "float32"
-    save_probabilities: bool = False
-    postprocess: bool = True
+_PART = 128 * 1024
+"""Voxels handled at once: half a megabyte of float32, which the second-level cache holds."""
+_WORTH_SHARING = 256 * 1024
+"""Answers of fewer numbers are not shared among threads."""
 
 
 def case_grid(spec: Spec, shape: Sequence[int], settings: RunSettings) -> TileGrid:
@@ -53,36 +52,60 @@ def case_mirrors(spec: Spec, settings: RunSettings) -> tuple[Mirror, ...]:
 
 
 class CaseAggregator:
-    """Averages the answers for one case and finishes it slab by slab."""
+    """Averages the answers for one case and finishes it slab by slab.
 
-    def __init__(self, spec: Spec, geometry: CaseGeometry, settings: RunSettings, folds: int) -> None:
+    An answer is taken in parts small enough to stay in the processor's cache, by all threads at once: checked, made
+    probabilities where the model asks for it, turned back, summed over mirrors and, with the tile's last answer, weighed
+    and added to the slab. Every voxel sees the same operations in the same order whatever the number of threads.
+    """
+
+    def __init__(
+        self,
+        spec: Spec,
+        geometry: CaseGeometry,
+        settings: RunSettings,
+        folds: int,
+        *,
+        threads: int | None = None,
+        allocate: Allocate | None = None,
+    ) -> None:
         """
-        Raises:
-            UsageError: half-precision sums for a model whose framework does not make them.
+        Args:
+            folds: how many answer each tile.
+            threads: 0 or None = all cores.
+            allocate: gives the zeroed memory of the slab in work; default ``numpy.zeros``.
         """
-        if settings.accumulate == "float16" and spec.aggregation.accumulate != "float16":
-            raise UsageError(
-                f"{spec.source.framework} sums in {spec.aggregation.accumulate}, and half precision would lose its smallest "
-                "weights; --accumulate float16 repeats the sums of nnU-Net v2 models only"
-            )
+        dtype = sum_dtype(spec, settings)
         self._spec = spec
         self.grid = case_grid(spec, geometry.network_shape, settings)
         self.mirrors = case_mirrors(spec, settings)
         self._folds = folds
-        self._finisher = MapFinisher(spec, geometry, settings.save_probabilities, settings.accumulate == "float16")
-        exact = settings.accumulate == "float16"
+        self._finisher = MapFinisher(spec, geometry, settings.save_probabilities, dtype == "float16")
+        exact = dtype == "float16"
         window = spec.window.gaussian
         weighted = window.apply == "always" or len(self.grid) > 1
         weights = gaussian_map(self.grid.patch, window, len(spec.patch_size)) if weighted else None
-        channels = spec.labels.channels
+        self._shape = (spec.labels.channels, *self.grid.patch)
+        small = int(np.prod(self._shape)) < _WORTH_SHARING
+        self._team = _Team(1 if small else worker_count(threads))
         # In half precision the order of roundings matters: folds are summed as whole volumes, as the framework does.
         self._lanes = folds if exact else 1
         self._joined = _FoldMean(self._lanes, self._finisher)
         self._accumulators = [
-            RollingAccumulator(self.grid, channels, weights, settings.accumulate, self._joined.lane(i))
+            RollingAccumulator(
+                self.grid,
+                spec.labels.channels,
+                weights,
+                dtype,
+                self._joined.lane(i),
+                allocate=allocate,
+                each=self._team.each,
+            )
             for i in range(self._lanes)
         ]
-        self._tile_sum = np.zeros((channels, *self.grid.patch), np.float32)
+        self._per_tile = len(self.mirrors) * (folds // self._lanes)
+        # A lone answer needs no sum: it goes from the engine's buffer straight into the slab.
+        self._tile_sum = np.empty(self._shape, np.float32) if self._per_tile > 1 else None
         self._in_tile = 0
 
     def add(self, start: Shape3, fold: int, mirror: Mirror, logits: FloatArray) -> None:
@@ -97,41 +120,103 @@ class CaseAggregator:
         Raises:
             EngineFailed: NaN or infinite numbers in the answer.
         """
-        values = logits.reshape(self._tile_sum.shape)
-        if not np.isfinite(values.sum(dtype=np.float64)):
-            raise EngineFailed(
-                f"the engine's answer for the tile at {start} (z, y, x) holds NaN or infinite numbers; "
-                "run with --precision fp32, or check the compiled model"
-            )
-        if self._spec.aggregation.domain == "probabilities":
-            values = softmax(values) if self._spec.aggregation.activation == "softmax" else sigmoid(values)
+        values = logits.reshape(self._shape)
         if mirror:
             values = np.flip(values, tuple(axis + 1 for axis in mirror))
-        if self._in_tile == 0:
-            np.copyto(self._tile_sum, values)
-        else:
-            self._tile_sum += values
+        accumulator = self._accumulators[fold if self._lanes > 1 else 0]
         self._in_tile += 1
-        per_lane = len(self.mirrors) * (self._folds // self._lanes)
-        if self._in_tile == per_lane:
-            self._close_tile(start, fold if self._lanes > 1 else 0, per_lane)
+        last = self._in_tile == self._per_tile
+        if last:
+            accumulator.begin(start)
+        softened = self._spec.aggregation.domain == "probabilities"
+        planes = max(1, _PART // int(np.prod(self._shape[2:])))
+        if softened:  # softmax looks at all classes of a voxel
+            planes = max(1, planes // self._shape[0])
+        parts = [
+            (channel, first)
+            for channel in ((None,) if softened else range(self._shape[0]))
+            for first in range(0, self._shape[1], planes)
+        ]
 
-    def add_tile(self, start: Shape3, mean: Sequence[FloatArray]) -> None:
-        """Add a tile whose mean over mirrors (one array per lane) is already known."""
-        for accumulator, values in zip(self._accumulators, mean, strict=True):
-            accumulator.add(start, values)
+        def take(number: int) -> None:
+            channel, first = parts[number]
+            window = slice(first, first + planes)
+            if channel is None:
+                _check(values[:, window], start)
+                found = self._activated(values[:, window])
+                for k in range(self._shape[0]):
+                    self._sum_up(accumulator if last else None, start, k, first, found[k])
+            else:
+                part = values[channel, window]
+                _check(part, start)
+                self._sum_up(accumulator if last else None, start, channel, first, part)
+
+        self._team.each(take, range(len(parts)))
+        if last:
+            accumulator.end(start)
+            self._in_tile = 0
 
     def finish(self) -> Segmentation:
         """The case's label map in the image's own grid."""
         for accumulator in self._accumulators:
             accumulator.finish()
+        self._team.close()
         return self._finisher.finish()
 
-    def _close_tile(self, start: Shape3, lane: int, count: int) -> None:
-        if count > 1:
-            self._tile_sum /= count
-        self._accumulators[lane].add(start, self._tile_sum)
-        self._in_tile = 0
+    def _activated(self, values: FloatArray) -> FloatArray:
+        return softmax(values) if self._spec.aggregation.activation == "softmax" else sigmoid(values)
+
+    def _sum_up(
+        self, accumulator: RollingAccumulator | None, start: Shape3, channel: int, first: int, part: FloatArray
+    ) -> None:
+        """Add a part (dz, y, x) to the tile's sum and, where it is complete, the mean to the slab."""
+        if self._tile_sum is not None:
+            total = self._tile_sum[channel, first : first + len(part)]
+            if self._in_tile == 1:
+                np.copyto(total, part)
+            else:
+                total += part
+            if accumulator is not None:
+                total /= self._per_tile
+            part = total
+        if accumulator is not None:
+            accumulator.add_part(start, channel, first, part)
+
+
+class _Team:
+    """Threads that share a list of small jobs; with one thread, no thread."""
+
+    def __init__(self, threads: int) -> None:
+        self._threads = threads
+        self._pool = ThreadPoolExecutor(threads, "aggregate") if threads > 1 else None
+
+    def each(self, work: Callable[[int], None], items: Iterable[int]) -> None:
+        """Run ``work`` on every item and wait; the first error is raised."""
+        todo = list(items)
+        if self._pool is None or len(todo) < 2:
+            one_after_the_other(work, todo)
+            return
+        groups = min(len(todo), 4 * self._threads)
+        size = -(-len(todo) // groups)
+        shares = [todo[first : first + size] for first in range(0, len(todo), size)]
+        for _ in self._pool.map(lambda share: one_after_the_other(work, share), shares):
+            pass
+
+    def close(self) -> None:
+        if self._pool is not None:
+            self._pool.shutdown()
+            self._pool = None
+
+
+def _check(values: FloatArray, start: Shape3) -> None:
+    """Refuse NaN and infinite numbers; a sum shows them, and only an overflowing sum has to be looked at twice."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        total = values.sum(dtype=np.float32)
+    if not np.isfinite(total) and not np.isfinite(values).all():
+        raise EngineFailed(
+            f"the engine's answer for the tile at {start} (z, y, x) holds NaN or infinite numbers; "
+            "run with --precision fp32, or check the compiled model"
+        )
 
 
 class _FoldMean:

@@ -11,8 +11,13 @@ from offline_infer.engines.base import Session
 from offline_infer.pipeline.aggregate import CaseAggregator, RunSettings
 from offline_infer.postprocess import Segmentation, clean_components
 from offline_infer.preprocess import PreparedCase
-from offline_infer.sliding_window import cut_tile
+from offline_infer.sliding_window import Allocate, Mirror, constant_key, cut_tile
 from offline_infer.spec import Spec
+
+FloatArray = npt.NDArray[np.float32]
+
+KEPT_ANSWER_BYTES = 64 * 2**20
+"""A constant tile's answer is kept for later ones if it is no larger than this."""
 
 
 def segment(
@@ -21,33 +26,68 @@ def segment(
     sessions: Sequence[Session],
     settings: RunSettings,
     progress: Callable[[int, int], None] | None = None,
+    *,
+    threads: int | None = None,
+    allocate: Allocate | None = None,
 ) -> Segmentation:
     """Run the network over a prepared case.
+
+    A constant tile (air, padding) is the same input in every mirror and wherever it lies, so its answer is asked for once.
 
     Args:
         prepared: array (c, z, y, x), network order.
         sessions: one per fold.
         progress: called with (tiles done, tiles in all).
+        threads: for the work around the network; 0 or None = all cores.
+        allocate: gives the zeroed memory of the slab in work; default ``numpy.zeros``.
 
     Raises:
         EngineFailed: the engine failed or answered with NaN.
     """
-    aggregator = CaseAggregator(spec, prepared.geometry, settings, len(sessions))
+    aggregator = CaseAggregator(spec, prepared.geometry, settings, len(sessions), threads=threads, allocate=allocate)
     grid = aggregator.grid
     tile = np.empty((spec.input_channels, *grid.patch), np.float32)
     batch = np.empty(spec.input_shape, np.float32)
+    askers = [_Asker(session, batch) for session in sessions]
     for done, start in enumerate(grid, 1):
         cut_tile(prepared.array, grid, start, tile)
-        for fold, session in enumerate(sessions):
+        key = constant_key(tile)
+        for fold, asker in enumerate(askers):
             for mirror in aggregator.mirrors:
-                np.copyto(batch, _mirrored(tile, mirror).reshape(batch.shape))
-                aggregator.add(start, fold, mirror, session.run(batch)[0])
+                aggregator.add(start, fold, mirror, asker.ask(tile, mirror, key))
         if progress is not None:
             progress(done, len(grid))
     result = aggregator.finish()
     return clean_components(result, spec) if settings.postprocess else result
 
 
-def _mirrored(tile: npt.NDArray[np.float32], mirror: tuple[int, ...]) -> npt.NDArray[np.float32]:
-    """A view of the tile (c, z, y, x) flipped along the given axes of (z, y, x)."""
-    return np.flip(tile, tuple(axis + 1 for axis in mirror)) if mirror else tile
+class _Asker:
+    """A session that is not asked again for a constant input whose answer is still at hand."""
+
+    def __init__(self, session: Session, batch: FloatArray) -> None:
+        """
+        Args:
+            batch: the input buffer, used for every call.
+        """
+        self._session = session
+        self._batch = batch
+        self._in_buffer: tuple[tuple[int, ...], FloatArray] | None = None
+        self._kept: tuple[tuple[int, ...], FloatArray] | None = None
+
+    def ask(self, tile: FloatArray, mirror: Mirror, key: tuple[int, ...] | None) -> FloatArray:
+        """The answer (k, *patch) to a tile (c, *patch) given mirrored; valid until the next call.
+
+        Args:
+            key: of a constant tile, see :func:`~offline_infer.sliding_window.constant_key`; else None.
+        """
+        if key is not None:
+            for known in (self._in_buffer, self._kept):
+                if known is not None and known[0] == key:
+                    return known[1]
+        turned = np.flip(tile, tuple(axis + 1 for axis in mirror)) if mirror else tile
+        np.copyto(self._batch, turned.reshape(self._batch.shape))
+        answer = self._session.run(self._batch)[0]
+        self._in_buffer = (key, answer) if key is not None else None
+        if key is not None and answer.nbytes <= KEPT_ANSWER_BYTES:
+            self._kept = (key, answer.copy())
+        return answer
