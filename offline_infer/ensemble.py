@@ -110,6 +110,9 @@ def _average(case: str, folders: Sequence[Path], spec: Spec) -> Segmentation:
             total += array
     assert total is not None
     total /= len(folders)
+    if kind == "softmax":
+        # v1 stores half precision, and NumPy gives the mean of half-precision arrays in half precision.
+        total = total.astype(np.float16).astype(np.float32)
     if total.shape[0] != spec.labels.channels:
         raise GeometryError(f"{case}: {total.shape[0]} probability channels, but the model has {spec.labels.channels}")
     frame, crop = _frame(case, folders[0], spec, kind)

@@ -48,6 +48,8 @@ def prepare(
     spec: Spec,
     previous: npt.NDArray[np.integer] | None = None,
     threads: int = 0,
+    *,
+    consume: bool = False,
 ) -> PreparedCase:
     """Prepare one case.
 
@@ -57,6 +59,7 @@ def prepare(
         spec: the model.
         previous: label map (z, y, x) of the previous stage in the image's own grid; needed by a cascade.
         threads: for resampling; 0 = all cores.
+        consume: the caller gives ``image`` up: its memory may be overwritten and used for the result. Saves a copy.
 
     Raises:
         GeometryError: number of channels or shape of ``previous`` does not fit.
@@ -72,8 +75,10 @@ def prepare(
     mask = nonzero_mask(turned)
     box = bounding_box(mask)
     window = tuple(slice(first, last) for first, last in box)
-    cropped, mask = turned[(slice(None), *window)], mask[window]
-    inside = None if mask.all() else mask
+    cropped = turned[(slice(None), *window)]
+    # The mask is let go as soon as nobody needs it: it is a quarter of the image.
+    whole: npt.NDArray[np.bool_] | None = mask[window] if any(channel.use_mask for channel in spec.channels) else None
+    del mask
 
     spacing: Spacing3 = permute(frame.spacing, order)
     fixed = spec.spacing
@@ -86,18 +91,20 @@ def prepare(
 
     if spec.normalize_after_resampling:
         array = resample_image(cropped, shape, spacing, target, spec.resampling, threads=threads)
-        array = _own(array, cropped)
-        needs_mask = any(channel.use_mask for channel in spec.channels)
-        if inside is not None and needs_mask:
+        array = array if consume and array.flags.c_contiguous else _own(array, cropped)
+        inside = None if whole is None or whole.all() else whole
+        if inside is not None:
             axis = lowres_axis(spacing, target, spec.resampling)
             inside = _resampled_mask(inside, shape, axis, spec)
         for channel, rule in zip(array, spec.channels, strict=True):
             normalize(channel, inside if rule.use_mask else None, rule)
     else:
-        cropped = np.array(cropped, dtype=np.float32, order="C")
+        if not (consume and cropped.flags.c_contiguous and cropped.flags.writeable):
+            cropped = np.array(cropped, dtype=np.float32, order="C")
         for channel, rule in zip(cropped, spec.channels, strict=True):
             # Without a hole the mask is everything, which is what nnU-Net's own mask then says too.
-            normalize(channel, (mask if rule.use_mask else None), rule)
+            normalize(channel, (whole if rule.use_mask else None), rule)
+        whole = None
         array = resample_image(cropped, shape, spacing, target, spec.resampling, threads=threads)
 
     if spec.previous_stage is not None and previous is not None:

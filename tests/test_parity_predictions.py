@@ -153,7 +153,7 @@ def test_float32_sums_agree_with_the_framework(recorded: Recorded, goldens: Path
         settings = RunSettings(tta=recorded.tta, postprocess=recorded.postprocess, accumulate="float32")
         ours = model.predict([goldens / image for image in recorded.images], settings=settings)
         # nnU-Net v2 itself sums in half precision, which decides a handful of voxels; v1 sums as we do.
-        lowest = 0.9995 if model.spec.aggregation.accumulate == "float32" else 0.999
+        lowest = 0.9995 if model.spec.aggregation.accumulate == "float32" else 0.998
     theirs, frame = read_labels(goldens / recorded.answer)
     assert ours.array.shape == frame.shape
     differing = int((ours.array != theirs).sum())

@@ -22,9 +22,9 @@ FUNCTIONS = {
         {"order": 1, "order_z": 0, "force_separate_z": None},
     ),
     "torch_simple": (
-        "resample_torch_simple",
-        {"force_separate_z": None, "memefficient_seg_resampling": False},
-        {"force_separate_z": None, "memefficient_seg_resampling": False},
+        "resample_torch_fornnunet",
+        {"force_separate_z": False, "memefficient_seg_resampling": False},
+        {"force_separate_z": False, "memefficient_seg_resampling": False},
     ),
     "torch_separate_z": (
         "resample_torch_fornnunet",

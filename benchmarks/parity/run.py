@@ -109,57 +109,63 @@ def compare(folder: Path, scenario, engine: str) -> list[dict]:  # type: ignore[
         return [{"scenario": scenario.name, "case": "-", "error": f"{type(error).__name__}: {error}"}]
     rows = []
     with model:
-        found = find_cases(
-            folder / "images", len(model.spec.channels) if scenario.images[0][2] != "rgb" else 1, scenario.file_ending
-        )
-        for case in found.cases:
-            for accumulate in ("float32", "float16"):
-                row = {"scenario": scenario.name, "case": case.case_id, "sums": accumulate}
-                rows.append(row)
-                try:
+        channels = 1 if scenario.images[0][2] == "rgb" else len(model.spec.channels)
+        for case in find_cases(folder / "images", channels, scenario.file_ending).cases:
+            row = {"scenario": scenario.name, "case": case.case_id}
+            rows.append(row)
+            try:
+                theirs, _ = read_labels(folder / "peer" / f"{case.case_id}{scenario.file_ending}", model.spec.reader)
+                _, probabilities = read_npz(folder / "peer" / f"{case.case_id}.npz")
+                row.update(voxels=int(theirs.size), labels=len(np.unique(theirs)))
+                for sums in ("framework", "float32"):
                     settings = RunSettings(
-                        step_size=scenario.step_size, tta=scenario.tta, accumulate=accumulate, save_probabilities=True
+                        scenario.step_size, scenario.tta, sums, save_probabilities=sums == "framework"
                     )
                     ours = model.predict(list(case.channels), settings=settings)
-                    theirs, _ = read_labels(
-                        folder / "peer" / f"{case.case_id}{scenario.file_ending}", model.spec.reader
-                    )
-                    _, probabilities = read_npz(folder / "peer" / f"{case.case_id}.npz")
-                except Exception as error:
-                    row["error"] = f"{type(error).__name__}: {error}"
-                    continue
-                where = ours.array != theirs
-                row.update(voxels=int(theirs.size), labels=len(np.unique(theirs)), differing=int(where.sum()))
-                box = tuple(slice(a, b) for a, b in ours.crop)
-                row["max_probability_difference"] = float(
-                    np.abs(ours.probabilities - probabilities[(slice(None), *box)]).max()
-                )
-                if where.any():
-                    at = probabilities[:, where]
-                    if model.spec.labels.regions_class_order is None:
-                        top = np.sort(at, axis=0)
-                        row["widest_margin"] = float((top[-1] - top[-2]).max())
-                    else:
-                        row["widest_margin"] = float(np.abs(at - 0.5).min(axis=0).max())
+                    where = ours.array != theirs
+                    row[f"differing_{sums}"] = int(where.sum())
+                    row[f"margin_{sums}"] = widest_margin(probabilities, where, model.spec.labels.regions_class_order)
+                    if ours.probabilities is not None:
+                        box = tuple(slice(a, b) for a, b in ours.crop)
+                        apart = np.abs(ours.probabilities - probabilities[(slice(None), *box)])
+                        row["probability_difference"] = float(apart.max())
+            except Exception as error:
+                row["error"] = f"{type(error).__name__}: {error}"
     return rows
 
 
+def widest_margin(probabilities: np.ndarray, where: np.ndarray, regions: object) -> float | None:
+    """How far the peer was from another decision, at worst, where the label maps differ."""
+    if not where.any():
+        return None
+    at = probabilities[:, where]
+    if regions is not None:
+        return float(np.abs(at - 0.5).min(axis=0).max())
+    top = np.sort(at, axis=0)
+    return float((top[-1] - top[-2]).max())
+
+
 def table(rows: list[dict]) -> str:
+    """Markdown, one row a case."""
     lines = [
-        "| scenario | case | sums | voxels | labels seen | differing | agreement | widest margin there | max probability difference |",
-        "|---|---|---|---:|---:|---:|---:|---:|---:|",
+        "| scenario | case | voxels | labels seen | differing | widest margin there | max probability difference "
+        "| differing, float32 sums | widest margin there |",
+        "|---|---|---:|---:|---:|---:|---:|---:|---:|",
     ]
     for row in rows:
         if "error" in row:
-            lines.append(
-                f"| {row['scenario']} | {row['case']} | {row.get('sums', '')} | error: {row['error']} | | | | | |"
-            )
+            lines.append(f"| {row['scenario']} | {row['case']} | error: {row['error']} | | | | | | |")
             continue
-        agreement = 100 * (1 - row["differing"] / row["voxels"])
-        margin = f"{row['widest_margin']:.1e}" if "widest_margin" in row else ""
+        margins = [f"{row[k]:.1e}" if row[k] is not None else "" for k in ("margin_framework", "margin_float32")]
         lines.append(
-            f"| {row['scenario']} | {row['case']} | {row['sums']} | {row['voxels']} | {row['labels']} | {row['differing']} | {agreement:.4f} % | {margin} | {row['max_probability_difference']:.1e} |"
+            f"| {row['scenario']} | {row['case']} | {row['voxels']} | {row['labels']} | {row['differing_framework']} | {margins[0]} "
+            f"| {row['probability_difference']:.1e} | {row['differing_float32']} | {margins[1]} |"
         )
+    good = [row for row in rows if "error" not in row]
+    if good:
+        total = sum(row["voxels"] for row in good)
+        exact, plain = (sum(row[f"differing_{sums}"] for row in good) for sums in ("framework", "float32"))
+        lines.append(f"| **all** | {len(good)} | {total} | | **{exact}** | | | {plain} | |")
     return "\n".join(lines)
 
 

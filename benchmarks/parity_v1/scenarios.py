@@ -395,7 +395,6 @@ NAMED: tuple[Scenario, ...] = (
             f"{ROOT}_LReLU_slope_2en1",
             f"{ROOT}_NoNormalization",
             f"{ROOT}_noDeepSupervision",
-            f"{ROOT}_softDeepSupervision",
             f"{ROOT}_DA5",
             f"{ROOT}_insaneDA",
             f"{ROOT}_3ConvPerStageSameFilters",

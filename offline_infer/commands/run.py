@@ -10,6 +10,7 @@ from offline_infer.commands.common import (
     Subparsers,
     add_engine_options,
     add_run_settings,
+    byte_size,
     command,
     existing,
     open_model,
@@ -52,6 +53,12 @@ def register(commands: Subparsers) -> None:
         help="also write case.npz and case.pkl, as nnU-Net's ensemble command reads them",
     )
     parser.add_argument("--overwrite", action="store_true", help="redo finished cases; they are skipped otherwise")
+    parser.add_argument(
+        "--memory",
+        type=byte_size,
+        metavar="SIZE",
+        help="what the process may take, e.g. 8GiB, default what is free; with less, slower methods are used",
+    )
     parser.add_argument("--part", type=int, default=0, metavar="K", help="do part K of --parts (from 0)")
     parser.add_argument("--parts", type=int, default=1, metavar="N", help="share the cases among N runs")
     parser.add_argument("--previous-predictions", type=Path, metavar="DIR", help="a cascade's first-stage label maps")
@@ -77,6 +84,7 @@ def run_all(options: argparse.Namespace) -> dict[str, Any]:
 def predict(options: argparse.Namespace) -> dict[str, Any]:
     """``offline-infer predict``."""
     from offline_infer.cases import find_cases, select_part
+    from offline_infer.framework_files import write_framework_files
     from offline_infer.pipeline.runner import FolderJob, predict_folder
 
     with open_model(options) as model:
@@ -87,8 +95,10 @@ def predict(options: argparse.Namespace) -> dict[str, Any]:
             output=options.output,
             overwrite=options.overwrite,
             previous_folder=existing(options.previous_predictions) if options.previous_predictions else None,
+            memory=options.memory,
         )
         report = predict_folder(model, job, run_settings(options, options.save_probabilities), sink_for(options))
+    write_framework_files(options.output, model.spec)
     for case in report.cases:
         times = ", ".join(f"{name} {value:.1f} s" for name, value in case.seconds.items())
         say(

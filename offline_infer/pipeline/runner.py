@@ -2,6 +2,8 @@
 
 Three things run at the same time: a thread reads and prepares the next case, the calling thread drives the engine, and a
 thread writes the previous result. No child process is started. Results come in the order of the cases, whatever the timing.
+What a case will take is forecast from its header; where the memory does not suffice, the next case is not read ahead, and
+after that the sums of the slab in work go to a scratch file. The result is the same to the bit.
 """
 
 from __future__ import annotations
@@ -9,7 +11,8 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,15 +23,19 @@ from offline_infer.cases import CaseFiles
 from offline_infer.errors import CaseError, CasesFailed, GeometryError, OfflineInferError
 from offline_infer.events import Event, Sink, silent
 from offline_infer.files import write_json
-from offline_infer.images import Image, read_image, read_labels, write_labels
+from offline_infer.geometry import ImageGeometry
+from offline_infer.images import Image, read_geometry, read_image, read_labels, write_labels
 from offline_infer.model import Model
 from offline_infer.pipeline.aggregate import RunSettings
+from offline_infer.pipeline.forecast import MemoryForecast, Method, Scratch, choose_method, forecast_case, room_left
 from offline_infer.pipeline.streaming import segment
 from offline_infer.postprocess import Segmentation
 from offline_infer.preprocess import PreparedCase, prepare
 from offline_infer.probabilities import probability_files, write_probabilities
 
 MANIFEST = "offline_infer_run.json"
+_LOOKED_AT = 100
+"""Cases whose headers are read before the first one is worked on, for the forecast."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +48,7 @@ class FolderJob:
         output: folder for ``<case><file_ending>``.
         overwrite: redo cases whose result exists.
         previous_folder: for a cascade, a folder with the first stage's label maps, instead of an opened first stage.
+        memory: bytes the process may take; None = what the machine has free.
     """
 
     cases: Sequence[CaseFiles]
@@ -48,11 +56,15 @@ class FolderJob:
     problems: dict[str, str] = field(default_factory=dict)
     overwrite: bool = False
     previous_folder: Path | None = None
+    memory: int | None = None
 
 
 @dataclass
 class CaseReport:
-    """What became of one case; times in seconds."""
+    """What became of one case; times in seconds.
+
+    ``memory``: what was forecast (bytes above the program with its engine opened) and how the case was therefore run.
+    """
 
     case: str
     status: str  # done, skipped, failed
@@ -61,6 +73,7 @@ class CaseReport:
     tiles: int = 0
     shape: tuple[int, ...] = ()
     seconds: dict[str, float] = field(default_factory=dict)
+    memory: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -104,6 +117,7 @@ def predict_folder(model: Model, job: FolderJob, settings: RunSettings, sink: Si
         sink(Event("case-failed", "predict", name, data={"reason": reason}))
     if todo:
         _ = model.sessions  # fail now, not after the first image has been prepared
+    outlook = _Outlook(model, job, settings, todo, sink)
     with ThreadPoolExecutor(1, "prepare") as ahead, ThreadPoolExecutor(1, "write") as behind:
         waiting: Future[_Ready] | None = None
         writing: Future[None] | None = None
@@ -114,9 +128,12 @@ def predict_folder(model: Model, job: FolderJob, settings: RunSettings, sink: Si
             waiting = None
             try:
                 ready = current.result()
-                if index + 1 < len(todo):
+                method = outlook.method(index, ready.prepared)
+                report.memory = outlook.record(index, method)
+                if index + 1 < len(todo) and method.read_ahead:
                     waiting = ahead.submit(_make_ready, model, job, todo[index + 1], settings)
-                segmentation = _infer(model, ready, settings, report, sink)
+                segmentation = _infer(model, job, ready, settings, method, report, sink)
+                ready = ready.emptied()
                 if writing is not None:
                     writing.result()
                 writing = behind.submit(_write, model, job, ready, segmentation, report, sink)
@@ -141,6 +158,76 @@ class _Ready:
     prepared: PreparedCase
     seconds: dict[str, float]
 
+    def emptied(self) -> _Ready:
+        """Without the voxels, which nobody needs once the case is inferred."""
+        nothing = np.empty((0, 0, 0, 0), np.float32)
+        return replace(self, prepared=PreparedCase(nothing, self.prepared.geometry))
+
+
+class _Outlook:
+    """Memory forecasts of the cases to do, and the method that follows from them."""
+
+    def __init__(
+        self, model: Model, job: FolderJob, settings: RunSettings, todo: Sequence[CaseFiles], sink: Sink
+    ) -> None:
+        self._model, self._settings, self._limit = model, settings, job.memory
+        files = {graph.fold: graph.file for graph in model.spec.graphs}
+        self._graphs = sum(_file_size(model.bundle.folder / files[fold]) for fold in model.folds if fold in files)
+        self._todo = todo
+        self._cases: dict[int, MemoryForecast | None] = {}
+        looked_at = [(case, self._at(index)) for index, case in enumerate(todo[:_LOOKED_AT])]
+        known = [(case, outlook) for case, outlook in looked_at if outlook is not None]
+        if known:
+            room = room_left(self._limit)
+            case, largest = max(known, key=lambda pair: pair[1].alone)
+            method = choose_method(largest, largest if len(todo) > 1 else None, room)
+            facts = {"room": room, **asdict(method), **largest.to_json()}
+            sink(Event("forecast", "predict", case.case_id, data=facts))
+
+    def method(self, index: int, prepared: PreparedCase) -> Method:
+        """How to run a case that is prepared, so that its cropped shape is known."""
+        geometry = prepared.geometry
+        with suppress(CaseError):
+            self._cases[index] = self._of(geometry.image, geometry.cropped_shape)
+        forecast = self._at(index)
+        if forecast is None:
+            return Method()
+        following = self._at(index + 1) if index + 1 < len(self._todo) else None
+        # The prepared array is there already and counted in the room that is left.
+        return choose_method(forecast, following, room_left(self._limit) + forecast.prepared)
+
+    def record(self, index: int, method: Method) -> dict[str, Any]:
+        forecast = self._at(index)
+        return {**asdict(method), **(forecast.to_json() if forecast is not None else {})}
+
+    def _at(self, index: int) -> MemoryForecast | None:
+        """The forecast of a case, from its header until it is prepared."""
+        if index not in self._cases:
+            self._cases[index] = None
+            with suppress(CaseError, OSError):  # said, by name, when the case's turn comes
+                frame = read_geometry(self._todo[index].channels, self._model.spec.reader)
+                self._cases[index] = self._of(frame)
+        return self._cases[index]
+
+    def _of(self, frame: ImageGeometry, cropped: Sequence[int] | None = None) -> MemoryForecast:
+        model = self._model
+        return forecast_case(
+            model.spec,
+            frame,
+            self._settings,
+            len(model.folds),
+            graph_bytes=self._graphs,
+            cropped=cropped,
+            threads=model.options.threads,
+        )
+
+
+def _file_size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except OSError:
+        return 0
+
 
 def _make_ready(model: Model, job: FolderJob, case: CaseFiles, settings: RunSettings) -> _Ready:
     """Read and prepare one case (runs in the read-ahead thread)."""
@@ -151,7 +238,7 @@ def _make_ready(model: Model, job: FolderJob, case: CaseFiles, settings: RunSett
     if model.spec.previous_stage is not None:
         previous = _previous_labels(model, job, case, image, settings)
         clock.lap("previous_stage")
-    prepared = prepare(image.array, image.geometry, model.spec, previous, threads=model.options.threads)
+    prepared = prepare(image.array, image.geometry, model.spec, previous, threads=model.options.threads, consume=True)
     clock.lap("prepare")
     # The voxels are not needed any more, only where they were.
     return _Ready(case, Image(np.empty((0, 0, 0, 0), np.float32), image.geometry), prepared, clock.seconds)
@@ -177,7 +264,15 @@ def _previous_labels(
     return model.previous.predict(image, settings=plain).array
 
 
-def _infer(model: Model, ready: _Ready, settings: RunSettings, report: CaseReport, sink: Sink) -> Segmentation:
+def _infer(
+    model: Model,
+    job: FolderJob,
+    ready: _Ready,
+    settings: RunSettings,
+    method: Method,
+    report: CaseReport,
+    sink: Sink,
+) -> Segmentation:
     name = ready.case.case_id
     report.seconds.update(ready.seconds)
     report.shape = ready.prepared.array.shape
@@ -188,7 +283,16 @@ def _infer(model: Model, ready: _Ready, settings: RunSettings, report: CaseRepor
         report.tiles = total
         sink(Event("progress", "predict", name, done, total))
 
-    result = segment(ready.prepared, model.spec, model.sessions, settings, progress)
+    with Scratch(job.output) as allocate:
+        result = segment(
+            ready.prepared,
+            model.spec,
+            model.sessions,
+            settings,
+            progress,
+            threads=model.options.threads,
+            allocate=allocate if method.spill else None,
+        )
     clock.lap("infer")
     report.seconds.update(clock.seconds)
     return result

@@ -86,7 +86,7 @@ class _Asker:
                     return known[1]
         turned = np.flip(tile, tuple(axis + 1 for axis in mirror)) if mirror else tile
         np.copyto(self._batch, turned.reshape(self._batch.shape))
-        answer = self._session.run(self._batch)[0]
+        answer: FloatArray = self._session.run(self._batch)[0]
         self._in_buffer = (key, answer) if key is not None else None
         if key is not None and answer.nbytes <= KEPT_ANSWER_BYTES:
             self._kept = (key, answer.copy())
