@@ -24,8 +24,13 @@ class StandIn(torch.nn.Module):
         super().__init__()
         self.answer = torch.from_numpy(stand_in_answer(classes, patch))
 
+        self.seconds: list[float] = []
+
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.answer
+        start = time.perf_counter()
+        answer = self.answer.clone()  # the predictor weighs it in place; the copy's time is taken off
+        self.seconds.append(time.perf_counter() - start)
+        return answer
 
 
 class Timed(torch.nn.Module):
@@ -77,7 +82,7 @@ def main() -> None:
     )
     stages.lap("read and prepare")
     logits = predictor.predict_sliding_window_return_logits(torch.from_numpy(data))
-    stages.lap("stitch")
+    stages.lap("stitch", without=sum(predictor.network.seconds))
     del data
     labels = convert_predicted_logits_to_segmentation_with_correct_shape(
         logits,

@@ -77,9 +77,10 @@ class Stages:
     def _mark(self) -> None:
         self._wall, self._cpu = time.perf_counter(), time.process_time()
 
-    def lap(self, name: str) -> None:
+    def lap(self, name: str, without: float = 0.0) -> None:
+        """End a stage; ``without``: seconds in it that do not count."""
         self.rows[name] = {
-            "wall_s": round(time.perf_counter() - self._wall, 4),
+            "wall_s": round(time.perf_counter() - self._wall - without, 4),
             "cpu_s": round(time.process_time() - self._cpu, 4),
             "peak_rss": peak_rss(),
         }
