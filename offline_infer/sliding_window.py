@@ -45,7 +45,8 @@ def tile_starts(size: int, patch: int, step_size: float) -> tuple[int, ...]:
     return tuple(round(step * i) for i in range(count))
 
 
-_COUNTED_AT_ONCE = 128 * 1024
+_COUNTED_AT_ONCE = 64 * 1024
+"""Voxels of the count that are added at once."""
 
 
 @dataclass(frozen=True)
@@ -262,14 +263,7 @@ class RollingAccumulator:
                 total = self._buffer("total", part[planes].shape)
                 half_to_single(target[ring], total)
                 np.add(total, part[planes], out=total)
-                try:
-                    with np.errstate(over="raise"):
-                        np.copyto(target[ring], total, casting="same_kind")
-                except FloatingPointError as error:
-                    raise EngineFailed(
-                        "the network's answers are so large that their sum does not fit half precision; "
-                        "run with --accumulate float32"
-                    ) from error
+                single_to_half(total, target[ring], self._buffer("bits", (3, *total.shape)))
             else:
                 target[ring] += part[planes]
 
@@ -279,6 +273,17 @@ class RollingAccumulator:
 
     def _columns(self, start: Shape3) -> tuple[slice, slice]:
         return slice(start[1], start[1] + self._grid.patch[1]), slice(start[2], start[2] + self._grid.patch[2])
+
+    def _divide(self, total: npt.NDArray[Any], count: npt.NDArray[Any]) -> None:
+        """Divide a plane of sums by its counts; NumPy, too, divides halves in float32 and rounds once."""
+        if not self._half:
+            np.divide(total, count, out=total)
+            return
+        quotient, divisor = self._buffer("total", (2, *total.shape))
+        half_to_single(total, quotient)
+        half_to_single(count, divisor)
+        np.divide(quotient, divisor, out=quotient)
+        single_to_half(quotient, total, self._buffer("bits", (3, *total.shape)))
 
     def _buffer(self, name: str, shape: tuple[int, ...]) -> npt.NDArray[np.float32]:
         """This thread's memory for a result: fresh memory for every part would cost more than the arithmetic."""
@@ -298,8 +303,8 @@ class RollingAccumulator:
         for ring, _ in self._pieces(first, last):
 
             def normalise(channel: int, planes: slice = ring) -> None:
-                total = self._sum[channel, planes]
-                np.divide(total, self._count[planes], out=total)
+                for total, count in zip(self._sum[channel, planes], self._count[planes], strict=True):
+                    self._divide(total, count)
 
             self._each(normalise, channels)
             self._emit(self._sum[:, ring, y, x])
@@ -341,6 +346,43 @@ def half_to_single(values: npt.NDArray[np.float16], out: npt.NDArray[np.float32]
     np.left_shift(bits, 13, out=bits)
     np.bitwise_and(bits, np.int32(-0x70002000), out=bits)  # sign, five bits of exponent, ten of mantissa
     np.multiply(out, _LIFT, out=out)
+
+
+def single_to_half(
+    values: npt.NDArray[np.float32],
+    out: npt.NDArray[np.float16],
+    scratch: npt.NDArray[np.float32],
+) -> None:
+    """Round to half precision, ties to even, as NumPy's cast does in five times the time.
+
+    Args:
+        values: spent afterwards.
+        scratch: memory for three arrays of the shape of ``values``.
+
+    Raises:
+        EngineFailed: a value does not fit half precision, or is not a number.
+    """
+    magnitude, (normal, tie, negative) = values.view(np.uint32), scratch.view(np.uint32)
+    np.right_shift(magnitude, 16, out=negative)
+    np.bitwise_and(negative, 0x8000, out=negative)
+    np.bitwise_and(magnitude, 0x7FFFFFFF, out=magnitude)
+    if magnitude.max(initial=0) >= 0x477FF000:  # 65520, which would round to infinity
+        raise EngineFailed(
+            "the network's answers are so large that their sum does not fit half precision; run with --accumulate float32"
+        )
+    # Normal numbers: re-biased exponent, mantissa cut to ten bits after adding what rounds ties to even.
+    np.maximum(magnitude, 0x38800000, out=normal)  # 2**-14
+    np.right_shift(normal, 13, out=tie)
+    np.bitwise_and(tie, 1, out=tie)
+    np.add(normal, tie, out=normal)
+    np.subtract(normal, (112 << 23) - 0xFFF, out=normal)
+    np.right_shift(normal, 13, out=normal)
+    # Subnormal ones: next to 0.5, float32 has the spacing 2**-24 that they have. For normal numbers this is never the smaller.
+    np.add(values, np.float32(0.5), out=values)
+    np.subtract(magnitude, 0x3F000000, out=magnitude)
+    np.minimum(normal, magnitude, out=normal)
+    np.bitwise_or(normal, negative, out=normal)
+    np.copyto(out.view(np.uint16), normal, casting="unsafe")
 
 
 def one_after_the_other(work: Callable[[int], None], items: Iterable[int]) -> None:

@@ -34,8 +34,8 @@ FloatArray = npt.NDArray[np.float32]
 
 __all__ = ["CaseAggregator", "RunSettings", "case_grid", "case_mirrors"]
 
-_PART = 128 * 1024
-"""Voxels handled at once: half a megabyte of float32, which the second-level cache holds."""
+_PART = 64 * 1024
+"""Voxels handled at once: a quarter of a megabyte of float32, a few of which the second-level cache holds."""
 _WORTH_SHARING = 256 * 1024
 """Answers of fewer numbers are not shared among threads."""
 
