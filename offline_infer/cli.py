@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from typing import Any, NoReturn
 
 from offline_infer import __version__
-from offline_infer.commands import data, model, proof, run, stages
+from offline_infer.commands import bench, data, model, proof, run, stages
 from offline_infer.errors import CasesFailed, OfflineInferError
 
 
@@ -39,7 +39,7 @@ def build_parser() -> Parser:
     )
     parser.add_argument("--version", action="version", version=f"offline-infer {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=Parser)
-    for module in (model, run, stages, proof, data):
+    for module in (model, run, stages, bench, proof, data):
         module.register(commands)
     for command in commands.choices.values():
         shared = command.add_argument_group("output")

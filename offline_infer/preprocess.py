@@ -130,9 +130,13 @@ def _resampled_mask(
 ) -> npt.NDArray[np.bool_]:
     """The non-zero mask on the network's grid, as nnU-Net v1 resamples it: a label map of 0 (inside) and -1.
 
-    Order 1 in plane, nearest along a low-resolution axis; inside wins ties and whatever rounding leaves undecided.
+    Order 1 in plane, nearest along a low-resolution axis; inside wins ties and whatever rounding leaves undecided. Of the
+    framework's preprocessors, the one that interpolates the image along such an axis interpolates the mask too (order
+    1), and the one that never treats an axis apart uses the image's order.
     """
-    rule = spec.resampling.model_copy(update={"order": 1, "order_z": 0})
+    image = spec.resampling
+    order = image.order if image.force_separate_z is False else 1
+    rule = image.model_copy(update={"order": order, "order_z": min(image.order_z, 1)})
     labels = inside.view(np.int8) - np.int8(1)
     mask: npt.NDArray[np.bool_] = resample_labels(labels, shape, axis, rule, ties="higher_label") == 0
     return mask

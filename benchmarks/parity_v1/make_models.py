@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import shutil
 import sys
 from collections import OrderedDict
 from pathlib import Path
@@ -26,14 +27,16 @@ def main(root: Path, names: list[str]) -> None:
     for name in names:
         scenario = find(name)
         folder = root / name
-        if not (folder / "done").exists():
+        done = folder / "done"
+        if not done.exists() or done.read_text() != repr(scenario):
+            shutil.rmtree(folder, ignore_errors=True)
             print("making", name, flush=True)
             write_images(folder / "images", scenario)
             if scenario.cascade:
                 first = {"trainer": "nnUNetTrainerV2", "cascade": False, "use_lowres": True}
                 write_model(folder, scenario.__class__(**{**vars(scenario), **first}), seed=1)
             write_model(folder, scenario, seed=0)
-            (folder / "done").write_text("")
+            done.write_text(repr(scenario))
 
 
 def find(name: str) -> Scenario:
@@ -113,6 +116,10 @@ def write_model(folder: Path, scenario: Scenario, seed: int) -> None:
         shake(torch, trainer.network)
         path = Path(trainer.output_folder) / f"{scenario.checkpoint}.model"
         trainer.save_checkpoint(str(path), save_optimizer=trainer.optimizer is not None)
+        if scenario.data_parallel:
+            content = torch.load(path)
+            content["state_dict"] = OrderedDict((f"module.{k}", v) for k, v in content["state_dict"].items())
+            torch.save(content, path)
 
 
 def accept_new_torch(torch: Any) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 import sys
 import time
 import traceback
@@ -11,18 +12,27 @@ from pathlib import Path
 from make_models import accept_new_torch, find, model_folder
 from scenarios import Scenario
 
+JOBS = min(4, len(os.sched_getaffinity(0)))
+
 
 def main(root: Path, names: list[str]) -> None:
     import nnunet.inference.predict  # noqa: F401  (imported once, before the forks)
 
+    # The trainers change module-level dictionaries, so every scenario gets a process of its own. Daemons, as a pool's
+    # workers are, could not start the predictor's processes.
+    context = multiprocessing.get_context("fork")
+    running: list[multiprocessing.process.BaseProcess] = []
     for name in names:
         folder = root / name
         if (folder / "peer_done").exists():
             continue
+        while len(running) >= JOBS:
+            running[0].join(0.05)
+            running = [child for child in running if child.is_alive()]
         print("predicting", name, flush=True)
-        # The trainers change module-level dictionaries: a process of its own for every scenario.
-        child = multiprocessing.get_context("fork").Process(target=predict, args=(folder, find(name)))
-        child.start()
+        running.append(context.Process(target=predict, args=(folder, find(name))))
+        running[-1].start()
+    for child in running:
         child.join()
 
 

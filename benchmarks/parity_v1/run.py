@@ -164,6 +164,11 @@ def compare_case(model: Model, channels: list[Path], stem: Path, scenario: Scena
         channels, settings=RunSettings(step_size=scenario.step_size, tta=scenario.tta, save_probabilities=True)
     )
     theirs, _ = read_labels(stem.with_name(stem.name + ".nii.gz"), model.spec.reader)
+    different = headers_differ(
+        ours.save(stem.with_name(stem.name + "_ours.nii.gz")), stem.with_name(stem.name + ".nii.gz")
+    )
+    if different:
+        return {"error": f"the files' headers differ in {different}"}
     _, half = read_npz(stem.with_name(stem.name + ".npz"))
     mine = kept.probabilities
     assert mine is not None
@@ -187,6 +192,19 @@ def compare_case(model: Model, channels: list[Path], stem: Path, scenario: Scena
             margin = np.abs(at - 0.5).min(axis=0)
         row["widest_margin"] = float(margin.max(initial=0))
     return row
+
+
+def headers_differ(ours: Path, theirs: Path) -> str:
+    """What another program would see differently of two label maps beside their voxels; empty for nothing."""
+    import SimpleITK as sitk
+
+    images = [sitk.ReadImage(str(path)) for path in (ours, theirs)]
+    found = []
+    for name in ("GetSize", "GetPixelIDTypeAsString", "GetSpacing", "GetOrigin", "GetDirection"):
+        a, b = (getattr(image, name)() for image in images)
+        if a != b and (isinstance(a, str) or not np.allclose(a, b, rtol=0, atol=1e-6)):
+            found.append(f"{name.removeprefix('Get')} ({a}, {b})")
+    return ", ".join(found)
 
 
 def agrees(row: dict[str, Any]) -> bool:

@@ -45,6 +45,7 @@ class Scenario:
         folds: what is trained; ``asked`` is what is predicted with (None: as found).
         postprocessing: content of postprocessing.json.
         plans: entries that replace the usual ones; an entry of None is removed.
+        data_parallel: parameter names start with ``module.``, as multi-GPU trainers store them.
     """
 
     name: str
@@ -61,8 +62,8 @@ class Scenario:
     pools: tuple[tuple[int, ...], ...] = ((2, 2, 2), (2, 2, 2))
     kernels: tuple[tuple[int, ...], ...] = ((3, 3, 3), (3, 3, 3), (3, 3, 3))
     images: tuple[Picture, ...] = (
-        Picture((22, 50, 44), (3.0, 1.7, 1.7)),
-        Picture((24, 40, 42), (2.2, 1.3, 1.9), "full", oblique=True),
+        Picture((20, 48, 40), (3.0, 1.7, 1.7)),
+        Picture((22, 34, 38), (2.2, 1.3, 1.6), "full", oblique=True),
     )
     folds: tuple[str, ...] = ("0",)
     asked: tuple[str, ...] | None = ("0",)
@@ -71,6 +72,7 @@ class Scenario:
     step_size: float = 0.5
     postprocessing: dict[str, Any] | None = None
     plans: tuple[tuple[str, Any], ...] = ()
+    data_parallel: bool = False
 
     @property
     def dims(self) -> int:
@@ -99,6 +101,7 @@ MR = (("nonCT", True),)
 BALL = Picture((22, 50, 44), (3.0, 1.7, 1.7), "ball")
 STEPS = Picture((24, 40, 40), (2.0, 1.0, 1.0), "steps")
 THICK = Picture((12, 46, 42), (6.0, 1.3, 1.3), "ball")
+SMALL = Picture((18, 36, 40), (3.0, 1.7, 1.7))
 ROOT = "nnUNetTrainerV2"
 
 
@@ -194,6 +197,9 @@ NAMED: tuple[Scenario, ...] = (
     Scenario("ct-mask", channels=(("CT", True),), images=(BALL,)),
     Scenario("ct2", channels=(("CT2", False),)),
     Scenario("ct2-mask-and-nonorm", channels=(("CT2", True), ("noNorm", False), ("noNorm", True)), images=(BALL,)),
+    Scenario(
+        "mr-no-figures", channels=MR, plans=(("dataset_properties", {"intensityproperties": None}),), images=(SMALL,)
+    ),
     Scenario("unknown-scheme", channels=(("MRI T1", True),), images=(BALL,)),
     *transposed((1, 0, 2)),
     *transposed((2, 0, 1)),
@@ -251,6 +257,7 @@ NAMED: tuple[Scenario, ...] = (
     Scenario("fold-all", folds=("all",), asked=("all",)),
     Scenario("fold-1-only", folds=("0", "1"), asked=("1",)),
     Scenario("model-best", checkpoint="model_best"),
+    Scenario("data-parallel", data_parallel=True, images=(SMALL,)),
     Scenario(
         "regions", trainer=f"{ROOT}BraTSRegions", classes=3, channels=(("nonCT", True),) * 2, images=(BALL, THICK)
     ),
@@ -266,19 +273,24 @@ NAMED: tuple[Scenario, ...] = (
     Scenario("postprocessing-all-classes", postprocessing={"for_which_classes": None}),
     Scenario(
         "postprocessing-joint",
-        postprocessing={"for_which_classes": [[1, 2], 2], "min_valid_object_sizes": "None"},
+        classes=4,
+        postprocessing={"for_which_classes": [[1, 2], 2, [3, 4]], "min_valid_object_sizes": "None"},
         images=(BALL, THICK),
     ),
     Scenario(
         "postprocessing-sizes",
-        postprocessing={"for_which_classes": [1, [1, 2]], "min_valid_object_sizes": "{1: 60.0, (1, 2): 400}"},
+        classes=4,
+        postprocessing={
+            "for_which_classes": [1, [1, 2], 3, [3, 4]],
+            "min_valid_object_sizes": "{1: 100.0, (1, 2): 45, 3: 60.0, (3, 4): 300.0}",
+        },
         images=(BALL, THICK),
     ),
     Scenario(
         "postprocessing-regions",
         trainer=f"{ROOT}BraTSRegions",
         classes=3,
-        postprocessing={"for_which_classes": [[1, 2, 3], 3]},
+        postprocessing={"for_which_classes": [[1, 2], 3]},
     ),
     Scenario("postprocessing-nothing", postprocessing={"for_which_classes": []}),
     Scenario(
@@ -380,7 +392,7 @@ NAMED: tuple[Scenario, ...] = (
         **FLAT,
     ),
     *(
-        Scenario(f"trainer-{name}", trainer=name)
+        Scenario(f"trainer-{name}", trainer=name, images=(SMALL,))
         for name in (
             "nnUNetTrainer",
             "nnUNetTrainerNoDA",
@@ -425,9 +437,9 @@ def random_scenario(seed: int) -> Scenario:
     for pool in pools:
         total = [have * factor for have, factor in zip(total, pool, strict=True)]
     wanted = [draw.randint(7, 20), draw.randint(18, 36), draw.randint(18, 36)][3 - dims :]
-    # At least two voxels an axis are left in the deepest stage: normalising one voxel is an error in training mode only.
-    patch = tuple(max(-(-size // factor), 2) * factor for size, factor in zip(wanted, total, strict=True))
+    patch = tuple(-(-size // factor) * factor for size, factor in zip(wanted, total, strict=True))
     regions = draw.random() < 0.15
+    cascade = dims == 3 and not regions and draw.random() < 0.25
     target = [draw.choice((0.9, 2.0, 5.0, 6.5)), draw.uniform(0.9, 2.5), draw.uniform(0.9, 2.5)]
     if draw.random() < 0.3:
         draw.shuffle(target)
@@ -440,18 +452,25 @@ def random_scenario(seed: int) -> Scenario:
         )
         for _ in range(2)
     )
-    channels = tuple(
-        (draw.choice(("CT", "CT2", "nonCT", "nonCT", "noNorm")), draw.random() < 0.5) for _ in range(draw.randint(1, 3))
-    )
+    schemes = ("CT", "CT2", "nonCT", "nonCT", "noNorm")
+    channels = tuple((draw.choice(schemes), draw.random() < 0.5) for _ in range(draw.randint(1, 3)))
+    classes = 3 if regions else draw.randint(1, 5)
+    cleaned = [draw.randint(1, classes), list(range(1, classes + 1))]
+    sizes = {
+        "for_which_classes": cleaned,
+        "min_valid_object_sizes": f"{{{cleaned[0]}: 80.0, {tuple(cleaned[1])}: 250}}",
+    }
     folds = ("0", "1") if draw.random() < 0.2 else ("0",)
     return Scenario(
         f"random-{seed}",
-        trainer=f"{ROOT}BraTSRegions" if regions else ROOT,
+        trainer=f"{ROOT}BraTSRegions" if regions else f"{ROOT}CascadeFullRes" if cascade else ROOT,
+        cascade=cascade,
+        lowres_spacing=(target[0] * 1.6, target[1] * 1.6, target[2] * 1.6) if cascade else None,
         patch=patch,
         spacing=(target[0], target[1], target[2]),
         transpose=draw.choice(((0, 1, 2), (2, 0, 1), (1, 0, 2), (2, 1, 0), (0, 2, 1), (1, 2, 0))),
         channels=channels,
-        classes=3 if regions else draw.randint(1, 5),
+        classes=classes,
         pools=pools,
         kernels=kernels,
         images=images,
@@ -459,4 +478,5 @@ def random_scenario(seed: int) -> Scenario:
         asked=folds,
         step_size=draw.choice((0.5, 0.5, 0.5, 0.75, 0.4)),
         tta=draw.random() < 0.7,
+        postprocessing=draw.choice(({"for_which_classes": cleaned}, sizes, None, None, None)),
     )

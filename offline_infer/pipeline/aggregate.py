@@ -161,6 +161,8 @@ class CaseAggregator:
         for accumulator in self._accumulators:
             accumulator.finish()
         self._team.close()
+        # The sums are not needed any more; the label map takes their place.
+        self._accumulators, self._tile_sum = [], None
         return self._finisher.finish()
 
     def _activated(self, values: FloatArray) -> FloatArray:

@@ -29,7 +29,9 @@ _FLOAT = 4
 _RESAMPLING_PLANES = 64
 """Planes in flight while an image is resampled (input blocks, ring, output blocks)."""
 _SURFACE_BYTES = 48
-"""Per voxel of a fine plane and per thread, while labels are decided."""
+"""Per voxel of a fine plane, candidate class and thread, while labels are decided; more classes than a few seldom meet."""
+_KEPT_BY_MALLOC = 16 * 2**20
+"""Per thread: small temporaries that the allocator keeps for the next ones."""
 _ENGINE_CHANNELS = 128
 """Full-size feature maps an engine holds at once in a U-Net of 32 features: 64 at a skip connection and as many in work."""
 
@@ -138,7 +140,7 @@ def forecast_case(
     label_bytes = label_dtype(spec.labels).itemsize
     labels = fine * label_bytes
     plane, fine_plane = coarse // shape[0], fine // inner[0]
-    seam = 2 * classes * plane * dtype.itemsize + workers * fine_plane * _SURFACE_BYTES * min(classes, 4)
+    seam = 2 * classes * plane * dtype.itemsize + workers * fine_plane * _SURFACE_BYTES * min(classes, 6)
     if dtype == np.float16 and folds > 1:
         slab += folds * classes * plane * grid.patch[0] // 2 * dtype.itemsize  # slabs waiting for the other folds
     probabilities = classes * fine * _FLOAT if settings.save_probabilities else 0
@@ -146,8 +148,9 @@ def forecast_case(
         seam += 2 * 64 * 2**20
     if spec.export.resampling.order > 1:  # a spline of order 2 and more reaches through the whole map
         seam += 2 * classes * coarse * dtype.itemsize + classes * fine * dtype.itemsize
+    seam += workers * _KEPT_BY_MALLOC
     infer = prepared + slab + counts + tiles + labels + seam + probabilities
-    finish = prepared + labels + whole * label_bytes + 2 * probabilities
+    finish = prepared + seam + labels + whole * label_bytes + 2 * probabilities
     if engine is None:
         engine = folds * (_ENGINE_CHANNELS + classes) * patch * _FLOAT + 2 * graph_bytes
     return MemoryForecast(
@@ -250,13 +253,14 @@ class Scratch:
 
     def allocate(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> npt.NDArray[Any]:
         """A zeroed array in a file; in memory where the disk has no room either."""
-        need = math.prod(shape) * dtype.itemsize
-        space = os.statvfs(self._folder)
-        if space.f_bavail * space.f_frsize < need + 2**28:
-            return np.zeros(shape, dtype)
         file = tempfile.TemporaryFile(dir=self._folder)  # noqa: SIM115 - closed with the others
         self._files.append(file)
-        return np.memmap(file, dtype=dtype, mode="w+", shape=shape)
+        try:
+            # All of it now: a page that finds no disk when it is written would end the process.
+            os.posix_fallocate(file.fileno(), 0, math.prod(shape) * dtype.itemsize)
+        except OSError:
+            return np.zeros(shape, dtype)
+        return np.memmap(file, dtype=dtype, mode="r+", shape=shape)
 
     def __enter__(self) -> Callable[[tuple[int, ...], np.dtype[Any]], npt.NDArray[Any]]:
         return self.allocate

@@ -1,0 +1,339 @@
+"""One command: nnU-Net v2's own predictor and this package side by side; raw values as JSON, tables and curves as docs.
+
+Engine-only figures (one tile, nothing around it) and whole-case figures (by stage) are never put in one column. Every
+measurement runs in a fresh process; the two sides alternate, so that a busy machine troubles both.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import time
+import venv
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parents[1]
+sys.path.insert(0, str(HERE))
+sys.path.insert(0, str(HERE.parent / "parity"))
+
+from machine import machine_facts, versions_of  # noqa: E402
+from networks import CT_SPACING, FULL, PATCH, gflop, unetplusplus  # noqa: E402
+from shared import REPORT, spread, synthetic_ct  # noqa: E402
+
+PARTS = ("resampling", "tiles", "stages", "growth", "network")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
+    parser.add_argument("--work", type=Path, default=HERE.parent / ".work" / "speed")
+    parser.add_argument("--peer-python", type=Path, help="python of an environment that has nnunetv2")
+    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS), help="default all")
+    parser.add_argument("--rounds", type=int, default=2, help="how often the two sides alternate")
+    parser.add_argument("--tiles", type=int, default=2, help="measured tiles per round and engine")
+    parser.add_argument(
+        "--slices", type=int, nargs="+", default=[40, 80, 160], help="of the 512x512 CTs with 3 classes"
+    )
+    parser.add_argument("--classes", type=int, nargs="+", default=[3, 16, 48, 118], help="on a 512x512x64 CT")
+    parser.add_argument(
+        "--case", type=int, nargs=3, default=[128, 128, 160], metavar=("Z", "Y", "X"), help="real network"
+    )
+    parser.add_argument("--no-tta-run", action="store_true", help="leave out the whole case with mirroring")
+    parser.add_argument("--no-docs", action="store_true", help="write the JSON only")
+    parser.add_argument("--json", type=Path, default=HERE / "results.json")
+    options = parser.parse_args()
+    bench = Bench(options)
+    started = time.perf_counter()
+    results: dict[str, Any] = json.loads(options.json.read_text()) if options.json.exists() else {}
+    results |= {
+        "machine": machine_facts(options.threads),
+        "versions": versions_of(Path(sys.executable)),
+        "peer_versions": versions_of(bench.peer),
+        "date": time.strftime("%Y-%m-%d"),
+        "command": " ".join(["python", "benchmarks/speed/run.py", *sys.argv[1:]]),
+    }
+    results["peak_gflops"] = bench.script("tile.py", {"engine": "peak", "threads": options.threads})
+    for part in options.parts:
+        results[part] = getattr(bench, part)()
+        results["seconds"] = round(time.perf_counter() - started)
+        options.json.write_text(json.dumps(results, indent=1))
+    if not options.no_docs:
+        from render import write_docs
+
+        write_docs(results, ROOT / "docs")
+
+
+class Bench:
+    """Runs the scripts beside this file, ours and the peer's."""
+
+    def __init__(self, options: argparse.Namespace) -> None:
+        self.options, self.work = options, options.work.resolve()
+        self.work.mkdir(parents=True, exist_ok=True)
+        if options.peer_python is None:
+            options.peer_python = peer_environment(HERE.parent / ".envs" / "nnunetv2")
+        self.peer = Path(os.path.abspath(options.peer_python))  # not resolved: that would leave the environment
+
+    def script(self, name: str, job: dict[str, Any], python: Path | None = None) -> dict[str, Any]:
+        """Run a script in a fresh process; its result, or what went wrong."""
+        threads = str(self.options.threads)
+        environment = {
+            **os.environ,
+            "PYTHONPATH": str(HERE),
+            "OMP_NUM_THREADS": threads,
+            "OPENBLAS_NUM_THREADS": threads,
+            "MKL_NUM_THREADS": threads,
+        }
+        load = os.getloadavg()[0]
+        done = subprocess.run(
+            [python or sys.executable, HERE / name, json.dumps(job)],
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        lines = [line for line in done.stdout.splitlines() if line.startswith(REPORT)]
+        label = job.get("engine", "peer")
+        if not lines:
+            reason = (done.stderr.strip().splitlines() or ["no output"])[-1]
+            print(f"  {name} {label}: failed: {reason}", flush=True)
+            return {"failed": reason[:300]}
+        result: dict[str, Any] = json.loads(lines[-1][len(REPORT) :])
+        result["load_before"] = round(load, 1)
+        print(f"  {name} {label} {job.get('precision', '')}: done", flush=True)
+        return result
+
+    def model(self, classes: int, spacing: tuple[float, ...], features: tuple[int, ...]) -> tuple[Path, Path]:
+        """Checkpoint folder and bundle."""
+        name = f"model_{classes}_{features[0]}_{spacing[0]:g}"
+        folder, bundle = self.work / name, self.work / f"{name}_bundle"
+        if not bundle.exists():
+            item = {"folder": str(folder), "classes": classes, "spacing": spacing, "features": features}
+            subprocess.run(
+                [self.peer, HERE / "networks.py", json.dumps([item])],
+                env={**os.environ, "PYTHONPATH": str(HERE)},
+                check=True,
+                stdout=subprocess.DEVNULL,
+            )
+            from offline_infer.export import export_bundle
+
+            export_bundle(folder, bundle, verify=False, overwrite=True)
+        return folder, bundle
+
+    def image(self, shape: tuple[int, int, int], spacing: tuple[float, float, float]) -> Path:
+        path = self.work / ("ct_" + "x".join(map(str, shape)) + f"_{spacing[0]:g}_0000.nii.gz")
+        if not path.exists():
+            import SimpleITK as sitk
+
+            image = sitk.GetImageFromArray(synthetic_ct(shape))
+            image.SetSpacing(spacing[::-1])
+            sitk.WriteImage(image, str(path), True, 1)
+        return path
+
+    def plusplus(self) -> Path:
+        """A bundle of the full-scale UNet++ for CT, three classes."""
+        bundle = self.work / "unetplusplus_bundle"
+        if not bundle.exists():
+            from offline_infer.bundle import Bundle
+            from offline_infer.export import export_network
+
+            spec = Bundle.load(self.model(3, CT_SPACING, FULL)[1]).spec
+            export_network(spec, lambda fold: unetplusplus(3), bundle, verify=False)
+        return bundle
+
+    def resampling(self) -> dict[str, Any]:
+        """Order 3, against skimage."""
+        print("resampling")
+        jobs = (
+            {"shape": (80, 160, 160), "target": (120, 128, 128)},
+            {"shape": (160, 512, 512), "target": (240, 520, 520)},
+        )
+        return {
+            "x".join(map(str, job["shape"])): self.script(
+                "resampling.py", {**job, "threads": self.options.threads, "repeats": 3 if job["shape"][0] < 100 else 1}
+            )
+            for job in jobs
+        }
+
+    def tiles(self) -> dict[str, Any]:
+        """Engine only: one tile of the two full-size networks."""
+        print("tiles")
+        from offline_infer.checkpoints import read_checkpoint
+        from offline_infer.networks import build
+
+        model, bundle = self.model(3, CT_SPACING, FULL)
+        networks = {
+            "PlainConvUNet": {"network": "checkpoint", "model": str(model), "bundle": str(bundle)},
+            "UNet++": {"network": "unetplusplus", "bundle": str(self.plusplus())},
+        }
+        found: dict[str, Any] = {
+            "PlainConvUNet": {"gflop": gflop(build(read_checkpoint(model).network))},
+            "UNet++": {"gflop": gflop(unetplusplus(3))},
+        }
+        engines = [
+            ("torch", "fp32"),
+            ("torch", "bf16"),
+            ("openvino", "fp32"),
+            ("openvino", "bf16"),
+            ("onnxruntime", "fp32"),
+        ]
+        for name, job in networks.items():
+            runs: dict[str, list[dict[str, Any]]] = {f"{engine} {precision}": [] for engine, precision in engines}
+            for number in range(self.options.rounds):
+                for engine, precision in engines:
+                    if engine == "onnxruntime" and number:
+                        continue  # known to be the slowest; once is enough
+                    facts = {
+                        **job,
+                        "engine": engine,
+                        "precision": precision,
+                        "threads": self.options.threads,
+                        "classes": 3,
+                        "patch": PATCH,
+                        "repeats": self.options.tiles if name == "PlainConvUNet" else 1,
+                        "answer": str(self.work / f"answer_{name}_{engine}_{precision}.npy"),
+                    }
+                    runs[f"{engine} {precision}"].append(self.script("tile.py", facts))
+            found[name]["engines"] = {key: _tile_summary(rows) for key, rows in runs.items()}
+            found[name]["raw"] = runs
+            _compare_answers(self.work, name, found[name]["engines"])
+        return found
+
+    def _pair(self, image: Path, model: Path, bundle: Path, classes: int, tta: bool) -> dict[str, Any]:
+        """One case with a stand-in for the network, through both sides."""
+        job = {
+            "image": str(image),
+            "model": str(model),
+            "bundle": str(bundle),
+            "classes": classes,
+            "tta": tta,
+            "threads": self.options.threads,
+            "stand_in": True,
+            "engine": "stand-in",
+        }
+        ours32 = self.script("our_case.py", {**job, "accumulate": "float32", "output": str(self.work / "ours32")})
+        ours = self.script("our_case.py", {**job, "output": str(self.work / "ours")})
+        peer = self.script("peer_case.py", {**job, "engine": "peer", "output": str(self.work / "peer")}, self.peer)
+        same = _agreement(self.work / "ours" / "case.nii.gz", self.work / "peer.nii.gz")
+        return {"ours": ours, "ours_float32": ours32, "peer": peer, "labels": same}
+
+    def stages(self) -> dict[str, Any]:
+        """Around the network: with mirroring, 3 classes."""
+        print("stages")
+        image = self.image((64, 512, 512), (2.0, 0.78, 0.78))
+        return {"512x512x64, 3 classes, mirroring": self._pair(image, *self.model(3, CT_SPACING, (2, 2)), 3, True)}
+
+    def growth(self) -> dict[str, Any]:
+        """Around the network: against volume size and number of classes, without mirroring."""
+        print("growth")
+        found: dict[str, Any] = {"slices": {}, "classes": {}}
+        for count in self.options.slices:
+            image = self.image((count, 512, 512), (1.5, 0.78, 0.78))
+            found["slices"][count] = self._pair(image, *self.model(3, CT_SPACING, (2, 2)), 3, False)
+        for classes in self.options.classes:
+            image = self.image((64, 512, 512), (3.0, 0.78, 0.78))
+            found["classes"][classes] = self._pair(image, *self.model(classes, (1.5, 1.5, 1.5), (2, 2)), classes, False)
+        return found
+
+    def network(self) -> dict[str, Any]:
+        """Whole case with the real networks."""
+        print("network")
+        model, bundle = self.model(3, CT_SPACING, FULL)
+        z, y, x = self.options.case
+        image = self.image((z, y, x), CT_SPACING)
+        found: dict[str, Any] = {"shape": self.options.case}
+        job = {
+            "image": str(image),
+            "model": str(model),
+            "threads": self.options.threads,
+            "stand_in": False,
+            "classes": 3,
+        }
+        for tta in (False,) if self.options.no_tta_run else (False, True):
+            name = "PlainConvUNet, mirroring" if tta else "PlainConvUNet"
+            found[name] = self._real({**job, "bundle": str(bundle), "tta": tta}, self.peer)
+        found["UNet++"] = self._real({**job, "bundle": str(self.plusplus()), "tta": False}, None)
+        return found
+
+    def _real(self, job: dict[str, Any], peer: Path | None) -> dict[str, Any]:
+        """Peer, ours in float32, ours in bfloat16. Without a peer's environment, the torch module takes its place."""
+        rows: dict[str, Any] = {}
+        cache = str(self.work / "cache")
+        for precision in ("fp32", "bf16"):
+            job_here = {**job, "engine": "openvino", "precision": precision, "cache": cache}
+            rows[precision] = self.script("our_case.py", {**job_here, "output": str(self.work / f"real_{precision}")})
+        if peer is not None:
+            rows["peer"] = self.script("peer_case.py", {**job, "output": str(self.work / "real_peer")}, peer)
+            answer = self.work / "real_peer.nii.gz"
+        else:
+            rows["peer"] = self.script(
+                "our_case.py", {**job, "engine": "torch", "output": str(self.work / "real_torch")}
+            )
+            answer = self.work / "real_torch" / "case.nii.gz"
+        ours, half = (self.work / f"real_{precision}" / "case.nii.gz" for precision in ("fp32", "bf16"))
+        rows["fp32 against peer"] = _agreement(ours, answer)
+        rows["bf16 against fp32"] = _agreement(half, ours)
+        return rows
+
+
+def peer_environment(folder: Path) -> Path:
+    """nnU-Net in an environment of its own, the same as for the parity benchmark."""
+    python = folder / "bin" / "python"
+    if not (folder / "ready").exists():
+        venv.create(folder, with_pip=True)
+        needs = ["torch", "nnunetv2==2.8.1", "tifffile"]
+        subprocess.run([python, "-m", "pip", "install", "--quiet", "-c", ROOT / "constraints.txt", *needs], check=True)
+        (folder / "ready").write_text("")
+    return python
+
+
+def _tile_summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    good = [row for row in rows if "failed" not in row]
+    if not good:
+        return {"failed": rows[0]["failed"] if rows else "not run"}
+    return {
+        "tile_s": spread([value for row in good for value in row["tiles_s"]]),
+        "cpu_s": spread([value for row in good for value in row["cpu_s"]]),
+        "first_s": spread([row["first_s"] for row in good]),
+        "open_s": spread([row["open_s"] for row in good]),
+        "peak_rss": max(row["peak_rss"] for row in good),
+    }
+
+
+def _compare_answers(work: Path, name: str, engines: dict[str, Any]) -> None:
+    import numpy as np
+
+    reference = np.load(work / f"answer_{name}_torch_fp32.npy")
+    for key, row in engines.items():
+        engine, precision = key.split(" ")
+        path = work / f"answer_{name}_{engine}_{precision}.npy"
+        if "failed" not in row and path.exists():
+            row["max_abs_difference"] = float(np.abs(np.load(path) - reference).max())
+            row["reference_std"] = float(reference.std())
+
+
+def _agreement(one: Path, other: Path) -> dict[str, Any]:
+    """Equal voxels, and the foreground's Dice, of two label files."""
+    import numpy as np
+
+    from offline_infer.images import read_labels
+
+    try:
+        a, b = read_labels(one)[0], read_labels(other)[0]
+    except Exception as error:
+        return {"failed": str(error)[:200]}
+    front = int((a > 0).sum()) + int((b > 0).sum())
+    return {
+        "equal": float((a == b).mean()),
+        "different_voxels": int((a != b).sum()),
+        "foreground_dice": 2 * int(((a == b) & (a > 0)).sum()) / front if front else None,
+        "labels": [int(value) for value in np.unique(a)],
+    }
+
+
+if __name__ == "__main__":
+    main()

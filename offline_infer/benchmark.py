@@ -1,0 +1,223 @@
+"""How fast each engine and precision of a bundle is, and whether it still gives the float32 answer.
+
+Every pair of engine and precision answers the same tiles, cut from a real image where one is given. A pair whose answers
+hold NaN, or are all background where float32 finds something, has failed, however fast it is.
+"""
+
+from __future__ import annotations
+
+import platform
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import psutil
+
+from offline_infer import __version__
+from offline_infer.bundle import Bundle
+from offline_infer.engines.base import EngineOptions, Session, get_engine
+from offline_infer.errors import OfflineInferError, UsageError
+from offline_infer.events import Event, Sink, silent
+from offline_infer.images import read_image
+from offline_infer.labels import region_threshold, winners
+from offline_infer.pipeline.aggregate import case_grid
+from offline_infer.pipeline.settings import RunSettings
+from offline_infer.preprocess import prepare
+from offline_infer.sliding_window import constant_key, cut_tile
+from offline_infer.spec import Spec
+
+FloatArray = npt.NDArray[np.float32]
+
+REFERENCE = ("openvino", "onnxruntime")
+"""Engines whose float32 answer is the measure, the first that runs."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What to measure.
+
+    Attributes:
+        engines, precisions: every pair is tried.
+        image: files of a case's channels to cut tiles from; without it, tiles of smooth noise.
+        tiles: how many different tiles, at most.
+        repeats: timed calls beyond the first one.
+        threads: 0 = all cores.
+        device: as for predict.
+        cache: folder for compiled graphs, or None.
+        fold: default the first.
+    """
+
+    engines: Sequence[str] = ("openvino", "onnxruntime")
+    precisions: Sequence[str] = ("fp32", "bf16")
+    image: Sequence[Path] = ()
+    tiles: int = 4
+    repeats: int = 5
+    threads: int = 0
+    device: str = "cpu"
+    cache: Path | None = None
+    fold: str | None = None
+
+
+def benchmark(bundle: Bundle, plan: Plan, sink: Sink = silent) -> dict[str, Any]:
+    """Measure every engine and precision.
+
+    Returns:
+        A record with one row per pair under ``results``, which ``report`` shows.
+
+    Raises:
+        UsageError: an unknown engine or fold, or nothing to measure.
+        ImageError, GeometryError: the image cannot be read.
+    """
+    for engine in plan.engines:
+        get_engine(engine)
+    fold = plan.fold if plan.fold is not None else bundle.folds[0]
+    if fold not in bundle.folds:
+        raise UsageError(f"{bundle.folder}: no fold {fold}; this bundle has {', '.join(bundle.folds)}")
+    if plan.tiles < 1 or plan.repeats < 1:
+        raise UsageError("a benchmark needs at least one tile and one repeat")
+    tiles = list(_real_tiles(bundle.spec, plan)) if plan.image else list(_noise(bundle.spec, plan.tiles))
+    pairs = [(engine, precision) for engine in plan.engines for precision in plan.precisions]
+    # The reference first: every other answer is compared with it.
+    pairs.sort(key=lambda pair: (pair[1] != "fp32", REFERENCE.index(pair[0]) if pair[0] in REFERENCE else 9))
+    reference: list[FloatArray] | None = None
+    rows = []
+    for done, (engine, precision) in enumerate(pairs, 1):
+        row: dict[str, Any] = {"engine": engine, "precision": precision, "device": plan.device, "fold": fold}
+        try:
+            row |= _measure(bundle, fold, engine, precision, plan, tiles, reference)
+            answers = row.pop("answers")
+            if reference is None and precision == "fp32":
+                reference = answers
+                row["reference"] = True
+        except OfflineInferError as error:
+            row |= {"status": "unavailable", "reason": str(error)}
+        rows.append(row)
+        sink(
+            Event("progress", "benchmark", done=done, total=len(pairs), data={"engine": engine, "precision": precision})
+        )
+    return {
+        "kind": "offline_infer.benchmark",
+        "program": "offline_infer",
+        "version": __version__,
+        "bundle": str(bundle.folder),
+        "network": bundle.spec.source.network,
+        "input_shape": list(bundle.spec.input_shape),
+        "tiles": {"count": len(tiles), "source": [str(path) for path in plan.image] or "smooth noise"},
+        "machine": {"processor": platform.processor() or platform.machine(), "cores": psutil.cpu_count()},
+        "date": time.strftime("%Y-%m-%d %H:%M:%S"),
+        "results": rows,
+    }
+
+
+def _measure(
+    bundle: Bundle,
+    fold: str,
+    engine: str,
+    precision: str,
+    plan: Plan,
+    tiles: Sequence[FloatArray],
+    reference: Sequence[FloatArray] | None,
+) -> dict[str, Any]:
+    options = EngineOptions(device=plan.device, precision=precision, threads=plan.threads, cache=plan.cache)
+    graph = bundle.graph_path(fold, "fp16" if precision == "fp16" and engine != "openvino" else "fp32")
+    before = psutil.Process().memory_info().rss
+    start = time.perf_counter()
+    with get_engine(engine).open(graph, options) as session:
+        opened = time.perf_counter() - start
+        start = time.perf_counter()
+        session.run(tiles[0])
+        first = time.perf_counter() - start
+        answers, seconds = _answers(session, tiles, plan.repeats)
+        memory = psutil.Process().memory_info().rss - before
+        info = session.info
+    row: dict[str, Any] = {
+        "library": info.version,
+        "threads": info.details.get("threads", plan.threads),
+        "open_s": round(opened, 3),
+        "first_call_s": round(first, 4),
+        **{f"p{level}_s": round(float(np.percentile(seconds, level)), 4) for level in (5, 50, 95)},
+        "calls": len(seconds),
+        "memory_bytes": max(memory, 0),
+    }
+    return {**row, **judge(answers, reference, bundle.spec), "answers": answers}
+
+
+def _answers(session: Session, tiles: Sequence[FloatArray], repeats: int) -> tuple[list[FloatArray], list[float]]:
+    """The answer to every tile, and the seconds of every call."""
+    answers, seconds = [], []
+    for number in range(max(repeats, len(tiles))):
+        start = time.perf_counter()
+        answer = session.run(tiles[number % len(tiles)])
+        seconds.append(time.perf_counter() - start)
+        if number < len(tiles):
+            answers.append(answer.copy())
+    return answers, seconds
+
+
+def judge(answers: Sequence[FloatArray], reference: Sequence[FloatArray] | None, spec: Spec) -> dict[str, Any]:
+    """Whether answers can be trusted, compared with the float32 reference where there is one.
+
+    Args:
+        answers, reference: (1, k, *patch) per tile.
+
+    Returns:
+        ``status`` (``ok`` or ``failed`` with a ``reason``) and the figures of the comparison.
+    """
+    if not all(np.isfinite(answer).all() for answer in answers):
+        return {"status": "failed", "reason": "the answers hold NaN or infinite numbers"}
+    if reference is None:
+        return {"status": "ok"}
+    threshold = None if spec.labels.regions_class_order is None else region_threshold(spec.aggregation)
+    equal = voxels = found = wanted = both = 0
+    worst = 0.0
+    for mine, theirs in zip(answers, reference, strict=True):
+        worst = max(worst, float(np.abs(mine - theirs).max()))
+        a, b = winners(mine[0], threshold), winners(theirs[0], threshold)
+        equal += int((a == b).sum())
+        voxels += a.size
+        found, wanted = found + int((a > 0).sum()), wanted + int((b > 0).sum())
+        both += int(((a == b) & (a > 0)).sum())
+    figures: dict[str, Any] = {
+        "max_abs_logit_difference": worst,
+        "label_agreement": equal / voxels,
+        "foreground_dice": 2 * both / (found + wanted) if found + wanted else None,
+        "foreground_voxels": found,
+        "reference_foreground_voxels": wanted,
+    }
+    if wanted and not found:
+        return {"status": "failed", "reason": "all background, where float32 finds structures", **figures}
+    return {"status": "ok", **figures}
+
+
+def _real_tiles(spec: Spec, plan: Plan) -> Iterator[FloatArray]:
+    """Tiles spread over a real case, constant ones left out."""
+    image = read_image(plan.image, spec.reader, channels=len(spec.channels))
+    if spec.previous_stage is not None:
+        raise UsageError("the second stage of a cascade cannot be measured on an image; leave out --input")
+    prepared = prepare(image.array, image.geometry, spec, threads=plan.threads, consume=True)
+    grid = case_grid(spec, prepared.geometry.network_shape, RunSettings())
+    starts = list(grid)
+    tile = np.empty((spec.input_channels, *grid.patch), np.float32)
+    given = 0
+    # From the middle outwards: that is where the body is.
+    for start in sorted(starts, key=lambda s: abs(starts.index(s) - len(starts) // 2)):
+        cut_tile(prepared.array, grid, start, tile)
+        if constant_key(tile) is None or (not given and start == starts[-1]):
+            yield tile.reshape(spec.input_shape).copy()
+            given += 1
+        if given == plan.tiles:
+            return
+
+
+def _noise(spec: Spec, count: int) -> Iterator[FloatArray]:
+    """Tiles of smooth noise of unit variance."""
+    from scipy import ndimage
+
+    for seed in range(min(count, 2)):
+        noise = np.random.default_rng(seed).normal(size=spec.input_shape).astype(np.float32)
+        smooth = ndimage.gaussian_filter(noise, [0, 0, *[2.0] * (noise.ndim - 2)])
+        yield np.ascontiguousarray(smooth / max(float(smooth.std()), 1e-6), np.float32)

@@ -1,0 +1,90 @@
+"""The benchmark command: what it records and what it refuses. No test looks at a time."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from specimens import tiny_spec, with_graphs, with_outputs
+from staged_samples import write_case
+
+from offline_infer.benchmark import Plan, benchmark, judge
+from offline_infer.bundle import Bundle, save
+from offline_infer.cli import main
+from offline_infer.errors import UsageError
+from offline_infer.report.inputs import recognise
+
+
+@pytest.fixture
+def bundle(tmp_path: Path) -> Path:
+    folder = tmp_path / "bundle"
+    folder.mkdir()
+    save(with_graphs(with_outputs(tiny_spec()), folder), folder)
+    return folder
+
+
+def answers(seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).normal(size=(1, 3, 8, 12, 16)).astype(np.float32)
+
+
+def test_equal_answers_agree() -> None:
+    found = judge([answers()], [answers()], tiny_spec())
+    assert found["status"] == "ok"
+    assert found["label_agreement"] == 1
+    assert found["foreground_dice"] == 1
+    assert found["max_abs_logit_difference"] == 0
+
+
+def test_another_answer_is_measured() -> None:
+    other = answers()
+    other[0, :, 0] = other[0, ::-1, 0]
+    found = judge([other], [answers()], tiny_spec())
+    a, b = other[0].argmax(0), answers()[0].argmax(0)
+    assert found["label_agreement"] == pytest.approx((a == b).mean())
+    assert found["foreground_dice"] == pytest.approx(2 * ((a == b) & (a > 0)).sum() / ((a > 0).sum() + (b > 0).sum()))
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_nan_is_refused_even_without_a_reference(bad: float) -> None:
+    broken = answers()
+    broken[0, 1, 2, 3, 4] = bad
+    assert judge([answers(), broken], None, tiny_spec())["status"] == "failed"
+
+
+def test_all_background_is_refused_where_float32_finds_something() -> None:
+    empty = answers()
+    empty[0, 0] = 100
+    assert judge([empty], [answers()], tiny_spec())["status"] == "failed"
+    assert judge([empty], [empty], tiny_spec())["status"] == "ok"
+
+
+def test_the_command_records_every_pair(bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    image = write_case(tmp_path / "in", "a", shape=(20, 30, 40)).channels[0]
+    output = tmp_path / "record.json"
+    arguments = [str(bundle), "--engines", "fake", "--precisions", "fp32", "bf16", "--input", str(image)]
+    assert main(["benchmark", *arguments, "--repeats", "2", "-o", str(output), "--quiet"]) == 0
+    record = json.loads(output.read_text())
+    assert recognise(record) == "benchmark"
+    assert [(row["engine"], row["precision"], row["status"]) for row in record["results"]] == [
+        ("fake", "fp32", "ok"),
+        ("fake", "bf16", "ok"),
+    ]
+    assert record["results"][1]["foreground_dice"] == 1
+    assert record["tiles"]["source"] == [str(image)]
+    assert "the reference" in capsys.readouterr().out
+
+
+def test_an_engine_that_is_not_to_be_had_does_not_stop_the_others(bundle: Path) -> None:
+    record = benchmark(Bundle.load(bundle), Plan(engines=("openvino", "fake"), precisions=("fp32",), repeats=1))
+    status = {row["engine"]: row["status"] for row in record["results"]}
+    assert status["fake"] == "ok"
+    assert status["openvino"] == "unavailable"  # the stand-in graph is no ONNX
+
+
+def test_wrong_usage_is_named(bundle: Path) -> None:
+    with pytest.raises(UsageError, match="unknown engine"):
+        benchmark(Bundle.load(bundle), Plan(engines=("OpenVINO",)))
+    with pytest.raises(UsageError, match="no fold 7"):
+        benchmark(Bundle.load(bundle), Plan(engines=("fake",), fold="7"))
