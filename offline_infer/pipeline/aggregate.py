@@ -147,9 +147,7 @@ class CaseAggregator:
                 for k in range(self._shape[0]):
                     self._sum_up(accumulator if last else None, start, k, first, found[k])
             else:
-                part = values[channel, window]
-                _check(part, start)
-                self._sum_up(accumulator if last else None, start, channel, first, part)
+                self._sum_up(accumulator if last else None, start, channel, first, values[channel, window])
 
         self._team.each(take, range(len(parts)))
         if last:
@@ -182,6 +180,8 @@ class CaseAggregator:
                 total /= self._per_tile
             part = total
         if accumulator is not None:
+            # Nothing bad is lost in a sum, so one look at it is enough for all mirrors and folds.
+            _check(part, start)
             accumulator.add_part(start, channel, first, part)
 
 
