@@ -164,12 +164,9 @@ def stage_tables(results: dict[str, Any]) -> list[str]:
             if stages:
                 cells = [sum(stages[part]["wall_s"] for part in parts if part in stages) for parts in STAGES.values()]
                 lines.append(f"| {name} | {side} | " + " | ".join(f"{cell:.2f}" for cell in cells) + " |")
-    lines += [
-        "",
-        "![time and peak memory against volume size and number of classes](images/performance_growth.png)",
-        "",
-    ]
-    return lines
+    if "growth" in results:
+        lines += ["", "![time and peak memory against volume and classes](images/performance_growth.png)"]
+    return [*lines, ""]
 
 
 STAGES = {

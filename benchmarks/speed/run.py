@@ -59,7 +59,12 @@ def main() -> None:
     }
     results["peak_gflops"] = bench.script("tile.py", {"engine": "peak", "threads": options.threads})
     for part in options.parts:
+        before = results.get(part)
         results[part] = getattr(bench, part)()
+        print(
+            f"{part}: done after {time.perf_counter() - started:.0f} s{'' if before is None else ', replaced'}",
+            flush=True,
+        )
         results["seconds"] = round(time.perf_counter() - started)
         options.json.write_text(json.dumps(results, indent=1))
     if not options.no_docs:
