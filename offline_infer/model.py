@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -180,6 +180,7 @@ def load(
     folds: Sequence[str] | None = None,
     previous: str | Path | None = None,
     cache: str | Path | None = None,
+    engine_options: Mapping[str, str] | None = None,
 ) -> Model:
     """Open a bundle folder or a lone ``.onnx`` file made by ``export``.
 
@@ -192,6 +193,7 @@ def load(
         folds: default all folds of the bundle, averaged as the framework does.
         previous: bundle of the first stage, for a cascade.
         cache: folder for compiled graphs.
+        engine_options: options of the engine itself, passed through; an unknown one is refused with the legal names.
 
     Raises:
         BundleError: the bundle is damaged.
@@ -206,7 +208,11 @@ def load(
             label_map.save("patient.nii.gz")
     """
     options = EngineOptions(
-        device=device, precision=precision, threads=threads, cache=Path(cache) if cache is not None else None
+        device=device,
+        precision=precision,
+        threads=threads,
+        cache=Path(cache) if cache is not None else None,
+        extra=dict(engine_options or {}),
     )
     first = (
         load(previous, engine=engine, device=device, precision=precision, threads=threads, cache=cache)

@@ -37,6 +37,13 @@ def add_engine_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--threads", type=int, default=0, metavar="N", help="processor threads, 0 = all")
     group.add_argument("--folds", nargs="+", metavar="FOLD", help="folds to average, default all of the bundle")
     group.add_argument("--cache", type=Path, metavar="DIR", help="folder for compiled graphs; 'none' switches it off")
+    group.add_argument(
+        "--engine-option",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="option of the engine itself, repeatable; a wrong one lists the legal ones",
+    )
     group.add_argument("--previous", type=Path, metavar="BUNDLE", help="first stage of a cascade")
 
 
@@ -105,7 +112,21 @@ def open_model(options: argparse.Namespace, device: str | None = None) -> Model:
         folds=options.folds,
         previous=existing(options.previous) if options.previous else None,
         cache=cache_folder(options.cache),
+        engine_options=engine_options(options),
     )
+
+
+def engine_options(options: argparse.Namespace) -> dict[str, str]:
+    """``--engine-option KEY=VALUE`` as a mapping.
+
+    Raises:
+        UsageError: no ``=`` in it.
+    """
+    pairs = [text.partition("=") for text in options.engine_option]
+    for key, equals, _ in pairs:
+        if not key or not equals:
+            raise UsageError(f"--engine-option {key!r}: write KEY=VALUE")
+    return {key: value for key, _, value in pairs}
 
 
 def cache_folder(chosen: Path | None) -> Path | None:
