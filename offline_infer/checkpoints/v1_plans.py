@@ -134,10 +134,11 @@ def read_export_resampling(plans: Fields) -> Resampling:
         return Resampling(order=1, order_z=0)
     params = plans.fields("segmentation_export_params")
     force = params.raw("force_separate_z")
-    # Without an axis apart its order is not used; the framework's own planners then store 999999.
+    order_z = params.integer("interpolation_order_z")
+    unused = force is not None and not force  # the framework's own planners then store 999999
     return Resampling(
         order=params.integer("interpolation_order"),
-        order_z=params.integer("interpolation_order_z") if force is None or force else 0,
+        order_z=0 if unused and order_z > 5 else order_z,
         force_separate_z=None if force is None else bool(force),
     )
 
