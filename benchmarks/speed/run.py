@@ -13,6 +13,7 @@ import subprocess
 import sys
 import time
 import venv
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +61,13 @@ def main() -> None:
     results["peak_gflops"] = bench.script("tile.py", {"engine": "peak", "threads": options.threads})
     for part in options.parts:
         before = results.get(part)
+
+        def keep(found: dict[str, Any], part: str = part) -> None:
+            """A long part that is stopped leaves what it has measured."""
+            results[part] = found
+            options.json.write_text(json.dumps(results, indent=1))
+
+        bench.keep = keep
         results[part] = getattr(bench, part)()
         print(
             f"{part}: done after {time.perf_counter() - started:.0f} s{'' if before is None else ', replaced'}",
@@ -79,6 +87,7 @@ class Bench:
     def __init__(self, options: argparse.Namespace) -> None:
         self.options, self.work = options, options.work.resolve()
         self.work.mkdir(parents=True, exist_ok=True)
+        self.keep: Callable[[dict[str, Any]], None] = lambda found: None
         if options.peer_python is None:
             options.peer_python = peer_environment(HERE.parent / ".envs" / "nnunetv2")
         self.peer = Path(os.path.abspath(options.peer_python))  # not resolved: that would leave the environment
@@ -239,9 +248,11 @@ class Bench:
         for count in self.options.slices:
             image = self.image((count, 512, 512), (1.5, 0.78, 0.78))
             found["slices"][count] = self._pair(image, *self.model(3, CT_SPACING, (2, 2)), 3, False)
+            self.keep(found)
         for classes in self.options.classes:
             image = self.image((64, 512, 512), (3.0, 0.78, 0.78))
             found["classes"][classes] = self._pair(image, *self.model(classes, (1.5, 1.5, 1.5), (2, 2)), classes, False)
+            self.keep(found)
         return found
 
     def network(self) -> dict[str, Any]:
@@ -261,6 +272,7 @@ class Bench:
         for tta in (False,) if self.options.no_tta_run else (False, True):
             name = "PlainConvUNet, mirroring" if tta else "PlainConvUNet"
             found[name] = self._real({**job, "bundle": str(bundle), "tta": tta}, self.peer)
+            self.keep(found)
         found["UNet++"] = self._real({**job, "bundle": str(self.plusplus()), "tta": False}, None)
         return found
 
