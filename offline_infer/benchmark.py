@@ -6,12 +6,13 @@ hold NaN, or are all background where float32 finds something, has failed, howev
 
 from __future__ import annotations
 
+import hashlib
 import platform
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -26,9 +27,13 @@ from offline_infer.images import read_image
 from offline_infer.labels import region_threshold, winners
 from offline_infer.pipeline.aggregate import case_grid
 from offline_infer.pipeline.settings import RunSettings
+from offline_infer.precision_records import Check, Subject, keep_checks, rows_of, subject_of
 from offline_infer.preprocess import prepare
 from offline_infer.sliding_window import constant_key, cut_tile
 from offline_infer.spec import Spec
+
+if TYPE_CHECKING:
+    from offline_infer.model import Model
 
 FloatArray = npt.NDArray[np.float32]
 
@@ -49,6 +54,9 @@ class Plan:
         device: as for predict.
         cache: folder for compiled graphs, or None.
         fold: default the first.
+        extra: options of the engine itself.
+        min_dice: a foreground Dice against float32 below this counts as failed.
+        keep: keep the judgement in the bundle (:mod:`offline_infer.precision_records`).
     """
 
     engines: Sequence[str] = ("openvino", "onnxruntime")
@@ -60,18 +68,30 @@ class Plan:
     device: str = "cpu"
     cache: Path | None = None
     fold: str | None = None
+    extra: Mapping[str, str] = field(default_factory=dict)
+    min_dice: float = 0.0
+    keep: bool = False
 
 
 def benchmark(bundle: Bundle, plan: Plan, sink: Sink = silent) -> dict[str, Any]:
     """Measure every engine and precision.
 
     Returns:
-        A record with one row per pair under ``results``, which ``report`` shows.
+        A record with one row per pair under ``results``, which ``report`` shows. With ``plan.keep``,
+        ``kept_in_bundle`` says whether the judgement is there now; a bundle that cannot be written is no error.
 
     Raises:
         UsageError: an unknown engine or fold, or nothing to measure.
         ImageError, GeometryError: the image cannot be read.
     """
+    record, checks = _compared(bundle, plan, sink)
+    if plan.keep:
+        record["kept_in_bundle"] = bool(checks) and _keep(bundle, checks, sink)
+    return record
+
+
+def _compared(bundle: Bundle, plan: Plan, sink: Sink) -> tuple[dict[str, Any], list[Check]]:
+    """The record of a benchmark, and the judgements in it."""
     for engine in plan.engines:
         get_engine(engine)
     fold = plan.fold if plan.fold is not None else bundle.folds[0]
@@ -85,12 +105,14 @@ def benchmark(bundle: Bundle, plan: Plan, sink: Sink = silent) -> dict[str, Any]
     pairs.sort(key=lambda pair: (pair[1] != "fp32", REFERENCE.index(pair[0]) if pair[0] in REFERENCE else 9))
     reference: list[FloatArray] | None = None
     rows = []
+    subjects: dict[tuple[str, str], Subject] = {}
     for done, (engine, precision) in enumerate(pairs, 1):
         row: dict[str, Any] = {"engine": engine, "precision": precision, "device": plan.device, "fold": fold}
         try:
             row |= _measure(bundle, fold, engine, precision, plan, tiles, reference)
             answers = row.pop("answers")
-            if reference is None and precision == "fp32":
+            subjects[engine, precision] = row.pop("subject")
+            if reference is None and precision == "fp32" and row["status"] == "ok":
                 reference = answers
                 row["reference"] = True
         except OfflineInferError as error:
@@ -99,7 +121,7 @@ def benchmark(bundle: Bundle, plan: Plan, sink: Sink = silent) -> dict[str, Any]
         sink(
             Event("progress", "benchmark", done=done, total=len(pairs), data={"engine": engine, "precision": precision})
         )
-    return {
+    record: dict[str, Any] = {
         "kind": "offline_infer.benchmark",
         "program": "offline_infer",
         "version": __version__,
@@ -111,6 +133,55 @@ def benchmark(bundle: Bundle, plan: Plan, sink: Sink = silent) -> dict[str, Any]
         "date": time.strftime("%Y-%m-%d %H:%M:%S"),
         "results": rows,
     }
+    return record, rows_of(record, subjects, _digest(tiles))
+
+
+def _keep(bundle: Bundle, checks: Sequence[Check], sink: Sink) -> bool:
+    """Keep judgements in the bundle; where it cannot be written, say so."""
+    problem = keep_checks(bundle, checks)
+    if problem is not None:
+        sink(Event("note", "benchmark", data={"text": f"the checks are not kept in the bundle: {problem}"}))
+    return problem is None
+
+
+def verify_once(model: Model, image: Sequence[Path], sink: Sink = silent) -> None:
+    """Compare a model's precision with float32 on two tiles of an image, where that was never done, and keep the result.
+
+    One engine is open at a time: the model's own sessions are closed before, and opened again when they are needed.
+
+    Args:
+        image: files of a case's channels.
+
+    Raises:
+        UsageError: the precision has failed, now or before; or the model is the second stage of a cascade.
+    """
+    if model.spec.previous_stage is not None:
+        raise UsageError("the precision of a cascade's second stage cannot be checked on an image alone")
+    missing = model.precision_standing.missing
+    if not missing:
+        return
+    model.close()
+    options = model.options
+    for fold in missing:
+        plan = Plan(
+            engines=(model.engine,),
+            precisions=("fp32", options.precision),
+            image=image,
+            tiles=2,
+            repeats=1,
+            threads=options.threads,
+            device=options.device,
+            cache=options.cache,
+            fold=fold,
+            extra=options.extra,
+        )
+        record, checks = _compared(model.bundle, plan, sink)
+        _keep(model.bundle, checks, sink)
+        model.add_checks(checks)
+        row = record["results"][-1]
+        figures = {name: row[name] for name in ("label_agreement", "foreground_dice") if name in row}
+        sink(Event("note", "verify", data={"fold": fold, "precision": options.precision, **figures}))
+    _ = model.precision_standing  # refuses what has failed
 
 
 def _measure(
@@ -122,8 +193,11 @@ def _measure(
     tiles: Sequence[FloatArray],
     reference: Sequence[FloatArray] | None,
 ) -> dict[str, Any]:
-    options = EngineOptions(device=plan.device, precision=precision, threads=plan.threads, cache=plan.cache)
-    graph = bundle.graph_path(fold, "fp16" if precision == "fp16" and engine != "openvino" else "fp32")
+    options = EngineOptions(
+        device=plan.device, precision=precision, threads=plan.threads, cache=plan.cache, extra=dict(plan.extra)
+    )
+    wanted = "fp16" if precision == "fp16" and engine != "openvino" else "fp32"
+    graph, sha256 = bundle.graph_path(fold, wanted), bundle.graph(fold, wanted).sha256
     before = psutil.Process().memory_info().rss
     start = time.perf_counter()
     with get_engine(engine).open(graph, options) as session:
@@ -143,7 +217,14 @@ def _measure(
         "calls": len(seconds),
         "memory_bytes": max(memory, 0),
     }
-    return {**row, **judge(answers, reference, bundle.spec), "answers": answers}
+    judged = judge(answers, reference, bundle.spec)
+    dice = judged.get("foreground_dice")
+    if judged["status"] == "ok" and dice is not None and dice < plan.min_dice:
+        judged |= {
+            "status": "failed",
+            "reason": f"foreground Dice {dice:.5f}, at least {plan.min_dice:g} was asked for",
+        }
+    return {**row, **judged, "answers": answers, "subject": subject_of(info, fold, sha256)}
 
 
 def _answers(session: Session, tiles: Sequence[FloatArray], repeats: int) -> tuple[list[FloatArray], list[float]]:
@@ -221,3 +302,11 @@ def _noise(spec: Spec, count: int) -> Iterator[FloatArray]:
         noise = np.random.default_rng(seed).normal(size=spec.input_shape).astype(np.float32)
         smooth = ndimage.gaussian_filter(noise, [0, 0, *[2.0] * (noise.ndim - 2)])
         yield np.ascontiguousarray(smooth / max(float(smooth.std()), 1e-6), np.float32)
+
+
+def _digest(tiles: Sequence[FloatArray]) -> str:
+    """SHA-256 of the tiles' bytes."""
+    digest = hashlib.sha256()
+    for tile in tiles:
+        digest.update(np.ascontiguousarray(tile).data)
+    return digest.hexdigest()

@@ -23,6 +23,8 @@ from offline_infer.spec import SCHEMA_VERSION, CompiledRecord, GraphRecord, Outp
 BUNDLE_FILE = "bundle.json"
 COMPILED = "compiled"
 """Folder of compiled artefacts and their logs; a failed compile leaves only a log there."""
+PRECISION_CHECKS = "precision_checks.json"
+"""What is known of the precisions; no part of the bundle proper (see :mod:`offline_infer.precision_records`)."""
 SPEC_KEY = "offline_infer.spec"
 """Metadata key of the specification (JSON, without ``graphs`` and ``compiled``) in an ONNX file."""
 GRAPH_KEY = "offline_infer.graph"
@@ -392,7 +394,7 @@ def _refuse_target(target: Path, overwrite: bool) -> None:
         raise UsageError(
             f"{target}: {BUNDLE_FILE} cannot be read, so what may be deleted is unknown; remove the folder yourself"
         ) from error
-    foreign = sorted(present - own - {BUNDLE_FILE, COMPILED})
+    foreign = sorted(present - own - {BUNDLE_FILE, COMPILED, PRECISION_CHECKS})
     if foreign:
         raise UsageError(
             f"{target} holds files that are not the bundle's ({', '.join(foreign[:_SHOWN])}); move them away first"

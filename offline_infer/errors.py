@@ -15,6 +15,7 @@
     │   ├── ImageError           a file that is missing, truncated or not an image
     │   ├── GeometryError        channels that disagree, impossible spacing, a wrong shape
     │   └── EngineFailed         the engine failed or answered with NaN on this case
+    │       └── DeviceMemoryFull the device has no room for it; another way may be open
     └── CasesFailed              raised at the end of a run in which some cases failed        (exit status 3)
 
 A message says what was wrong, where, what was expected and what to do.
@@ -79,6 +80,10 @@ class GeometryError(CaseError):
 
 class EngineFailed(CaseError):
     """The engine failed on this case, or its answer holds NaN or infinite numbers."""
+
+
+class DeviceMemoryFull(EngineFailed):
+    """The device has no memory left for what was asked of it; a way that needs less may be open."""
 
 
 class CasesFailed(OfflineInferError):

@@ -84,15 +84,17 @@ class MapToLabels:
     def push(self, slab: Floats) -> None:
         """Take the next coarse planes (k, dz, y, x), float32 or float16; the memory may be reused afterwards.
 
+        Where the framework's roundings are repeated, float32 planes must hold half-precision values.
+
         Raises:
             GeometryError: the slab does not fit the shape announced.
         """
         self._received = check_slab(slab, self._labels.channels, self._coarse, self._received)
         with ThreadPoolExecutor(self._threads) as pool:
             for first in range(0, slab.shape[1], _PLANES):
-                part = slab[:, first : first + _PLANES].astype(self._dtype, copy=False)
+                part = slab[:, first : first + _PLANES]
                 if self._sparse is None:
-                    for start, planes in self._dense.push(part):
+                    for start, planes in self._dense.push(part.astype(self._dtype, copy=False)):
                         self._take_dense(start, planes, pool)
                 else:
                     pairs = self._window.push(part)

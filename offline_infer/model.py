@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import tempfile
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,7 +19,9 @@ from offline_infer.errors import UsageError
 from offline_infer.geometry import ImageGeometry
 from offline_infer.images import Image, read_image, write_labels
 from offline_infer.pipeline.aggregate import RunSettings
+from offline_infer.pipeline.forecast import Scratch, choose_method, forecast_case, room_left
 from offline_infer.pipeline.streaming import segment
+from offline_infer.precision_records import Check, Standing, UnverifiedPrecision, standing, subject_of
 from offline_infer.preprocess import prepare
 from offline_infer.spec import Spec
 
@@ -64,6 +68,7 @@ class Model:
         options: device, precision, threads and cache of the engine.
         folds: which folds to average, default all.
         previous: for the second stage of a cascade, the opened first stage.
+        unverified: run a precision even if its comparison with float32 has failed.
     """
 
     def __init__(
@@ -74,8 +79,10 @@ class Model:
         options: EngineOptions | None = None,
         folds: Sequence[str] | None = None,
         previous: Model | None = None,
+        unverified: bool = False,
     ) -> None:
         self.bundle = bundle
+        self.unverified = unverified
         self.previous = previous
         self.engine = engine
         self.options = options if options is not None else EngineOptions()
@@ -87,6 +94,9 @@ class Model:
             )
         get_engine(engine)
         self._sessions: list[Session] = []
+        self._standing = Standing()
+        self._checks: tuple[Check, ...] = ()
+        self._told = False
 
     @property
     def spec(self) -> Spec:
@@ -99,6 +109,7 @@ class Model:
 
         Raises:
             EngineUnavailable: the engine or device is missing.
+            UsageError: the precision has failed its comparison with float32.
         """
         if not self._sessions:
             engine = get_engine(self.engine)
@@ -106,7 +117,34 @@ class Model:
             self._sessions = [
                 engine.open(self.bundle.graph_path(fold, graph_precision), self.options) for fold in self.folds
             ]
+            subjects = [
+                subject_of(session.info, fold, self.bundle.graph(fold, graph_precision).sha256)
+                for fold, session in zip(self.folds, self._sessions, strict=True)
+            ]
+            try:
+                self._standing = standing(self.bundle, subjects, unverified=self.unverified, further=self._checks)
+            except UsageError:
+                self._close_sessions()
+                raise
         return self._sessions
+
+    @property
+    def precision_standing(self) -> Standing:
+        """What is known of the precision that is really running; opens the engine."""
+        _ = self.sessions
+        return self._standing
+
+    def add_checks(self, checks: Sequence[Check]) -> None:
+        """Judgements made just now, for a bundle that could not keep them; they count when the engine is opened next."""
+        self._checks += tuple(checks)
+
+    def tell_precision(self, tell: Callable[[str], None]) -> None:
+        """Say once what a user should know of the precision that is running; nothing where it is verified or float32."""
+        notes = self.precision_standing.notes
+        if not self._told:
+            self._told = True
+            for note in notes:
+                tell(note)
 
     @property
     def session_info(self) -> SessionInfo:
@@ -120,6 +158,7 @@ class Model:
         settings: RunSettings | None = None,
         previous: npt.NDArray[np.integer] | None = None,
         progress: Progress | None = None,
+        memory: int | None = None,
     ) -> LabelMap:
         """Segment one image.
 
@@ -129,6 +168,8 @@ class Model:
             settings: step size, mirroring and the like; default as the framework predicts.
             previous: for a cascade's second stage, the first stage's label map (z, y, x); default: the stage given as ``previous``.
             progress: called with (tiles done, tiles in all).
+            memory: bytes the process may take, None = what the machine has free. Where a case needs more, its sums go to a
+                scratch file in the folder for temporary files; the result is the same.
 
         Returns:
             The label map in the image's own grid.
@@ -137,17 +178,30 @@ class Model:
             ImageError, GeometryError: the image cannot be read or does not fit the model.
             EngineFailed: the engine failed or answered with NaN.
         """
+        ours = not isinstance(image, Image)
         if not isinstance(image, Image):
             paths = [Path(image)] if isinstance(image, (str, Path)) else [Path(part) for part in image]
             image = read_image(paths, self.spec.reader, channels=len(self.spec.channels))
         settings = settings if settings is not None else RunSettings()
         if self.spec.previous_stage is not None and previous is None and self.previous is not None:
             previous = self.previous.predict(image, settings=settings).array
-        prepared = prepare(image.array, image.geometry, self.spec, previous, threads=self.options.threads)
-        result = segment(prepared, self.spec, self.sessions, settings, progress)
+        threads = self.options.threads
+        prepared = prepare(image.array, image.geometry, self.spec, previous, threads=threads, consume=ours)
+        frame = image.geometry
+        del image  # where nobody else holds it, its voxels are let go
+        sessions = self.sessions
+        self.tell_precision(lambda note: warnings.warn(note, UnverifiedPrecision, stacklevel=4))
+        outlook = forecast_case(
+            self.spec, frame, settings, len(self.folds), cropped=prepared.geometry.cropped_shape, threads=threads
+        )
+        # The prepared array is there already and counted in the room that is left.
+        method = choose_method(outlook, None, room_left(memory) + outlook.prepared)
+        with Scratch(Path(tempfile.gettempdir())) as scratch:
+            allocate = scratch if method.spill else None
+            result = segment(prepared, self.spec, sessions, settings, progress, threads=threads, allocate=allocate)
         return LabelMap(
             array=result.labels,
-            frame=image.geometry,
+            frame=frame,
             names=dict(self.spec.labels.names),
             probabilities=result.probabilities,
             crop=prepared.geometry.crop,
@@ -155,11 +209,14 @@ class Model:
 
     def close(self) -> None:
         """Close the engine's sessions. May be called twice."""
+        self._close_sessions()
+        if self.previous is not None:
+            self.previous.close()
+
+    def _close_sessions(self) -> None:
         for session in self._sessions:
             session.close()
         self._sessions = []
-        if self.previous is not None:
-            self.previous.close()
 
     def __enter__(self) -> Model:
         return self
@@ -181,6 +238,7 @@ def load(
     previous: str | Path | None = None,
     cache: str | Path | None = None,
     engine_options: Mapping[str, str] | None = None,
+    unverified: bool = False,
 ) -> Model:
     """Open a bundle folder or a lone ``.onnx`` file made by ``export``.
 
@@ -194,6 +252,8 @@ def load(
         previous: bundle of the first stage, for a cascade.
         cache: folder for compiled graphs.
         engine_options: options of the engine itself, passed through; an unknown one is refused with the legal names.
+        unverified: run a precision even if its comparison with float32 (``benchmark``) has failed. One that was never
+            compared runs with a warning (:class:`offline_infer.precision_records.UnverifiedPrecision`).
 
     Raises:
         BundleError: the bundle is damaged.
@@ -215,8 +275,18 @@ def load(
         extra=dict(engine_options or {}),
     )
     first = (
-        load(previous, engine=engine, device=device, precision=precision, threads=threads, cache=cache)
+        load(
+            previous,
+            engine=engine,
+            device=device,
+            precision=precision,
+            threads=threads,
+            cache=cache,
+            unverified=unverified,
+        )
         if previous
         else None
     )
-    return Model(Bundle.load(Path(path)), engine=engine, options=options, folds=folds, previous=first)
+    return Model(
+        Bundle.load(Path(path)), engine=engine, options=options, folds=folds, previous=first, unverified=unverified
+    )

@@ -36,10 +36,18 @@ class Segmentation:
 class MapFinisher:
     """Turns finished slabs of the network-space map into a :class:`Segmentation`."""
 
-    def __init__(self, spec: Spec, geometry: CaseGeometry, keep_probabilities: bool, exact: bool) -> None:
+    def __init__(
+        self,
+        spec: Spec,
+        geometry: CaseGeometry,
+        keep_probabilities: bool,
+        exact: bool,
+        threads: int | None = None,
+    ) -> None:
         """
         Args:
             exact: repeat the framework's own rounding (half precision for nnU-Net v2) on the way.
+            threads: 0 or None = all cores.
         """
         self._spec = spec
         self._geometry = geometry
@@ -53,6 +61,7 @@ class MapFinisher:
             aggregation=spec.aggregation,
             keep_probabilities=keep_probabilities,
             framework_exact=exact,
+            threads=threads,
         )
 
     def push(self, slab: npt.NDArray[np.floating]) -> None:

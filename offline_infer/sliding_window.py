@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import itertools
 import math
-import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -21,8 +20,8 @@ import numpy as np
 import numpy.typing as npt
 from scipy import ndimage
 
-from offline_infer.errors import EngineFailed
 from offline_infer.geometry import Shape3
+from offline_infer.half_sums import ThreadScratch, make_sums
 from offline_infer.spec import Gaussian
 
 FloatArray = npt.NDArray[np.floating]
@@ -153,9 +152,14 @@ def gaussian_map(patch: Shape3, gaussian: Gaussian, dimensions: int = 3) -> Floa
     filter's reach, or below the dtype's range) become the smallest non-zero value, so that no voxel has weight zero.
     """
     spatial = patch[3 - dimensions :]
-    delta = np.zeros(spatial, dtype=np.float64)
-    delta[tuple(n // 2 for n in spatial)] = 1
-    weights = ndimage.gaussian_filter(delta, [n * gaussian.sigma_scale for n in spatial], 0, mode="constant", cval=0)
+    # A filtered delta is the product of its profiles along the axes; filtering the volume gives the same bits, slowly.
+    weights = np.ones((), np.float64)
+    for n in spatial:
+        delta = np.zeros(n, np.float64)
+        delta[n // 2] = 1
+        weights = weights[..., None] * ndimage.gaussian_filter1d(
+            delta, n * gaussian.sigma_scale, mode="constant", cval=0
+        )
     # Each framework's own order of roundings: v1 divides and rounds to float32, v2 divides by max/peak and rounds once.
     exact = (
         (weights / weights.max()).astype(np.float32)
@@ -195,8 +199,8 @@ class RollingAccumulator:
             channels: k, of the network's output.
             weights: (*patch), or None for weight 1.
             dtype: ``float32``, or ``float16`` for nnU-Net v2's own half-precision sums.
-            emit: called with finished slabs (k, dz, y, x), padding removed, in order. The slab is float32, or float16 in half
-                mode; it is a buffer that is only valid during the call.
+            emit: called with finished slabs (k, dz, y, x), padding removed, in order. The slab is float32, in half mode float16
+                or float32 that hold half-precision values (see ``half_sums``); it is a buffer that is only valid during the call.
             allocate: gives the ring's memory, zeroed; default ``numpy.zeros``.
             each: runs a function on every channel number, possibly at the same time; default one after the other.
         """
@@ -206,10 +210,11 @@ class RollingAccumulator:
         self._weights = None if weights is None else weights.astype(np.float32)
         self._emit = emit
         self._each = each if each is not None else one_after_the_other
-        self._half = dtype == "float16"
-        self._sum = (allocate if allocate is not None else np.zeros)((channels, depth, height, width), np.dtype(dtype))
-        self._count = np.zeros((depth, height, width), dtype)
-        self._scratch = threading.local()
+        shape = (channels, depth, height, width)
+        self._sums = make_sums(dtype, math.prod(shape))
+        self._sum = (allocate if allocate is not None else np.zeros)(shape, self._sums.dtype)
+        self._count = np.zeros((depth, height, width), self._sums.dtype)
+        self._scratch = ThreadScratch()
         self._base = 0  # first plane (padded coordinates) still in the ring
 
     def add(self, start: Shape3, prediction: npt.NDArray[np.float32]) -> None:
@@ -235,10 +240,22 @@ class RollingAccumulator:
         y, x = self._columns(start)
         stop = first + len(part)
         if self._weights is not None:
-            product = self._buffer("product", part.shape)
+            product = self._scratch.take("product", part.shape)
             np.multiply(part, self._weights[first:stop], out=product)
             part = product
         self._add(self._sum[channel, :, y, x], start[0] + first, part)
+
+    def place(self, first: Shape3, sums: npt.NDArray[Any]) -> None:
+        """Put sums that were added up elsewhere into the slab; tiles are then only begun and ended here.
+
+        Args:
+            first: (z, y, x), where ``sums`` begin in the padded array; no plane may have been handed on already.
+            sums: (k, dz, dy, dx), float32 or half-precision values as they were added up, finite.
+        """
+        depth, height, width = sums.shape[1:]
+        y, x = slice(first[1], first[1] + height), slice(first[2], first[2] + width)
+        for ring, planes in self._pieces(first[0], first[0] + depth):
+            self._sum[:, ring, y, x] = sums[:, planes]
 
     def end(self, start: Shape3) -> None:
         """Count the tile at ``start``, all parts of which were added."""
@@ -258,14 +275,7 @@ class RollingAccumulator:
     def _add(self, target: npt.NDArray[Any], first: int, part: npt.NDArray[np.float32]) -> None:
         """Add planes to a ring, ``part[0]`` to plane ``first`` (padded coordinates)."""
         for ring, planes in self._pieces(first, first + len(part)):
-            if self._half:
-                # torch adds a float32 tile to a half volume in float32 and rounds once.
-                total = self._buffer("total", part[planes].shape)
-                half_to_single(target[ring], total)
-                np.add(total, part[planes], out=total)
-                single_to_half(total, target[ring], self._buffer("bits", (3, *total.shape)))
-            else:
-                target[ring] += part[planes]
+            self._sums.add(target[ring], part[planes])
 
     def finish(self) -> None:
         """Hand on what is left."""
@@ -273,25 +283,6 @@ class RollingAccumulator:
 
     def _columns(self, start: Shape3) -> tuple[slice, slice]:
         return slice(start[1], start[1] + self._grid.patch[1]), slice(start[2], start[2] + self._grid.patch[2])
-
-    def _divide(self, total: npt.NDArray[Any], count: npt.NDArray[Any]) -> None:
-        """Divide a plane of sums by its counts; NumPy, too, divides halves in float32 and rounds once."""
-        if not self._half:
-            np.divide(total, count, out=total)
-            return
-        quotient, divisor = self._buffer("total", (2, *total.shape))
-        half_to_single(total, quotient)
-        half_to_single(count, divisor)
-        np.divide(quotient, divisor, out=quotient)
-        single_to_half(quotient, total, self._buffer("bits", (3, *total.shape)))
-
-    def _buffer(self, name: str, shape: tuple[int, ...]) -> npt.NDArray[np.float32]:
-        """This thread's memory for a result: fresh memory for every part would cost more than the arithmetic."""
-        held: npt.NDArray[np.float32] | None = getattr(self._scratch, name, None)
-        if held is None or held.size < math.prod(shape):
-            held = np.empty(math.prod(shape), np.float32)
-            setattr(self._scratch, name, held)
-        return held[: math.prod(shape)].reshape(shape)
 
     def _release(self, until: int) -> None:
         """Normalise, emit and clear the planes before ``until`` (padded coordinates)."""
@@ -304,7 +295,7 @@ class RollingAccumulator:
 
             def normalise(channel: int, planes: slice = ring) -> None:
                 for total, count in zip(self._sum[channel, planes], self._count[planes], strict=True):
-                    self._divide(total, count)
+                    self._sums.divide(total, count)
 
             self._each(normalise, channels)
             self._emit(self._sum[:, ring, y, x])
@@ -326,63 +317,6 @@ class RollingAccumulator:
             length = min(last - done, depth - at)
             yield slice(at, at + length), slice(done - first, done - first + length)
             done += length
-
-
-_SMALLEST = np.array([2.0**-149], np.float32)
-_LIFT = np.float32(2.0**112)
-
-
-def half_to_single(values: npt.NDArray[np.float16], out: npt.NDArray[np.float32]) -> None:
-    """Cast finite ``values`` to ``out``, exactly, in a tenth of the time of NumPy's cast.
-
-    The bits of a half-precision number, moved to where float32 has them, are that number times 2**-112, subnormal ones
-    included; so one multiplication does the rest. Infinity comes out as 65536, which rounds to infinity again.
-    """
-    if _SMALLEST[0] * _LIFT == 0:  # some library made this thread flush subnormal numbers
-        np.copyto(out, values)
-        return
-    bits = out.view(np.int32)
-    np.copyto(bits, values.view(np.int16))  # the sign is spread over the upper half
-    np.left_shift(bits, 13, out=bits)
-    np.bitwise_and(bits, np.int32(-0x70002000), out=bits)  # sign, five bits of exponent, ten of mantissa
-    np.multiply(out, _LIFT, out=out)
-
-
-def single_to_half(
-    values: npt.NDArray[np.float32],
-    out: npt.NDArray[np.float16],
-    scratch: npt.NDArray[np.float32],
-) -> None:
-    """Round to half precision, ties to even, as NumPy's cast does in five times the time.
-
-    Args:
-        values: spent afterwards.
-        scratch: memory for three arrays of the shape of ``values``.
-
-    Raises:
-        EngineFailed: a value does not fit half precision, or is not a number.
-    """
-    magnitude, (normal, tie, negative) = values.view(np.uint32), scratch.view(np.uint32)
-    np.right_shift(magnitude, 16, out=negative)
-    np.bitwise_and(negative, 0x8000, out=negative)
-    np.bitwise_and(magnitude, 0x7FFFFFFF, out=magnitude)
-    if magnitude.max(initial=0) >= 0x477FF000:  # 65520, which would round to infinity
-        raise EngineFailed(
-            "the network's answers are so large that their sum does not fit half precision; run with --accumulate float32"
-        )
-    # Normal numbers: re-biased exponent, mantissa cut to ten bits after adding what rounds ties to even.
-    np.maximum(magnitude, 0x38800000, out=normal)  # 2**-14
-    np.right_shift(normal, 13, out=tie)
-    np.bitwise_and(tie, 1, out=tie)
-    np.add(normal, tie, out=normal)
-    np.subtract(normal, (112 << 23) - 0xFFF, out=normal)
-    np.right_shift(normal, 13, out=normal)
-    # Subnormal ones: next to 0.5, float32 has the spacing 2**-24 that they have. For normal numbers this is never the smaller.
-    np.add(values, np.float32(0.5), out=values)
-    np.subtract(magnitude, 0x3F000000, out=magnitude)
-    np.minimum(normal, magnitude, out=normal)
-    np.bitwise_or(normal, negative, out=normal)
-    np.copyto(out.view(np.uint16), normal, casting="unsafe")
 
 
 def one_after_the_other(work: Callable[[int], None], items: Iterable[int]) -> None:

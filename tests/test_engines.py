@@ -394,11 +394,11 @@ def test_onnxruntime_never_answers_on_the_cpu_instead(graph: Path, monkeypatch: 
 
 
 def test_onnxruntime_provider_options() -> None:
-    from offline_infer.engines.onnxruntime import _chain, _device
+    from offline_infer.engines import onnxruntime_options
 
     def chain(**options: Any) -> list[Any]:
         chosen = EngineOptions(**options)
-        return _chain(*_device(chosen), chosen)
+        return onnxruntime_options.chain(*onnxruntime_options.device_of(chosen), chosen)
 
     assert chain() == ["CPUExecutionProvider"]
     ((name, cuda),) = chain(device="cuda:1")

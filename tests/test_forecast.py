@@ -14,6 +14,7 @@ import pytest
 import SimpleITK as sitk
 from specimens import tiny_spec, with_graphs, with_outputs
 
+from offline_infer import half_sums
 from offline_infer.bundle import save
 from offline_infer.geometry import ImageGeometry
 from offline_infer.pipeline import forecast as module
@@ -77,11 +78,13 @@ def test_the_slab_does_not_grow_with_the_length_of_the_volume() -> None:
     assert long.parts["image"] == 10 * short.parts["image"]
 
 
-def test_single_precision_sums_take_twice_the_slab() -> None:
+def test_many_half_precision_sums_take_half_the_slab(monkeypatch: pytest.MonkeyPatch) -> None:
     spec = tiny_spec(patch=(16, 32, 32))
+    few = forecast_case(spec, frame((64, 64, 64)), RunSettings(accumulate="float16"), 1)
+    monkeypatch.setattr(half_sums, "WIDE_BYTES", 2**10)
     half = forecast_case(spec, frame((64, 64, 64)), RunSettings(accumulate="float16"), 1)
     single = forecast_case(spec, frame((64, 64, 64)), RunSettings(accumulate="float32"), 1)
-    assert single.slab == 2 * half.slab
+    assert single.slab == few.slab == 2 * half.slab
 
 
 def test_the_method_gives_up_reading_ahead_first_and_memory_last() -> None:

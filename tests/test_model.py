@@ -106,3 +106,20 @@ def test_wrong_inputs_are_named(tmp_path: Path, volume: np.ndarray) -> None:
             model.predict(offline_infer.Image(np.stack([volume, volume]), FRAME))
         with pytest.raises(ImageError):
             model.predict(tmp_path / "nothing.nii.gz")
+
+
+def test_too_little_memory_changes_nothing_but_the_place_of_the_sums(tmp_path: Path, volume: np.ndarray) -> None:
+    with offline_infer.load(make_bundle(tmp_path / "b"), engine="fake") as model:
+        image = offline_infer.Image(volume[np.newaxis], FRAME)
+        plenty = model.predict(image)
+        tight = model.predict(image, memory=1)
+    np.testing.assert_array_equal(plenty.array, tight.array)
+
+
+def test_a_file_gives_the_labels_of_its_array(tmp_path: Path, volume: np.ndarray) -> None:
+    path = tmp_path / "p_0000.nii.gz"
+    sitk.WriteImage(sitk.GetImageFromArray(volume.astype(np.int16)), str(path))
+    with offline_infer.load(make_bundle(tmp_path / "b"), engine="fake", threads=1) as model:
+        from_file = model.predict(path)
+        image = offline_infer.Image(volume.astype(np.int16).astype(np.float32)[np.newaxis], from_file.frame)
+        np.testing.assert_array_equal(model.predict(image).array, from_file.array)

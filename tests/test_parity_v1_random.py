@@ -30,8 +30,8 @@ def read(root: Path, **changes: object) -> Spec:
     return read_checkpoint(v1_folder(root, plans=v1_plans(**changes))).spec
 
 
-def frame(spacing: tuple[float, float, float]) -> ImageGeometry:
-    return ImageGeometry(SHAPE, spacing, (0.0, 0.0, 0.0), (1, 0, 0, 0, 1, 0, 0, 0, 1), spacing[::-1])
+def frame(spacing: tuple[float, float, float], shape: tuple[int, int, int] = SHAPE) -> ImageGeometry:
+    return ImageGeometry(shape, spacing, (0.0, 0.0, 0.0), (1, 0, 0, 0, 1, 0, 0, 0, 1), spacing[::-1])
 
 
 @pytest.mark.parametrize(
@@ -65,6 +65,24 @@ def test_the_mask_is_resampled_by_the_rule_of_the_plans_preprocessor(
     mean, std = values[expected].mean(), values[expected].std()
     answer = np.where(expected, (values - mean) / (std + np.float32(1e-8)), 0)
     assert np.abs(prepared.array[0] - answer).max() < 1e-5
+
+
+def test_inside_wins_where_the_edge_of_the_resampled_mask_is_a_tie(tmp_path: Path) -> None:
+    spec = read(tmp_path, **MASKED_MR)
+    shape, spacing = (12, 18, 18), (1.25, 0.625, 0.625)  # half the model's: every new voxel is the mean of eight
+    places = np.meshgrid(*(np.arange(n) // 3 * 3 + 1.5 for n in shape), indexing="ij")
+    # An ellipsoid of blocks of three voxels: every other of its edges lies in the middle of a new voxel.
+    radius = np.sum([((place - n / 2) / (n / 2)) ** 2 for place, n in zip(places, shape, strict=True)], axis=0)
+    inside = radius < 1
+    assert inside.any((1, 2)).all()  # so that nothing is cropped
+    assert inside.any((0, 1)).all()
+    image = np.where(inside, 50 + np.random.default_rng(5).standard_normal(shape) * 10, 0).astype(np.float32)[None]
+
+    prepared = prepare(image, frame(spacing, shape), spec)
+
+    share = inside.reshape(6, 2, 9, 2, 9, 2).mean((1, 3, 5))
+    assert 0.05 < (share == 0.5).mean() < 0.5
+    assert np.array_equal(prepared.array[0] != 0, share >= 0.5)
 
 
 def framework_mask(

@@ -12,6 +12,7 @@ from staged_samples import write_case
 
 from offline_infer.bundle import save
 from offline_infer.cases import CaseFiles
+from offline_infer.errors import EngineFailed
 from offline_infer.events import Event
 from offline_infer.model import Model, load
 from offline_infer.pipeline import runner
@@ -48,21 +49,21 @@ def test_the_next_case_is_prepared_during_inference(
     model: Model, cases: list[CaseFiles], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     begun = {case.case_id: threading.Event() for case in cases}
-    real_make, real_segment = runner._make_ready, runner.segment
+    real_make, real_infer = runner._make_ready, runner.infer
     order = iter(cases)
 
     def make(model: Model, job: FolderJob, case: CaseFiles, settings: RunSettings):  # type: ignore[no-untyped-def]
         begun[case.case_id].set()
         return real_make(model, job, case, settings)
 
-    def segment(*arguments, **named):  # type: ignore[no-untyped-def]
+    def infer(*arguments, **named):  # type: ignore[no-untyped-def]
         number = cases.index(next(order))
         if number + 1 < len(cases):
             assert begun[cases[number + 1].case_id].wait(10), "the next case was not begun while this one ran"
-        return real_segment(*arguments, **named)
+        return real_infer(*arguments, **named)
 
     monkeypatch.setattr(runner, "_make_ready", make)
-    monkeypatch.setattr(runner, "segment", segment)
+    monkeypatch.setattr(runner, "infer", infer)
     predict_folder(model, FolderJob(cases, tmp_path / "out"), RunSettings()).raise_failures()
 
 
@@ -71,21 +72,21 @@ def test_with_too_little_memory_nothing_is_read_ahead_and_the_result_is_the_same
 ) -> None:
     predict_folder(model, FolderJob(cases, tmp_path / "plenty"), RunSettings()).raise_failures()
     running = threading.Event()
-    real_make, real_segment = runner._make_ready, runner.segment
+    real_make, real_infer = runner._make_ready, runner.infer
 
     def make(*arguments, **named):  # type: ignore[no-untyped-def]
         assert not running.is_set(), "a case was prepared while another was inferred"
         return real_make(*arguments, **named)
 
-    def segment(*arguments, **named):  # type: ignore[no-untyped-def]
+    def infer(*arguments, **named):  # type: ignore[no-untyped-def]
         running.set()
         try:
-            return real_segment(*arguments, **named)
+            return real_infer(*arguments, **named)
         finally:
             running.clear()
 
     monkeypatch.setattr(runner, "_make_ready", make)
-    monkeypatch.setattr(runner, "segment", segment)
+    monkeypatch.setattr(runner, "infer", infer)
     report = predict_folder(model, FolderJob(cases, tmp_path / "tight", memory=1), RunSettings())
     report.raise_failures()
     assert all(case.memory["spill"] and not case.memory["read_ahead"] for case in report.cases)
@@ -111,3 +112,48 @@ def test_the_callers_job_is_left_as_it_is(model: Model, cases: list[CaseFiles], 
     predict_folder(model, job, RunSettings())
     again = predict_folder(model, replace(job, overwrite=False), RunSettings())
     assert again.cases[0].status == "skipped"
+
+
+def test_the_previous_case_is_finished_during_inference(
+    model: Model, cases: list[CaseFiles], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inferring = [threading.Event() for _ in cases]
+    real_infer = runner.infer
+    count = iter(range(len(cases)))
+
+    def infer(*arguments, **named):  # type: ignore[no-untyped-def]
+        number = next(count)
+        inferring[number].set()
+        last = real_infer(*arguments, **named)
+
+        def finish():  # type: ignore[no-untyped-def]
+            if number + 1 < len(cases):
+                assert inferring[number + 1].wait(10), "the next case was not begun while this one was finished"
+            return last()
+
+        return finish
+
+    monkeypatch.setattr(runner, "infer", infer)
+    report = predict_folder(model, FolderJob(cases, tmp_path / "out"), RunSettings())
+    report.raise_failures()
+    assert [list(case.seconds) for case in report.cases] == [["read", "prepare", "infer", "finish", "write"]] * 3
+
+
+def test_a_case_that_cannot_be_finished_fails_alone(
+    model: Model, cases: list[CaseFiles], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real_infer = runner.infer
+    count = iter(range(len(cases)))
+
+    def infer(*arguments, **named):  # type: ignore[no-untyped-def]
+        finish = real_infer(*arguments, **named)
+
+        def broken():  # type: ignore[no-untyped-def]
+            raise EngineFailed("no number")
+
+        return broken if next(count) == 1 else finish
+
+    monkeypatch.setattr(runner, "infer", infer)
+    report = predict_folder(model, FolderJob(cases, tmp_path / "out"), RunSettings())
+    assert [case.status for case in report.cases] == ["done", "failed", "done"]
+    assert report.failures == {"case1": "no number"}

@@ -12,14 +12,16 @@ from hypothesis import strategies as st
 from specimens import tiny_spec, with_outputs
 from staged_samples import RampSession, direct, prepared_case, sessions_for, write_case
 
+from offline_infer import half_sums
 from offline_infer.engines.base import FloatArray
 from offline_infer.errors import EngineFailed
 from offline_infer.geometry import ImageGeometry
+from offline_infer.half_sums import ThreadScratch, half_to_single, mean_of_folds, round_to_half, single_to_half
 from offline_infer.pipeline import aggregate, streaming
 from offline_infer.pipeline.settings import RunSettings
 from offline_infer.pipeline.streaming import segment
 from offline_infer.preprocess import PreparedCase, prepare
-from offline_infer.sliding_window import constant_key, half_to_single, single_to_half
+from offline_infer.sliding_window import constant_key
 from offline_infer.spec import Channel, Spec
 
 
@@ -145,8 +147,43 @@ def test_rounding_to_half_precision_is_numpys(seed: int) -> None:
     values = values[np.abs(values) < 65520]
     expected = values.astype(np.float16)
     out = np.empty(values.shape, np.float16)
-    single_to_half(values.copy(), out, np.empty((3, *values.shape), np.float32))
+    single_to_half(values.copy(), out, ThreadScratch())
     np.testing.assert_array_equal(out.view(np.uint16), expected.view(np.uint16))
+    wide = np.empty(values.shape, np.float32)
+    round_to_half(values.copy(), wide, ThreadScratch())
+    np.testing.assert_array_equal(wide, expected.astype(np.float32))
+
+
+@pytest.mark.parametrize("bad", [65520.0, -65520.0, 1e30, np.inf, -np.inf, np.nan])
+def test_what_does_not_fit_half_precision_is_refused(bad: float) -> None:
+    values = np.array([1.0, bad, 2.0], np.float32)
+    with pytest.raises(EngineFailed, match="half precision"):
+        round_to_half(values.copy(), values.copy(), ThreadScratch())
+    with pytest.raises(EngineFailed, match="half precision"):
+        single_to_half(values.copy(), np.empty(3, np.float16), ThreadScratch())
+
+
+def test_both_ways_to_keep_half_precision_sums_agree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    spec = with_outputs(tiny_spec())
+    prepared = prepared_case(spec, write_case(tmp_path, "a"))
+    run = RunSettings(accumulate="float16", save_probabilities=True)
+    sessions = [RampSession(spec), RampSession(spec)]
+    wide = segment(prepared, spec, sessions, run)
+    monkeypatch.setattr(half_sums, "WIDE_BYTES", 0)
+    packed = segment(prepared, spec, sessions, run)
+    np.testing.assert_array_equal(wide.labels, packed.labels)
+    assert wide.probabilities is not None
+    assert packed.probabilities is not None
+    np.testing.assert_array_equal(wide.probabilities, packed.probabilities)
+
+
+def test_the_mean_of_folds_rounds_like_half_precision() -> None:
+    rng = np.random.default_rng(3)
+    parts = [rng.normal(scale=20, size=(2, 3, 5)).astype(np.float16) for _ in range(5)]
+    expected = mean_of_folds([part.copy() for part in parts])
+    assert expected.dtype == np.float16
+    wide = mean_of_folds([part.astype(np.float32) for part in parts])
+    np.testing.assert_array_equal(wide, expected.astype(np.float32))
 
 
 @pytest.mark.parametrize("after", [True, False])

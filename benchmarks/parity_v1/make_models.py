@@ -61,11 +61,14 @@ def write_images(folder: Path, scenario: Scenario) -> None:
         inside = where_image(picture)
         for channel in range(len(scenario.channels)):
             values = pattern(rng, picture.shape, 3) * 300 + pattern(rng, picture.shape, 1) * 30 + 40
-            if picture.kind == "rgb":
+            kind = {"bytes": np.uint8, "doubles": np.float64}.get(picture.kind, np.float32 if channel else np.int16)
+            if picture.kind in ("rgb", "bytes"):
                 values = (values - values.min()) / np.ptp(values) * 255
+            if picture.kind == "flat" or (picture.kind == "dark" and channel > 0):
+                values = np.full(picture.shape, 137.3 if picture.kind == "flat" else 0.0)
             # Zeros inside the image are common in CT, and must not be taken for outside.
-            array = np.where(inside, np.rint(values) if channel == 0 else values, 0)
-            image = sitk.GetImageFromArray(array.astype(np.int16 if channel == 0 else np.float32))
+            array = np.where(inside, np.rint(values) if channel == 0 and kind != np.float64 else values, 0)
+            image = sitk.GetImageFromArray(array.astype(kind))
             image.SetSpacing([float(s) for s in picture.spacing[::-1]])
             image.SetOrigin((12.5, -80.25, 33.0))
             c, s = np.cos(0.2), np.sin(0.2)
@@ -80,8 +83,8 @@ def where_image(picture: Picture) -> np.ndarray:
         inside = np.zeros(shape, bool)
         inside[tuple(slice(n // 8, n - n // 9) for n in shape)] = True
         return inside
-    if picture.kind in ("ball", "steps"):
-        grain = 4 if picture.kind == "steps" else 1
+    if picture.kind in ("ball", "steps", "threes", "dark"):
+        grain = {"steps": 4, "threes": 3}.get(picture.kind, 1)
         places = np.meshgrid(*(np.arange(n) // grain * grain + grain / 2 for n in shape), indexing="ij")
         radius = sum(((place - n / 2) / (n / 2.2)) ** 2 for place, n in zip(places, shape, strict=True))
         return (radius < 1) & ~((radius > 0.02) & (radius < 0.08))
@@ -105,6 +108,11 @@ def write_model(folder: Path, scenario: Scenario, seed: int) -> None:
     (target / "plans.pkl").write_bytes(pickle.dumps(plans))
     if scenario.postprocessing is not None:
         (target / "postprocessing.json").write_text(json.dumps(scenario.postprocessing))
+    if scenario.trainer == "nnUNetTrainerCascadeFullRes":  # looks for its first stage's results even to predict
+        first = f"nnUNetTrainer__{PLANS}"
+        (folder.parent / ".results" / "nnUNet" / "3d_lowres" / TASK / first / "pred_next_stage").mkdir(
+            parents=True, exist_ok=True
+        )
     trainer_class = recursive_find_python_class(
         [str(Path(module.__file__).parent)], scenario.trainer, "nnunet.training.network_training"
     )

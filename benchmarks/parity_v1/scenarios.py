@@ -17,7 +17,10 @@ class Picture:
         shape: (z, y, x).
         spacing: mm, (z, y, x).
         kind: ``full`` (no zeros), ``border`` (zeros around), ``ball`` (an ellipsoid in zeros, with a hole inside),
-            ``steps`` (as ``ball``, in whole blocks of four voxels, so that resampled edges fall on exact halves).
+            ``steps`` (as ``ball``, in whole blocks of four voxels, so that resampled edges fall on exact halves),
+            ``threes`` (as ``steps``, in blocks of three: halved, every other edge falls on a tie),
+            ``rgb`` (8-bit colours), ``bytes`` and ``doubles`` (stored as uint8 and float64), ``flat`` (one value
+            everywhere), ``dark`` (as ``ball``, but every channel except the first is zero).
         oblique: rotated, with a flipped axis.
     """
 
@@ -174,6 +177,24 @@ NAMED: tuple[Scenario, ...] = (
         postprocessing={"for_which_classes": [1, 2]},
     ),
     Scenario(
+        "cascade-mr-folds",
+        trainer="nnUNetTrainerV2CascadeFullRes",
+        cascade=True,
+        lowres_spacing=(5.0, 3.0, 3.0),
+        channels=MR,
+        classes=4,
+        folds=("0", "1"),
+        asked=("0", "1"),
+        images=(BALL, THICK),
+    ),
+    Scenario(
+        "cascade-old-trainer",
+        trainer="nnUNetTrainerCascadeFullRes",
+        cascade=True,
+        lowres_spacing=(5.0, 3.0, 3.0),
+        images=(SMALL,),
+    ),
+    Scenario(
         "two-modalities",
         channels=(("CT", False), ("nonCT", True)),
         images=(BALL, Picture((24, 40, 42), (2.2, 1.3, 1.9))),
@@ -187,6 +208,20 @@ NAMED: tuple[Scenario, ...] = (
         channels=MR,
         spacing=(1.0, 0.5, 0.5),
         images=(Picture((12, 20, 20), (2.0, 1.0, 1.0), "steps"),),
+    ),
+    Scenario(
+        "mr-mask-halves",
+        channels=MR,
+        spacing=(4.0, 2.0, 2.0),
+        images=(Picture((30, 42, 45), (2.0, 1.0, 1.0), "threes"), Picture((30, 42, 45), (4.0, 2.0, 1.0), "threes")),
+        patch=(8, 16, 16),
+    ),
+    Scenario(
+        "mr-mask-halves-separate-z",
+        channels=MR,
+        spacing=(12.0, 2.0, 2.0),
+        images=(Picture((30, 42, 45), (6.0, 1.0, 1.0), "threes"),),
+        patch=(8, 16, 16),
     ),
     Scenario(
         "mr-mask-thirds",
@@ -246,6 +281,27 @@ NAMED: tuple[Scenario, ...] = (
         images=(Picture((3, 9, 11), (2.5, 1.5, 1.5), "full"), Picture((4, 9, 30), (3.5, 1.2, 1.2), "full")),
     ),
     Scenario("single-slice", images=(Picture((1, 40, 44), (5.0, 1.5, 1.5), "full"),)),
+    Scenario("one-voxel", spacing=(2.0, 1.5, 1.5), images=(Picture((1, 1, 1), (2.0, 1.5, 1.5), "full"),)),
+    Scenario("one-line", images=(Picture((1, 1, 30), (2.5, 1.5, 2.5), "full"), Picture((24, 1, 1), (3.1, 1.5, 1.5)))),
+    Scenario(
+        "voxel-types",
+        channels=(("CT", False), ("nonCT", True)),
+        images=(Picture((18, 36, 40), (3.0, 1.7, 1.7), "bytes"), Picture((18, 36, 40), (3.0, 1.7, 1.7), "doubles")),
+    ),
+    Scenario(
+        "empty-channel", channels=(("nonCT", True),) * 2, images=(Picture((18, 36, 40), (3.0, 1.7, 1.7), "dark"),)
+    ),
+    Scenario(
+        "empty-channel-no-mask",
+        channels=(("nonCT", False),) * 2,
+        images=(Picture((18, 36, 40), (3.0, 1.7, 1.7), "dark"),),
+    ),
+    Scenario("flat-ct", images=(Picture((18, 36, 40), (3.0, 1.7, 1.7), "flat"),)),
+    Scenario(
+        "flat-mr",
+        channels=(("nonCT", False),),
+        images=(Picture((18, 36, 40), (3.0, 1.7, 1.7), "flat"), Picture((16, 32, 28), (2.5, 1.5, 1.5), "flat")),
+    ),
     Scenario(
         "odd-patch",
         patch=(7, 28, 36),
@@ -254,6 +310,7 @@ NAMED: tuple[Scenario, ...] = (
     ),
     Scenario("folds-0-1", folds=("0", "1"), asked=("0", "1")),
     Scenario("folds-as-found", folds=("0", "1", "2", "all"), asked=None),
+    Scenario("five-folds", folds=tuple("01234"), asked=tuple("01234"), images=(SMALL,)),
     Scenario("fold-all", folds=("all",), asked=("all",)),
     Scenario("fold-1-only", folds=("0", "1"), asked=("1",)),
     Scenario("model-best", checkpoint="model_best"),
@@ -263,6 +320,17 @@ NAMED: tuple[Scenario, ...] = (
     ),
     Scenario("regions-folds", trainer=f"{ROOT}BraTSRegions", classes=3, folds=("0", "1"), asked=("0", "1")),
     Scenario("regions-2d", trainer=f"{ROOT}BraTSRegions", classes=3, **FLAT),
+    Scenario(
+        "regions-transposed",
+        trainer=f"{ROOT}BraTSRegions",
+        classes=3,
+        channels=MR,
+        transpose=(2, 0, 1),
+        spacing=(6.0, 1.5, 1.6),
+        patch=(8, 28, 32),
+        pools=((1, 2, 2), (2, 2, 2)),
+        images=(Picture((40, 44, 38), (2.0, 1.7, 1.9), "ball"), THICK),
+    ),
     Scenario("regions-by-name-only", trainer=f"{ROOT}BraTSRegions_BN", classes=3),
     Scenario("regions-da3-bn", trainer=f"{ROOT}BraTSRegions_DA3_BN", classes=3),
     Scenario("no-tta", tta=False),
@@ -410,6 +478,8 @@ NAMED: tuple[Scenario, ...] = (
             f"{ROOT}_DA5",
             f"{ROOT}_insaneDA",
             f"{ROOT}_3ConvPerStageSameFilters",
+            f"{ROOT}_MMS",
+            f"{ROOT}_DP",
         )
     ),
     Scenario("trainer-3ConvPerStage", trainer=f"{ROOT}_3ConvPerStage", tta=False, images=(BALL,)),
@@ -479,4 +549,20 @@ def random_scenario(seed: int) -> Scenario:
         step_size=draw.choice((0.5, 0.5, 0.5, 0.75, 0.4)),
         tta=draw.random() < 0.7,
         postprocessing=draw.choice(({"for_which_classes": cleaned}, sizes, None, None, None)),
+        plans=_random_resampling(draw, dims),
     )
+
+
+def _random_resampling(draw: random.Random, dims: int) -> tuple[tuple[str, Any], ...]:
+    """Entries of the plans that change how images and predictions are resampled; most often none."""
+    entries: list[tuple[str, Any]] = []
+    if dims == 3 and draw.random() < 0.3:
+        names = ("_linearResampling", "DifferentResampling", "BetterResampling", "_LeaveOriginalZSpacing")
+        ending = draw.choice(names)
+        first = {"_linearResampling": "GenericPreprocessor", "_LeaveOriginalZSpacing": "PreprocessorFor3D"}
+        entries.append(("preprocessor_name", first.get(ending, "Preprocessor3D") + ending))
+    if draw.random() < 0.3:
+        force = draw.choice((None, None, True, False))
+        export = {"interpolation_order": draw.choice((0, 1, 1, 3)), "interpolation_order_z": draw.choice((0, 0, 1, 3))}
+        entries.append(("segmentation_export_params", {"force_separate_z": force, **export}))
+    return tuple(entries)

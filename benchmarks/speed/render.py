@@ -49,16 +49,27 @@ def tables(results: dict[str, Any]) -> str:
         )
         best = max(best, by_processor)
     lines.append(
-        "- Other programs shared the cores, so that wall times are longer than on a quiet machine and scatter; processor time "
-        "(all threads together) is the steadier measure, and the two sides alternated."
+        "- Every run is a process of its own, and the two sides alternate. Processor time is of all threads together."
     )
+    loads = [row["load_before"] for row in _runs(results)]
+    if loads and max(loads) > 1.5 * machine["threads"]:
+        lines.append(
+            f"- Other programs shared the cores (load up to {max(loads)} before a run), so that wall times scatter; processor time "
+            "is the steadier measure."
+        )
     lines.append("")
+    if "startup" in results:
+        lines += startup_table(results["startup"])
     if "tiles" in results:
         lines += tile_tables(results["tiles"], best, machine["threads"])
     if "network" in results:
         lines += network_table(results["network"])
     if "stages" in results or "growth" in results:
         lines += stage_tables(results)
+    if "large" in results:
+        lines += large_table(results["large"])
+    if "int8" in results:
+        lines += int8_table(results["int8"])
     if "resampling" in results:
         lines += resampling_table(results["resampling"])
     return "\n".join(lines)
@@ -73,12 +84,12 @@ def tile_tables(tiles: dict[str, Any], best: float, threads: int) -> list[str]:
         lines += [
             f"**{name}**, {found['gflop']:.0f} GFLOP a tile",
             "",
-            "| engine | median s | min - max s | processor s | GFLOP/s by processor time | share of float32 peak | torch fp32 / this, wall (processor) | first call s | peak RSS GiB | max difference from torch fp32 (sd of logits) |",
-            "|---|---|---|---|---|---|---|---|---|---|",
+            "| engine | median s | min - max s | processor s | GFLOP/s by processor time | share of float32 peak | torch fp32 / this, wall (processor) | first call s | peak RSS GiB | max difference from torch fp32 (sd of logits) | labels equal | foreground Dice |",
+            "|---|---|---|---|---|---|---|---|---|---|---|---|",
         ]
         for engine, row in found["engines"].items():
             if "failed" in row:
-                lines.append(f"| {engine} | failed: {row['failed']} |" + " |" * 8)
+                lines.append(f"| {engine} | failed: {row['failed']} |" + " |" * 10)
                 continue
             tile = row["tile_s"]
             cpu = row["cpu_s"]["median"]
@@ -89,37 +100,44 @@ def tile_tables(tiles: dict[str, Any], best: float, threads: int) -> list[str]:
             lines.append(
                 f"| {engine} | {tile['median']:.2f} | {tile['min']:.2f} - {tile['max']:.2f} ({tile['n']}) | {row['cpu_s']['median']:.2f} "
                 f"| {rate:.0f} | {share} | {ratio} | {row['first_s']['median']:.2f} | {row['peak_rss'] / GIB:.1f} "
-                f"| {worst:.2g} ({row.get('reference_std', 0):.2g}) |"
+                f"| {worst:.2g} ({row.get('reference_std', 0):.2g}) | {100 * row.get('labels_equal', 0):.3f} % "
+                f"| {row.get('foreground_dice') or 0:.4f} |"
             )
         lines.append("")
     return lines
 
 
+def startup_table(found: dict[str, Any]) -> list[str]:
+    """Whole processes."""
+    lines = ["### Start-up: whole processes", "", "| command | median s | min - max s |", "|---|---|---|"]
+    lines += [f"| {name} | {row['median']:.2f} | {_range(row)} |" for name, row in found.items()]
+    return [*lines, ""]
+
+
 def network_table(network: dict[str, Any]) -> list[str]:
     """Whole case, real networks."""
     lines = [
-        f"### Whole case: file to file, real networks, {'x'.join(map(str, network['shape']))} voxels at the model's spacing",
+        "### Whole case: file to file, real networks, voxels at the model's spacing",
         "",
-        "Reading to writing, the program started and the network loaded; wall seconds, processor seconds in brackets. UNet++ runs in this package's pipeline on both sides, with its torch module as the peer, because nnU-Net v2 cannot run it.",
+        "Reading to writing, the program started and the network loaded. Medians of wall seconds (smallest - largest); ratios by wall, by processor time in brackets. UNet++ runs in this package's pipeline on both sides, with its torch module as the peer, because nnU-Net v2 cannot run it.",
         "",
-        "| network | peer s | ours fp32 s | ours bf16 s | peer / fp32 | peer / bf16 | fp32: whole / sum of tiles | fp32 labels equal to peer's | bf16 foreground Dice against fp32 |",
-        "|---|---|---|---|---|---|---|---|---|",
+        "| network | z, y, x | peer s | ours fp32 s | ours bf16 s | peer / fp32 | peer / bf16 | fp32: whole / sum of tiles | fp32 labels equal to peer's | bf16 foreground Dice against fp32 |",
+        "|---|---|---|---|---|---|---|---|---|---|",
     ]
     for name, row in network.items():
-        if name == "shape":
+        sides = {side: row[side] for side in ("peer", "fp32", "bf16")}
+        reasons = [f"{side}: {found['failed']}" for side, found in sides.items() if "failed" in found]
+        if reasons:
+            lines.append(f"| {name} | failed: {'; '.join(reasons)} |" + " |" * 8)
             continue
-        whole = {side: row[side].get("whole_s") for side in ("peer", "fp32", "bf16")}
-        if None in whole.values():
-            reasons = "; ".join(f"{side}: {row[side].get('failed')}" for side, value in whole.items() if value is None)
-            lines.append(f"| {name} | failed: {reasons} |" + " |" * 7)
-            continue
-        cpu = {side: row[side]["cpu_s"] for side in whole}
-        share = whole["fp32"] / sum(row["fp32"]["tiles_s"])
-        share_cpu = cpu["fp32"] / sum(row["fp32"]["tiles_cpu_s"])
-        same, dice = row["fp32 against peer"].get("equal"), row["bf16 against fp32"].get("foreground_dice")
+        fp32 = row["fp32"]
+        share = fp32["whole_s"]["median"] / fp32["tiles_s"]["median"]
+        dice = row["bf16 against fp32"].get("foreground_dice")
         lines.append(
-            f"| {name} | {whole['peer']:.1f} ({cpu['peer']:.1f}) | {whole['fp32']:.1f} ({cpu['fp32']:.1f}) | {whole['bf16']:.1f} ({cpu['bf16']:.1f}) | {whole['peer'] / whole['fp32']:.2f} ({cpu['peer'] / cpu['fp32']:.2f}) "
-            f"| {whole['peer'] / whole['bf16']:.2f} ({cpu['peer'] / cpu['bf16']:.2f}) | {share:.3f} ({share_cpu:.3f}) | {100 * same:.4f} % | {dice if dice is None else f'{dice:.5f}'} |"
+            f"| {name} | {'x'.join(map(str, row['shape']))} | "
+            + " | ".join(_seconds(found) for found in sides.values())
+            + f" | {_ratio(row['peer'], fp32)} | {_ratio(row['peer'], row['bf16'])} | {share:.3f} | {_percent(row['fp32 against peer'])} "
+            f"| {dice if dice is None else f'{dice:.5f}'} |"
         )
     return [*lines, ""]
 
@@ -129,7 +147,7 @@ def stage_tables(results: dict[str, Any]) -> list[str]:
     lines = [
         "### Whole case without the network: reading, preparing, stitching, resampling back, deciding, writing",
         "",
-        "Both sides are given the same answers at no cost. `framework sums`: half precision as nnU-Net v2 sums (the default for its models); `float32 sums`: `--accumulate float32`. Wall seconds, processor seconds in brackets.",
+        "Both sides are given the same answers at no cost. `framework sums`: half precision as nnU-Net v2 sums (the default for its models); `float32 sums`: `--accumulate float32`. Medians of wall seconds (smallest - largest), ratios by wall, by processor time in brackets.",
         "",
         "| case | peer s | framework sums s | float32 sums s | peer / framework sums | peer / float32 sums | peer peak GiB | ours peak GiB, framework / float32 | labels equal |",
         "|---|---|---|---|---|---|---|---|---|",
@@ -139,17 +157,17 @@ def stage_tables(results: dict[str, Any]) -> list[str]:
     rows += [(f"512x512x{count}, 3 classes", pair) for count, pair in growth.get("slices", {}).items()]
     rows += [(f"512x512x64 at 1.5 mm, {count} classes", pair) for count, pair in growth.get("classes", {}).items()]
     for name, pair in rows:
-        mine, single = total(pair["ours"]), total(pair["ours_float32"])
-        theirs = total(pair["peer"])
-        if mine is None or single is None or theirs is None:
-            failed = "; ".join(f"{side}: {pair[side]['failed']}" for side in pair if "failed" in pair[side])
-            lines.append(f"| {name} | failed: {failed} |" + " |" * 7)
+        sides = {side: pair[side] for side in ("peer", "ours", "ours_float32")}
+        reasons = [f"{side}: {found['failed']}" for side, found in sides.items() if "failed" in found]
+        if reasons:
+            lines.append(f"| {name} | failed: {'; '.join(reasons)} |" + " |" * 7)
             continue
-        peaks = {side: pair[side]["peak_rss"] / GIB for side in ("peer", "ours", "ours_float32")}
+        peaks = {side: found["peak_rss"] / GIB for side, found in sides.items()}
         lines.append(
-            f"| {name} | {theirs[0]:.1f} ({theirs[1]:.1f}) | {mine[0]:.1f} ({mine[1]:.1f}) | {single[0]:.1f} ({single[1]:.1f}) "
-            f"| {theirs[0] / mine[0]:.1f} ({theirs[1] / mine[1]:.1f}) | {theirs[0] / single[0]:.1f} ({theirs[1] / single[1]:.1f}) "
-            f"| {peaks['peer']:.2f} | {peaks['ours']:.2f} / {peaks['ours_float32']:.2f} | {_percent(pair['labels'])} |"
+            f"| {name} | "
+            + " | ".join(_seconds(found) for found in sides.values())
+            + f" | {_ratio(pair['peer'], pair['ours'])} | {_ratio(pair['peer'], pair['ours_float32'])} | {peaks['peer']:.2f} "
+            f"| {peaks['ours']:.2f} / {peaks['ours_float32']:.2f} | {_percent(pair['labels'])} |"
         )
     lines += [
         "",
@@ -162,7 +180,7 @@ def stage_tables(results: dict[str, Any]) -> list[str]:
         for side in ("peer", "ours", "ours_float32"):
             stages = pair[side].get("stages")
             if stages:
-                cells = [sum(stages[part]["wall_s"] for part in parts if part in stages) for parts in STAGES.values()]
+                cells = [sum(stages.get(part, 0.0) for part in parts) for parts in STAGES.values()]
                 lines.append(f"| {name} | {side} | " + " | ".join(f"{cell:.2f}" for cell in cells) + " |")
     if "growth" in results:
         lines += ["", "![time and peak memory against volume and classes](images/performance_growth.png)"]
@@ -171,23 +189,88 @@ def stage_tables(results: dict[str, Any]) -> list[str]:
 
 STAGES = {
     "read and prepare": ("read and prepare", "read", "prepare"),
-    "stitch, resample back, decide": ("stitch", "resample back and decide", "infer"),
+    "stitch, resample back, decide": ("stitch", "resample back and decide", "infer", "finish"),
     "write": ("write",),
 }
 
 
+def large_table(found: dict[str, Any]) -> list[str]:
+    """This package alone: memory against its forecast."""
+    lines = [
+        "### Large cases, this package alone: memory beside its forecast",
+        "",
+        "float32 sums, the network's answer counted with the stand-in that gives it.",
+        "",
+        "| case | forecast, above the program with its engine, GiB | measured GiB | in all GiB | seconds around the network (processor) |",
+        "|---|---|---|---|---|",
+    ]
+    for name, row in found.items():
+        if "failed" in row:
+            lines.append(f"| {name} | failed: {row['failed']} | | | |")
+            continue
+        forecast = row["memory"]["peak_without_engine"] / GIB
+        grown, peak = (row["peak_rss"] - row["base_rss"]) / GIB, row["peak_rss"] / GIB
+        lines.append(
+            f"| {name} | {forecast:.2f} | {grown:.2f} | {peak:.2f} | {row['whole_s']:.1f} ({row['cpu_s']:.1f}) |"
+        )
+    return [*lines, ""]
+
+
+def int8_table(found: dict[str, Any]) -> list[str]:
+    """INT8 through NNCF, an experiment."""
+    lines = [
+        "### INT8 through NNCF, an experiment (not in the package)",
+        "",
+        "Quantized after training; statistics from tiles that are not compared, unless the image has one tile only. Agreement is with float32; Dice per class is the mean of whole unseen phantoms against their reference. The full-size network has random weights: its agreement says nothing about a trained one.",
+        "",
+        "| network | variant | tile s, median (min - max) | processor s | convolutions | labels equal | foreground Dice, tiles / whole cases | Dice per class |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for name, result in found.items():
+        if "failed" in result:
+            lines.append(f"| {name} | failed: {result['failed']} |" + " |" * 6)
+            continue
+        for variant, row in result["variants"].items():
+            tile, same = row["tile_s"], row["tiles"]
+            if "label_agreement" not in same:
+                lines.append(f"| {name} | {variant} | failed: {same['reason']} |" + " |" * 5)
+                continue
+            dice = [same["foreground_dice"], row.get("case_foreground_dice")]
+            shown = " / ".join("-" if value is None else f"{value:.5f}" for value in dice)
+            classes = ", ".join(f"{label} {value:.4f}" for label, value in row.get("case_dice", {}).items())
+            kinds = ", ".join(f"{count} {kind}" for kind, count in row["convolutions"].items())
+            lines.append(
+                f"| {name} | {variant} | {tile['median']:.3f} ({_range(tile)}) | {row['cpu_s']['median']:.3f} | {kinds} "
+                f"| {100 * same['label_agreement']:.3f} % | {shown} | {classes or '-'} |"
+            )
+    return [*lines, ""]
+
+
+def _runs(results: Any) -> list[dict[str, Any]]:
+    """Every run of a process, wherever in the results it is kept."""
+    if isinstance(results, dict):
+        here = [results] if "load_before" in results else []
+        return here + [row for value in results.values() for row in _runs(value)]
+    return [row for value in results for row in _runs(value)] if isinstance(results, list) else []
+
+
+def _range(values: dict[str, float]) -> str:
+    return f"{values['min']:.2f} - {values['max']:.2f} ({values['n']})"
+
+
+def _seconds(side: dict[str, Any]) -> str:
+    whole = side["whole_s"]
+    spread = f" ({whole['min']:.1f} - {whole['max']:.1f})" if whole["n"] > 1 else " (once)"
+    return f"{whole['median']:.1f}{spread}"
+
+
+def _ratio(peer: dict[str, Any], ours: dict[str, Any]) -> str:
+    by_clock = peer["whole_s"]["median"] / ours["whole_s"]["median"]
+    return f"{by_clock:.2f} ({peer['cpu_s']['median'] / ours['cpu_s']['median']:.2f})"
+
+
 def _percent(labels: dict[str, Any]) -> str:
     return f"{100 * labels['equal']:.4f} %" if "equal" in labels else "not compared"
-
-
-def total(side: dict[str, Any]) -> tuple[float, float] | None:
-    """Wall and processor seconds of a case, or None where it failed."""
-    if "failed" in side:
-        return None
-    if "whole_s" in side:
-        return side["whole_s"], side["cpu_s"]
-    rows = side["stages"].values()
-    return sum(row["wall_s"] for row in rows), sum(row["cpu_s"] for row in rows)
 
 
 def resampling_table(found: dict[str, Any]) -> list[str]:
@@ -224,11 +307,9 @@ def draw(growth: dict[str, Any], path: Path) -> None:
         (("slices", "slices of 512 x 512, 3 classes"), ("classes", "classes, 512 x 512 x 64"))
     ):
         for side, name, colour in sides:
-            points = [
-                (int(count), pair[side]) for count, pair in growth.get(key, {}).items() if "failed" not in pair[side]
-            ]
+            points = [(int(n), pair[side]) for n, pair in growth.get(key, {}).items() if "failed" not in pair[side]]
             where = [count for count, _ in points]
-            axes[0, column].plot(where, [total(row)[0] for _, row in points], "o-", color=colour, label=name)  # type: ignore[index]
+            axes[0, column].plot(where, [row["whole_s"]["median"] for _, row in points], "o-", color=colour, label=name)
             axes[1, column].plot(where, [row["peak_rss"] / GIB for _, row in points], "o-", color=colour, label=name)
         axes[1, column].set_xlabel(label)
         for row in (0, 1):

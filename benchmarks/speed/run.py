@@ -9,6 +9,8 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shutil
+import statistics
 import subprocess
 import sys
 import time
@@ -26,7 +28,9 @@ from machine import machine_facts, versions_of  # noqa: E402
 from networks import CT_SPACING, FULL, PATCH, gflop, unetplusplus  # noqa: E402
 from shared import REPORT, spread, synthetic_ct  # noqa: E402
 
-PARTS = ("resampling", "tiles", "stages", "growth", "network")
+PARTS = ("startup", "resampling", "tiles", "network", "stages", "large", "growth", "int8")
+MANY = 48
+"""From that many classes on the two sides run once: the peer takes minutes."""
 
 
 def main() -> None:
@@ -35,15 +39,16 @@ def main() -> None:
     parser.add_argument("--peer-python", type=Path, help="python of an environment that has nnunetv2")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS), help="default all")
-    parser.add_argument("--rounds", type=int, default=2, help="how often the two sides alternate")
-    parser.add_argument("--tiles", type=int, default=2, help="measured tiles per round and engine")
+    parser.add_argument("--rounds", type=int, default=2, help="how often the two sides alternate (many classes: once)")
+    parser.add_argument("--tiles", type=int, default=3, help="measured tiles per round and engine")
+    parser.add_argument("--stage-slices", type=int, default=400, help="of the 512x512 CT of the stages, 3 classes")
     parser.add_argument(
-        "--slices", type=int, nargs="+", default=[40, 80, 160], help="of the 512x512 CTs with 3 classes"
+        "--slices", type=int, nargs="+", default=[40, 80, 160, 320], help="growth: of 512x512 CTs, 3 classes"
     )
-    parser.add_argument("--classes", type=int, nargs="+", default=[3, 16, 48, 118], help="on a 512x512x64 CT")
-    parser.add_argument(
-        "--case", type=int, nargs=3, default=[128, 128, 160], metavar=("Z", "Y", "X"), help="real network"
-    )
+    parser.add_argument("--classes", type=int, nargs="+", default=[3, 16, 48, 118], help="growth: on a 512x512x64 CT")
+    shape = {"type": int, "nargs": 3, "metavar": ("Z", "Y", "X")}
+    parser.add_argument("--case", default=[160, 192, 192], help="real networks, no mirroring", **shape)
+    parser.add_argument("--tta-case", default=[128, 192, 192], help="real network with mirroring", **shape)
     parser.add_argument("--no-tta-run", action="store_true", help="leave out the whole case with mirroring")
     parser.add_argument("--no-docs", action="store_true", help="write the JSON only")
     parser.add_argument("--json", type=Path, default=HERE / "results.json")
@@ -208,7 +213,7 @@ class Bench:
                         "threads": self.options.threads,
                         "classes": 3,
                         "patch": PATCH,
-                        "repeats": self.options.tiles if name == "PlainConvUNet" else 1,
+                        "repeats": self.options.tiles if name == "PlainConvUNet" else max(1, self.options.tiles - 1),
                         "answer": str(self.work / f"answer_{name}_{engine}_{precision}.npy"),
                     }
                     runs[f"{engine} {precision}"].append(self.script("tile.py", facts))
@@ -229,17 +234,28 @@ class Bench:
             "stand_in": True,
             "engine": "stand-in",
         }
-        ours32 = self.script("our_case.py", {**job, "accumulate": "float32", "output": str(self.work / "ours32")})
-        ours = self.script("our_case.py", {**job, "output": str(self.work / "ours")})
-        peer = self.script("peer_case.py", {**job, "engine": "peer", "output": str(self.work / "peer")}, self.peer)
+        runs: dict[str, list[dict[str, Any]]] = {"peer": [], "ours": [], "ours_float32": []}
+        for _ in range(1 if classes >= MANY else self.options.rounds):
+            ours = {**job, "output": str(self.work / "ours")}
+            single = {**job, "accumulate": "float32", "output": str(self.work / "ours32")}
+            runs["ours_float32"].append(self.script("our_case.py", single))
+            runs["ours"].append(self.script("our_case.py", ours))
+            peer = {**job, "engine": "peer", "output": str(self.work / "peer")}
+            runs["peer"].append(self.script("peer_case.py", peer, self.peer))
         same = _agreement(self.work / "ours" / "case.nii.gz", self.work / "peer.nii.gz")
-        return {"ours": ours, "ours_float32": ours32, "peer": peer, "labels": same}
+        return {**{side: _case_summary(rows) for side, rows in runs.items()}, "labels": same}
 
     def stages(self) -> dict[str, Any]:
-        """Around the network: with mirroring, 3 classes."""
+        """Around the network: a large CT at the model's full resolution, 3 classes, with mirroring and without."""
         print("stages")
-        image = self.image((64, 512, 512), (2.0, 0.78, 0.78))
-        return {"512x512x64, 3 classes, mirroring": self._pair(image, *self.model(3, CT_SPACING, (2, 2)), 3, True)}
+        count = self.options.stage_slices
+        image = self.image((count, 512, 512), (1.0, 0.78, 0.78))
+        found: dict[str, Any] = {}
+        for tta in (True, False):
+            name = f"512x512x{count}, 3 classes" + (", mirroring" if tta else "")
+            found[name] = self._pair(image, *self.model(3, CT_SPACING, (2, 2)), 3, tta)
+            self.keep(found)
+        return found
 
     def growth(self) -> dict[str, Any]:
         """Around the network: against volume size and number of classes, without mirroring."""
@@ -255,46 +271,115 @@ class Bench:
             self.keep(found)
         return found
 
+    def large(self) -> dict[str, Any]:
+        """Memory and time of this package alone on a CT whose many classes the peer cannot hold here."""
+        print("large")
+        count, classes = self.options.stage_slices, max(self.options.classes)
+        image = self.image((count, 512, 512), (1.0, 0.78, 0.78))
+        cases = {
+            f"512x512x{count}, {classes} classes, model at 1.5 mm": (classes, (1.5, 1.5, 1.5), False),
+            f"512x512x{count}, 3 classes, full resolution, mirroring": (3, CT_SPACING, True),
+        }
+        found: dict[str, Any] = {}
+        for name, (number, spacing, tta) in cases.items():
+            model, bundle = self.model(number, spacing, (2, 2))
+            job = {
+                "image": str(image),
+                "model": str(model),
+                "bundle": str(bundle),
+                "classes": number,
+                "tta": tta,
+                "threads": self.options.threads,
+                "stand_in": True,
+                "engine": "stand-in",
+                "accumulate": "float32",
+                "output": str(self.work / "large"),
+            }
+            found[name] = self.script("our_case.py", job)
+            self.keep(found)
+        return found
+
+    def startup(self) -> dict[str, Any]:
+        """Wall seconds of whole processes: ``--help``, and ``predict`` of a tiny case, first and with the compiled graph cached."""
+        print("startup")
+        bundle = self.model(3, CT_SPACING, (2, 2))[1]
+        image = self.image((24, 48, 48), CT_SPACING)
+        cache = self.work / "startup_cache"
+        shutil.rmtree(cache, ignore_errors=True)
+        program = [sys.executable, "-m", "offline_infer"]
+        predict = [*program, "predict", str(bundle), str(image), str(self.work / "startup"), "--overwrite"]
+        predict += ["--no-tta", "--cache", str(cache), "--threads", str(self.options.threads)]
+        jobs = {"help": ([*program, "--help"], 5), "predict, first": (predict, 1), "predict, cached": (predict, 5)}
+        found: dict[str, Any] = {}
+        for name, (command, repeats) in jobs.items():
+            seconds = []
+            for _ in range(repeats):
+                start = time.perf_counter()
+                subprocess.run(command, check=True, capture_output=True)
+                seconds.append(time.perf_counter() - start)
+            found[name] = spread(seconds)
+        return found
+
     def network(self) -> dict[str, Any]:
         """Whole case with the real networks."""
         print("network")
         model, bundle = self.model(3, CT_SPACING, FULL)
-        z, y, x = self.options.case
-        image = self.image((z, y, x), CT_SPACING)
-        found: dict[str, Any] = {"shape": self.options.case}
-        job = {
-            "image": str(image),
+        found: dict[str, Any] = {}
+        plain, mirrored = (self.options.case, False), (self.options.tta_case, True)
+        job: dict[str, Any] = {
             "model": str(model),
             "threads": self.options.threads,
             "stand_in": False,
             "classes": 3,
         }
-        for tta in (False,) if self.options.no_tta_run else (False, True):
-            name = "PlainConvUNet, mirroring" if tta else "PlainConvUNet"
-            found[name] = self._real({**job, "bundle": str(bundle), "tta": tta}, self.peer)
+        networks: list[tuple[str, Path, tuple[list[int], bool], Path | None]] = [
+            ("PlainConvUNet", bundle, plain, self.peer),
+            ("PlainConvUNet, mirroring", bundle, mirrored, self.peer),
+            ("UNet++", self.plusplus(), (self.options.tta_case, False), None),
+        ]
+        for name, folder, (shape, tta), peer in networks:
+            if tta and self.options.no_tta_run:
+                continue
+            image = self.image((shape[0], shape[1], shape[2]), CT_SPACING)
+            found[name] = self._real({**job, "image": str(image), "bundle": str(folder), "tta": tta}, peer)
+            found[name]["shape"] = shape
             self.keep(found)
-        found["UNet++"] = self._real({**job, "bundle": str(self.plusplus()), "tta": False}, None)
+        return found
+
+    def int8(self) -> dict[str, Any]:
+        """An experiment: INT8 through NNCF; the trained demonstration model with its Dice, the full-size network's time."""
+        print("int8")
+        job = {"engine": "int8", "threads": self.options.threads, "rounds": self.options.rounds}
+        found = {"demonstration": self.script("int8.py", {**job, "what": "demo", "work": str(self.work), "repeats": 5})}
+        self.keep(found)
+        z, y, x = self.options.case
+        bundle, image = self.model(3, CT_SPACING, FULL)[1], self.image((z, y, x), CT_SPACING)
+        full = {**job, "what": "tile", "bundle": str(bundle), "image": str(image), "calibration_tiles": 4}
+        found["PlainConvUNet"] = self.script("int8.py", {**full, "repeats": self.options.tiles})
         return found
 
     def _real(self, job: dict[str, Any], peer: Path | None) -> dict[str, Any]:
         """Peer, ours in float32, ours in bfloat16. Without a peer's environment, the torch module takes its place."""
-        rows: dict[str, Any] = {}
+        runs: dict[str, list[dict[str, Any]]] = {"peer": [], "fp32": [], "bf16": []}
         cache = str(self.work / "cache")
-        for precision in ("fp32", "bf16"):
-            job_here = {**job, "engine": "openvino", "precision": precision, "cache": cache}
-            rows[precision] = self.script("our_case.py", {**job_here, "output": str(self.work / f"real_{precision}")})
-        if peer is not None:
-            rows["peer"] = self.script("peer_case.py", {**job, "output": str(self.work / "real_peer")}, peer)
-            answer = self.work / "real_peer.nii.gz"
-        else:
-            rows["peer"] = self.script(
-                "our_case.py", {**job, "engine": "torch", "output": str(self.work / "real_torch")}
-            )
-            answer = self.work / "real_torch" / "case.nii.gz"
+        answer = self.work / "real_peer.nii.gz" if peer is not None else self.work / "real_torch" / "case.nii.gz"
+        for _ in range(self.options.rounds):
+            for precision in ("fp32", "bf16"):
+                job_here = {**job, "engine": "openvino", "precision": precision, "cache": cache}
+                job_here["output"] = str(self.work / f"real_{precision}")
+                runs[precision].append(self.script("our_case.py", job_here))
+            if peer is not None:
+                theirs = {**job, "output": str(self.work / "real_peer")}
+                runs["peer"].append(self.script("peer_case.py", theirs, peer))
+            else:
+                theirs = {**job, "engine": "torch", "output": str(self.work / "real_torch")}
+                runs["peer"].append(self.script("our_case.py", theirs))
         ours, half = (self.work / f"real_{precision}" / "case.nii.gz" for precision in ("fp32", "bf16"))
-        rows["fp32 against peer"] = _agreement(ours, answer)
-        rows["bf16 against fp32"] = _agreement(half, ours)
-        return rows
+        return {
+            **{side: _case_summary(rows) for side, rows in runs.items()},
+            "fp32 against peer": _agreement(ours, answer),
+            "bf16 against fp32": _agreement(half, ours),
+        }
 
 
 def peer_environment(folder: Path) -> Path:
@@ -321,6 +406,27 @@ def _tile_summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
+def _case_summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """Medians and spread of some runs of one case; the runs themselves under ``runs``."""
+    good = [row for row in rows if "failed" not in row]
+    if not good:
+        return {"failed": rows[0]["failed"] if rows else "not run"}
+    for row in good:
+        if "whole_s" not in row:
+            row["whole_s"] = sum(stage["wall_s"] for stage in row["stages"].values())
+            row["cpu_s"] = sum(stage["cpu_s"] for stage in row["stages"].values())
+    stages = good[0].get("stages", {})
+    return {
+        "whole_s": spread([row["whole_s"] for row in good]),
+        "cpu_s": spread([row["cpu_s"] for row in good]),
+        "tiles_s": spread([sum(row["tiles_s"]) for row in good]) if good[0].get("tiles_s") else None,
+        "tiles_cpu_s": spread([sum(row["tiles_cpu_s"]) for row in good]) if good[0].get("tiles_cpu_s") else None,
+        "peak_rss": max(row["peak_rss"] for row in good),
+        "stages": {name: statistics.median(row["stages"][name]["wall_s"] for row in good) for name in stages},
+        "runs": rows,
+    }
+
+
 def _compare_answers(work: Path, name: str, engines: dict[str, Any]) -> None:
     import numpy as np
 
@@ -329,8 +435,13 @@ def _compare_answers(work: Path, name: str, engines: dict[str, Any]) -> None:
         engine, precision = key.split(" ")
         path = work / f"answer_{name}_{engine}_{precision}.npy"
         if "failed" not in row and path.exists():
-            row["max_abs_difference"] = float(np.abs(np.load(path) - reference).max())
+            answer = np.load(path)
+            row["max_abs_difference"] = float(np.abs(answer - reference).max())
             row["reference_std"] = float(reference.std())
+            mine, theirs = answer.argmax(0), reference.argmax(0)
+            front = int((mine > 0).sum()) + int((theirs > 0).sum())
+            row["labels_equal"] = float((mine == theirs).mean())
+            row["foreground_dice"] = 2 * int(((mine == theirs) & (mine > 0)).sum()) / front if front else None
 
 
 def _agreement(one: Path, other: Path) -> dict[str, Any]:

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from offline_infer.commands.common import Subparsers, cache_folder, command, existing, say, sink_for
+from offline_infer.commands.common import Subparsers, cache_folder, command, existing, say, share, sink_for
 
 
 def register(commands: Subparsers) -> None:
@@ -29,6 +29,16 @@ def register(commands: Subparsers) -> None:
     parser.add_argument("--threads", type=int, default=0, metavar="N", help="processor threads, 0 = all")
     parser.add_argument("--fold", metavar="FOLD", help="default the first")
     parser.add_argument("--cache", type=Path, metavar="DIR", help="folder for compiled graphs; 'none' switches it off")
+    parser.add_argument(
+        "--min-dice",
+        type=share,
+        default=0.0,
+        metavar="F",
+        help="a foreground Dice against float32 below this fails; NaN, and only background, fail in any case",
+    )
+    parser.add_argument(
+        "--no-record", action="store_true", help="do not keep the judgement in the bundle, where predict looks it up"
+    )
     parser.add_argument("-o", "--output", type=Path, metavar="FILE", help="write the record there, for report")
 
 
@@ -50,6 +60,8 @@ def benchmark(options: argparse.Namespace) -> dict[str, Any]:
         device=options.device,
         cache=cache_folder(options.cache),
         fold=options.fold,
+        min_dice=options.min_dice,
+        keep=not options.no_record,
     )
     record = run(Bundle.load(existing(options.bundle)), plan, sink_for(options))
     say(options, f"{'engine':<14}{'precision':<10}{'median s':>9}{'95 %':>9}{'first s':>9}{'open s':>8}  answer")
@@ -60,6 +72,9 @@ def benchmark(options: argparse.Namespace) -> dict[str, Any]:
             continue
         times = f"{row['p50_s']:>9.3f}{row['p95_s']:>9.3f}{row['first_call_s']:>9.3f}{row['open_s']:>8.2f}"
         say(options, f"{head}{times}  {_verdict(row)}")
+    if record.get("kept_in_bundle"):
+        proof = "" if options.input else "; noise proves nothing, give a real image with --input"
+        say(options, f"kept in the bundle, where predict looks it up{proof}")
     if options.output is not None:
         write_json(options.output, record)
     failed = [row for row in record["results"] if row["status"] == "failed"]

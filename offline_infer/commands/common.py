@@ -45,6 +45,9 @@ def add_engine_options(parser: argparse.ArgumentParser) -> None:
         help="option of the engine itself, repeatable; a wrong one lists the legal ones",
     )
     group.add_argument("--previous", type=Path, metavar="BUNDLE", help="first stage of a cascade")
+    group.add_argument(
+        "--unverified", action="store_true", help="run a precision even if its check against float32 has failed"
+    )
 
 
 def add_tile_settings(parser: argparse.ArgumentParser) -> None:
@@ -113,7 +116,15 @@ def open_model(options: argparse.Namespace, device: str | None = None) -> Model:
         previous=existing(options.previous) if options.previous else None,
         cache=cache_folder(options.cache),
         engine_options=engine_options(options),
+        unverified=options.unverified,
     )
+
+
+def tell_precision(model: Model, sink: Sink, stage: str) -> None:
+    """One note about each thing a user should know of the precision that is running."""
+    from offline_infer.events import Event
+
+    model.tell_precision(lambda text: sink(Event("note", stage, data={"text": text})))
 
 
 def engine_options(options: argparse.Namespace) -> dict[str, str]:
@@ -158,6 +169,17 @@ def step_size(text: str) -> float:
         value = 0.0
     if not 0 < value <= 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a fraction between 0 and 1")
+    return value
+
+
+def share(text: str) -> float:
+    """argparse type: a fraction in [0, 1]."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a fraction from 0 to 1")
     return value
 
 

@@ -122,8 +122,10 @@ def compile_om(options: argparse.Namespace) -> dict[str, Any]:
 def inspect(options: argparse.Namespace) -> dict[str, Any]:
     """``offline-infer inspect``."""
     from offline_infer.bundle import Bundle
+    from offline_infer.precision_records import line_of, read_checks
 
     bundle = Bundle.load(existing(options.bundle), verify_hashes=options.verify)
+    checks = read_checks(bundle)
     spec = bundle.spec
     source = spec.source
     spacing = ", ".join(f"{length:g}" for length in spec.spacing)
@@ -146,8 +148,10 @@ def inspect(options: argparse.Namespace) -> dict[str, Any]:
             f"  compiled     {item.file} for {item.soc} by {item.tool} {item.tool_version or ''}"
             for item in spec.compiled
         ),
+        *(f"  checked      {line_of(row)}" for row in checks.rows),
+        *([f"  checked      {checks.problem}; it counts as absent"] if checks.problem else []),
     )
-    return spec.model_dump(mode="json")
+    return {**spec.model_dump(mode="json"), "precision_checks": [row.model_dump(mode="json") for row in checks.rows]}
 
 
 def _verdict(verification: dict[str, Any] | None) -> str:

@@ -59,6 +59,11 @@ def register(commands: Subparsers) -> None:
         metavar="SIZE",
         help="what the process may take, e.g. 8GiB, default what is free; with less, slower methods are used",
     )
+    parser.add_argument(
+        "--verify-precision",
+        action="store_true",
+        help="if the precision was never compared with float32 here, do it first, on two tiles of the first case",
+    )
     parser.add_argument("--part", type=int, default=0, metavar="K", help="do part K of --parts (from 0)")
     parser.add_argument("--parts", type=int, default=1, metavar="N", help="share the cases among N runs")
     parser.add_argument("--previous-predictions", type=Path, metavar="DIR", help="a cascade's first-stage label maps")
@@ -87,8 +92,13 @@ def predict(options: argparse.Namespace) -> dict[str, Any]:
     from offline_infer.framework_files import write_framework_files
     from offline_infer.pipeline.runner import FolderJob, predict_folder
 
+    sink = sink_for(options)
     with open_model(options) as model:
         found = find_cases(existing(options.input), len(model.spec.channels), model.spec.file_ending)
+        if options.verify_precision and found.cases:
+            from offline_infer.benchmark import verify_once
+
+            verify_once(model, found.cases[0].channels, sink)
         job = FolderJob(
             cases=select_part(found.cases, options.part, options.parts),
             problems=found.problems if options.part == 0 else {},
@@ -97,7 +107,7 @@ def predict(options: argparse.Namespace) -> dict[str, Any]:
             previous_folder=existing(options.previous_predictions) if options.previous_predictions else None,
             memory=options.memory,
         )
-        report = predict_folder(model, job, run_settings(options, options.save_probabilities), sink_for(options))
+        report = predict_folder(model, job, run_settings(options, options.save_probabilities), sink)
     write_framework_files(options.output, model.spec)
     for case in report.cases:
         times = ", ".join(f"{name} {value:.1f} s" for name, value in case.seconds.items())

@@ -23,6 +23,7 @@ from offline_infer.commands.common import (
     run_settings,
     say,
     sink_for,
+    tell_precision,
 )
 from offline_infer.errors import UsageError
 
@@ -158,9 +159,11 @@ def infer(options: argparse.Namespace) -> dict[str, Any]:
         return run.to_json()
     from offline_infer.pipeline.staged import infer_stage
 
+    sink = sink_for(options)
     with open_model(options) as model:
         sessions = dict(zip(model.folds, model.sessions, strict=True))
-        report = infer_stage(existing(options.work), sessions, spec=model.spec, sink=sink_for(options))
+        tell_precision(model, sink, "infer")
+        report = infer_stage(existing(options.work), sessions, spec=model.spec, sink=sink)
     return _stage_result(options, report)
 
 
@@ -220,6 +223,7 @@ def staged(options: argparse.Namespace) -> dict[str, Any]:
         else:
             model = stack.enter_context(open_model(options))
             sessions = dict(zip(model.folds, model.sessions, strict=True))
+            tell_precision(model, sink, "infer")
             answer = partial(infer_stage, sessions=sessions, spec=spec, sink=sink)
             redundant = False
         job = RoundsJob(

@@ -8,7 +8,7 @@ name.
 from __future__ import annotations
 
 import importlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -87,6 +87,100 @@ class Session(Protocol):
     ) -> None: ...
 
 
+DeviceArray = Any
+"""A handle on an array in the device's memory; only the engine that gave it can read it."""
+
+
+@dataclass(frozen=True, eq=False)
+class StitchPlan:
+    """What happens to the answers for a tile before they are wanted on the host. Plain facts about one case.
+
+    Attributes:
+        mirrors: flipped axes of (z, y, x) of every mirror, in the order of the sum.
+        activation: ``softmax`` or ``sigmoid`` where probabilities are summed, None where logits are.
+        answers: how many answers are in a finished sum, which is divided by it.
+        weights: (*patch) with three axes, float32; None = 1.
+        sum_dtype: ``float32`` or ``float16``, of the sums over tiles.
+    """
+
+    mirrors: tuple[tuple[int, ...], ...]
+    activation: str | None
+    answers: int
+    weights: FloatArray | None
+    sum_dtype: str
+
+    def same(self, other: StitchPlan) -> bool:
+        """Whether both ask for the same thing."""
+        mine, theirs = (
+            (plan.mirrors, plan.activation, plan.answers, plan.sum_dtype, plan.weights is None)
+            for plan in (self, other)
+        )
+        equal = self.weights is None or other.weights is None or np.array_equal(self.weights, other.weights)
+        return mine == theirs and equal
+
+
+class Stitcher(Protocol):
+    """Mirrors, sums and stitches on the device, so that only finished sums travel to the host.
+
+    Every call raises EngineFailed when the engine fails, DeviceMemoryFull when the device's memory is what lacks.
+    """
+
+    def load(self, tile: FloatArray) -> None:
+        """Bring a tile (c, *patch) to the device; stitchers that share (see :class:`StitchingSession`) share it."""
+        ...
+
+    def answer(self, total: DeviceArray | None) -> DeviceArray:
+        """Ask the network about the loaded tile in every mirror.
+
+        Args:
+            total: the sum of the answers so far, None for a new one.
+
+        Returns:
+            (1, k, pz, py, px) float32: the sum with these answers, turned back, added one after the other.
+        """
+        ...
+
+    def weigh(self, total: DeviceArray) -> DeviceArray:
+        """A finished sum divided by ``plan.answers``, times the weights; float32."""
+        ...
+
+    def stitch(self, box: DeviceArray | None, weighted: DeviceArray, part: Sequence[tuple[int, int]]) -> DeviceArray:
+        """Add a part of a weighted tile to a box of the slab; the box that was given is spent.
+
+        Args:
+            box: (1, k, dz, dy, dx) of the sums' dtype, None for one with nothing in it.
+            part: half-open range of the tile along z, y and x.
+        """
+        ...
+
+    def fetch(self, box: DeviceArray) -> npt.NDArray[Any]:
+        """A box (k, dz, dy, dx) as an array of the sums' dtype in the host's memory."""
+        ...
+
+    def give_up(self, reason: str) -> None:
+        """Free the device's memory; ``reason`` goes to the session's ``info.details["stitching"]``."""
+        ...
+
+
+@runtime_checkable
+class StitchingSession(Protocol):
+    """What a session has besides :class:`Session` if it can keep its answers on the device. Optional."""
+
+    def stitcher(self, plan: StitchPlan, beside: Stitcher | None = None) -> Stitcher | None:
+        """A stitcher for the plan; valid until the next call or the session's end.
+
+        Args:
+            beside: of another fold on the same device; all that does not depend on the network is shared with it.
+
+        Returns:
+            None where stitching is the host's work, on this device or by the user's choice.
+
+        Raises:
+            EngineFailed, DeviceMemoryFull: it cannot be set up.
+        """
+        ...
+
+
 @runtime_checkable
 class Engine(Protocol):
     """Opens graphs. Each engine module has one instance named ``ENGINE``."""
@@ -112,6 +206,8 @@ ENGINES: dict[str, str] = {
     "fake": "offline_infer.engines.fake",
 }
 """Engine name -> module. Exact names only."""
+_FOR_TESTS = frozenset({"fake"})
+"""Can be opened, but are not offered."""
 
 
 def get_engine(name: str) -> Engine:
@@ -122,7 +218,7 @@ def get_engine(name: str) -> Engine:
         EngineUnavailable: the engine's module cannot be loaded.
     """
     if name not in ENGINES:
-        raise UsageError(f"unknown engine {name!r}; legal names: {', '.join(sorted(ENGINES))}")
+        raise UsageError(f"unknown engine {name!r}; legal names: {', '.join(sorted(set(ENGINES) - _FOR_TESTS))}")
     try:
         engine = importlib.import_module(ENGINES[name]).ENGINE
     except ImportError as error:

@@ -18,6 +18,7 @@ import os
 import time
 import warnings
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -28,31 +29,23 @@ from offline_infer.engines.base import (
     EngineOptions,
     FloatArray,
     SessionInfo,
+    Stitcher,
+    StitchPlan,
     check_batch,
     check_graph_file,
     kept_output,
     single_input,
     telling_line,
 )
+from offline_infer.engines.onnxruntime_device import Device, Network, OnnxRuntimeStitcher, Origin
+from offline_infer.engines.onnxruntime_options import PROVIDERS, chain, device_of, session_options, stitching
 from offline_infer.errors import BundleError, EngineFailed, EngineUnavailable, OfflineInferError
 
 OLDEST = (1, 18)
 _INSTALL = (
     "pip install 'onnxruntime>=1.18' (CPU), onnxruntime-gpu (NVIDIA) or onnxruntime-cann (Ascend); only one of them"
 )
-_PROVIDERS = {
-    "cpu": "CPUExecutionProvider",
-    "cuda": "CUDAExecutionProvider",
-    "tensorrt": "TensorrtExecutionProvider",
-    "npu": "CANNExecutionProvider",
-}
 _WHEELS = {"cpu": "onnxruntime", "cuda": "onnxruntime-gpu", "tensorrt": "onnxruntime-gpu", "npu": "onnxruntime-cann"}
-_LEVELS = {
-    "none": "ORT_DISABLE_ALL",
-    "basic": "ORT_ENABLE_BASIC",
-    "extended": "ORT_ENABLE_EXTENDED",
-    "all": "ORT_ENABLE_ALL",
-}
 _TYPES = {"tensor(float)": np.dtype(np.float32), "tensor(float16)": np.dtype(np.float16)}
 
 
@@ -78,8 +71,9 @@ class OnnxRuntimeEngine:
 
         ``options.extra``: ``output`` names the output :meth:`OnnxRuntimeSession.run` gives (default: the first);
         ``provider=tensorrt`` uses TensorRT on a ``cuda:N`` device; ``optimization`` is ``none``, ``basic``,
-        ``extended`` or ``all``; ``norms`` is ``exact`` (default on the CPU) or ``native``; ``provider.KEY`` is passed to
-        the provider, ``session.KEY`` to the session as it is.
+        ``extended`` or ``all``; ``norms`` is ``exact`` (default on the CPU) or ``native``; ``stitch`` is ``device`` (default
+        on CUDA and TensorRT) or ``host``; ``mirror_batch=N``: mirrors a call of the network when stitching on the device;
+        ``provider.KEY`` is passed to the provider, ``session.KEY`` to the session as it is.
 
         Raises:
             EngineUnavailable: ONNX Runtime, the device, the precision or an option is not to be had.
@@ -101,16 +95,20 @@ class OnnxRuntimeSession:
     def __init__(self, graph: Path, options: EngineOptions) -> None:
         ort = _library()
         start = time.perf_counter()
-        kind, index = _device(options)
-        provider = _PROVIDERS[kind]
+        kind, index = device_of(options)
+        provider = PROVIDERS[kind]
         _check_provider(ort, kind, options.device)
-        chain = _chain(kind, index, options)
+        if kind == "tensorrt" and options.precision == "fp32":
+            # TensorRT shortens float32 to TF32 too, and no option of the provider stops it.
+            os.environ.setdefault("NVIDIA_TF32_OVERRIDE", "0")
+        self._stitch, self._mirror_batch = stitching(kind, options)
+        providers = chain(kind, index, options)
         source, norms = _source(graph, kind, options)
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", UserWarning)  # what it warns of is checked below
                 session = ort.InferenceSession(
-                    source, _session_options(ort, options, kind), providers=chain, enable_fallback=0
+                    source, session_options(ort, options, kind), providers=providers, enable_fallback=0
                 )
         except Exception as error:  # its exceptions share no base class
             raise _opening_failed(graph, kind, error) from error
@@ -131,6 +129,12 @@ class OnnxRuntimeSession:
         self._names = tuple(name for name, _, _ in outputs)
         kept = kept_output(self._names, options.extra.get("output"), ENGINE.name)
         _, shape, dtype = outputs[kept]
+        self._origin = Origin(ort, graph, options, kind, index, self._names[kept], norms == "exact")
+        self._network = Network(
+            session, self._input_name, self._shape, self._input_type, self._names[kept], shape, dtype
+        )
+        self._batched: dict[int, Network] = {}
+        self._stitcher: OnnxRuntimeStitcher | None = None
         # Written by the session, read by the caller, used again: fresh memory is slow to touch.
         self._output = np.empty(shape, dtype)
         self._answer: FloatArray = self._output if dtype == np.float32 else np.empty(shape, np.float32)
@@ -140,6 +144,14 @@ class OnnxRuntimeSession:
             self._device_input = ort.OrtValue.ortvalue_from_shape_and_type(self._shape, self._input_type, "cuda", index)
             self._binding.bind_ortvalue_input(self._input_name, self._device_input)
         self._held: Any = None
+        self._details: dict[str, Any] = {
+            "kept": self._names[kept],
+            "providers": running,
+            "threads": options.threads,
+            "norms": norms,
+            "wheels": installed_wheels(),
+            "stitching": "device, where memory allows" if self._stitch else "host",
+        }
         self.info = SessionInfo(
             engine=ENGINE.name,
             version=str(ort.__version__),
@@ -147,15 +159,9 @@ class OnnxRuntimeSession:
             precision=options.precision,
             input_shape=self._shape,
             output_names=self._names,
-            details={
-                "kept": self._names[kept],
-                "providers": running,
-                "threads": options.threads,
-                "norms": norms,
-                "wheels": installed_wheels(),
-                "open_seconds": round(time.perf_counter() - start, 3),
-            },
+            details=self._details,
         )
+        self._details["open_seconds"] = round(time.perf_counter() - start, 3)
 
     def run(self, batch: FloatArray) -> FloatArray:
         """Logits (n, k, *patch) of the kept output; the next call overwrites the array.
@@ -187,6 +193,41 @@ class OnnxRuntimeSession:
             raise EngineFailed(f"onnxruntime: {telling_line(error)}") from error
         return {name: np.asarray(array, dtype=np.float32) for name, array in zip(self._names, outputs, strict=True)}
 
+    def stitcher(self, plan: StitchPlan, beside: Stitcher | None = None) -> Stitcher | None:
+        """See :class:`offline_infer.engines.base.StitchingSession`; kept for the next case with the same plan."""
+        if self._session is None:
+            raise EngineFailed("onnxruntime: the session is closed")
+        if not self._stitch:
+            return None
+        if self._stitcher is None or not self._stitcher.serves(plan, beside):
+            self._stitcher = None  # its memory first
+            device = Device(self._origin, self._with_images, self._forget)
+            try:
+                self._stitcher = OnnxRuntimeStitcher(device, plan, beside, self._mirror_batch)
+            except EngineFailed as error:
+                self._forget(f"host: {error}")
+                raise
+        made = self._stitcher
+        self._details["stitching"] = f"device, mirrors a call: {made.images}{'; ' if made.note else ''}{made.note}"
+        return made
+
+    def _with_images(self, images: int) -> Network:
+        """The network with so many images a call."""
+        if images == 1:
+            return self._network
+        if images not in self._batched:
+            session = self._origin.open_batched(images)
+            shapes = [(images, *shape[1:]) for shape in (self._shape, self._network.output_shape)]
+            self._batched[images] = replace(
+                self._network, session=session, input_shape=shapes[0], output_shape=shapes[1]
+            )
+        return self._batched[images]
+
+    def _forget(self, said: str) -> None:
+        self._stitcher = None
+        self._batched = {}
+        self._details["stitching"] = said
+
     def _checked(self, batch: FloatArray) -> Any:
         if self._session is None:
             raise EngineFailed("onnxruntime: the session is closed")
@@ -197,6 +238,9 @@ class OnnxRuntimeSession:
         """Free the session. May be called twice; arrays that ``run`` gave stay valid."""
         self._binding = None
         self._device_input = None
+        self._stitcher = None
+        self._batched = {}
+        self._network = replace(self._network, session=None)
         self._session = None
         self._held = None
 
@@ -237,18 +281,6 @@ def _version(text: str) -> tuple[int, int]:
         return OLDEST  # a build without a number: let it try
 
 
-def _device(options: EngineOptions) -> tuple[str, int]:
-    """Kind of provider and device index."""
-    name, _, number = options.device.partition(":")
-    wanted = options.extra.get("provider")
-    if name not in ("cpu", "cuda", "npu") or (number and not number.isdecimal()) or (name == "cpu" and number):
-        raise EngineUnavailable(f"onnxruntime: unknown device {options.device!r}; legal: cpu, cuda:N, npu:N")
-    legal = {"cpu": ("cpu",), "cuda": ("cuda", "tensorrt"), "npu": ("npu",)}[name]
-    if wanted is not None and wanted not in legal:
-        raise EngineUnavailable(f"onnxruntime: no provider {wanted!r} for {options.device}; legal: {', '.join(legal)}")
-    return wanted or name, int(number or 0)
-
-
 def _check_provider(ort: Any, kind: str, device: str) -> None:
     if kind == "cpu":
         return
@@ -259,65 +291,11 @@ def _check_provider(ort: Any, kind: str, device: str) -> None:
             f"pip uninstall {' '.join(wheels)}, then pip install {_WHEELS[kind]}"
         )
     present = list(ort.get_available_providers())
-    if _PROVIDERS[kind] not in present:
+    if PROVIDERS[kind] not in present:
         raise EngineUnavailable(
-            f"onnxruntime: device {device} needs {_PROVIDERS[kind]}, this installation has {', '.join(present)}; "
+            f"onnxruntime: device {device} needs {PROVIDERS[kind]}, this installation has {', '.join(present)}; "
             f"pip uninstall {' '.join(wheels) or 'onnxruntime'}, then pip install {_WHEELS[kind]}"
         )
-
-
-def _chain(kind: str, index: int, options: EngineOptions) -> list[Any]:
-    """Providers with their options, in order of preference; the CPU is never among an accelerator's."""
-    own = {key.removeprefix("provider."): value for key, value in options.extra.items() if key.startswith("provider.")}
-    if kind == "cpu":
-        return [(_PROVIDERS["cpu"], own)] if own else [_PROVIDERS["cpu"]]
-    # TF32 keeps 10 of float32's 23 bits; the default of the provider is to use it.
-    cuda = {"device_id": str(index), "use_tf32": "0", "arena_extend_strategy": "kSameAsRequested"}
-    if kind == "cuda":
-        return [(_PROVIDERS["cuda"], {**cuda, **own})]
-    if kind == "tensorrt":
-        tensorrt = {"device_id": str(index)}
-        if options.precision == "fp16":
-            tensorrt["trt_fp16_enable"] = "1"
-        if options.cache is not None:
-            tensorrt |= {"trt_engine_cache_enable": "1", "trt_engine_cache_path": str(options.cache)}
-        return [(_PROVIDERS["tensorrt"], {**tensorrt, **own}), (_PROVIDERS["cuda"], cuda)]
-    cann = {
-        "device_id": str(index),
-        "enable_cann_graph": "1",
-        "dump_om_model": "0",  # it would leave .om files in the working folder
-        "precision_mode": "force_fp16" if options.precision == "fp16" else "must_keep_origin_dtype",
-        "op_select_impl_mode": "high_precision",
-    }
-    return [(_PROVIDERS["npu"], {**cann, **own})]
-
-
-def _session_options(ort: Any, options: EngineOptions, kind: str) -> Any:
-    if options.threads < 0:
-        raise EngineUnavailable(f"onnxruntime: threads is {options.threads}; 0 means all cores")
-    level = options.extra.get("optimization", "all")
-    if level not in _LEVELS:
-        raise EngineUnavailable(f"onnxruntime: unknown optimization {level!r}; legal: {', '.join(_LEVELS)}")
-    session = ort.SessionOptions()
-    session.log_severity_level = 3  # errors; they reach us as exceptions
-    session.intra_op_num_threads = options.threads
-    session.inter_op_num_threads = 1
-    session.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
-    session.graph_optimization_level = getattr(ort.GraphOptimizationLevel, _LEVELS[level])
-    entries = {}
-    if kind != "cpu":
-        entries["session.disable_cpu_ep_fallback"] = "1"  # no part of the graph on the CPU either
-    for key, value in options.extra.items():
-        if key.startswith("session."):
-            entries[key] = value
-        elif key not in ("output", "provider", "optimization", "norms") and not key.startswith("provider."):
-            raise EngineUnavailable(
-                f"onnxruntime: unknown option {key!r}; "
-                "legal: output, provider, optimization, norms, provider.KEY, session.KEY"
-            )
-    for key, value in entries.items():
-        session.add_session_config_entry(key, value)
-    return session
 
 
 def _source(graph: Path, kind: str, options: EngineOptions) -> tuple[str | bytes, str]:
@@ -345,7 +323,7 @@ def _opening_failed(graph: Path, kind: str, error: Exception) -> Exception:
     name, text = type(error).__name__, telling_line(error)
     if name in ("NoSuchFile", "InvalidProtobuf", "InvalidGraph", "NoModel"):
         return BundleError(f"{graph} cannot be read by ONNX Runtime: {text}; copy or export the bundle again")
-    return EngineUnavailable(f"onnxruntime: {graph.name} cannot be opened on {_PROVIDERS[kind]}: {text}")
+    return EngineUnavailable(f"onnxruntime: {graph.name} cannot be opened on {PROVIDERS[kind]}: {text}")
 
 
 def _check_precision(session: Any, kind: str, options: EngineOptions) -> None:

@@ -2,8 +2,9 @@
 
 Three habits of the library are countered here. Importing it sends a usage event and writes files into the home folder;
 its telemetry package is hidden from it. A precision the processor lacks is replaced by another one in silence; what was
-compiled is compared with what was asked for. And its instance normalisation is inexact on large tiles; see
-:mod:`offline_infer.engines.openvino_norms`.
+compiled is compared with what was asked for. And its instance normalisation is inexact on large tiles, so it is written
+out: see :mod:`offline_infer.engines.openvino_norms` for float32 and :mod:`offline_infer.engines.openvino_bf16_norms` for
+bfloat16, where its statistics stay float32.
 """
 
 from __future__ import annotations
@@ -31,6 +32,8 @@ from offline_infer.engines.base import (
     single_input,
     telling_line,
 )
+from offline_infer.engines.openvino_bf16_norms import VERSION as BF16_NORMS_VERSION
+from offline_infer.engines.openvino_bf16_norms import keep_ends_float32, make_norms_float32, rounded_node
 from offline_infer.engines.openvino_norms import VERSION as NORMS_VERSION
 from offline_infer.engines.openvino_norms import make_norms_exact
 from offline_infer.errors import BundleError, EngineFailed, EngineUnavailable
@@ -67,8 +70,9 @@ class OpenVinoEngine:
         """Open a graph; see :class:`offline_infer.engines.base.Engine`.
 
         ``options.extra``: ``output`` names the output :meth:`OpenVinoSession.run` gives (default: the first);
-        ``norms`` is ``exact`` (default, in float32) or ``native``; every other entry is passed on as a property of
-        OpenVINO's CPU plugin.
+        ``norms`` is ``exact`` (default, in float32 and bfloat16: float32 statistics, summed axis by axis; in bfloat16 the
+        first and last convolutions stay float32 as well) or ``native`` (the plugin's kernel); every other entry is passed
+        on as a property of OpenVINO's CPU plugin.
 
         Raises:
             EngineUnavailable: OpenVINO, the device, the precision or a property is not to be had.
@@ -98,7 +102,7 @@ class OpenVinoSession:
         capabilities = [str(item) for item in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")]
         config = _config(options, capabilities)
         norms = _norms(options)
-        compiled, cache = _compile(ov, core, graph, config, norms, options.cache)
+        compiled, norms, cache = _compile(ov, core, graph, config, norms, options.cache)
         _check_precision(compiled, options.precision)
         self._ov = ov
         self._request: Any = compiled.create_infer_request()
@@ -227,43 +231,74 @@ def _config(options: EngineOptions, capabilities: list[str]) -> dict[str, str]:
 
 
 def _norms(options: EngineOptions) -> str:
-    """``exact`` or ``native``. In bfloat16 the plugin would round the sums, so its own kernel is better there."""
-    default = "exact" if options.precision == "fp32" else "native"
+    """``exact`` or ``native``. In float16 the plugin's own kernel stays."""
+    default = "native" if options.precision == "fp16" else "exact"
     norms = options.extra.get("norms", default)
     if norms not in ("exact", "native") or (norms == "exact" and default != "exact"):
         raise EngineUnavailable(
-            f"openvino: norms is {norms!r} at {options.precision}; legal: native, and exact in fp32"
+            f"openvino: norms is {norms!r} at {options.precision}; legal: native, and exact in fp32 and bf16"
         )
     return norms
 
 
 def _compile(
     ov: Any, core: Any, graph: Path, config: Mapping[str, str], norms: str, cache: Path | None
-) -> tuple[Any, str]:
-    """The compiled graph, and what the cache did: ``off``, ``hit``, ``stored`` or ``not stored: reason``.
+) -> tuple[Any, str, str]:
+    """The compiled graph, its norms, and what the cache did: ``off``, ``hit``, ``stored`` or ``not stored: reason``.
 
     OpenVINO's own CACHE_DIR is not used: a file there is written in place, and another process may read half of it.
     """
     if cache is None:
-        return _compile_afresh(ov, core, graph, config, norms), "off"
+        return *_compile_afresh(ov, core, graph, config, norms), "off"
     place = cache / f"{_key(ov, core, graph, config, norms)}.openvino"
     blob = _read_cached(place)
     if blob is not None:
         try:
-            return core.import_model(io.BytesIO(blob), "CPU", dict(config)), "hit"
+            return core.import_model(io.BytesIO(blob), "CPU", dict(config)), norms, "hit"
         except RuntimeError:
             pass  # written by another build after all; made again below
-    compiled = _compile_afresh(ov, core, graph, config, norms)
+    compiled, made = _compile_afresh(ov, core, graph, config, norms)
+    if made != norms:
+        return compiled, made, "not stored: the norms are not those that were asked for"
     try:
         exported = compiled.export_model()
         data = exported.getvalue() if isinstance(exported, io.BytesIO) else bytes(exported)
         write_bytes(place, _MAGIC + hashlib.sha256(data).digest() + data)
     except (OSError, RuntimeError) as error:
-        return compiled, f"not stored: {telling_line(error)}"
-    return compiled, "stored"
+        return compiled, made, f"not stored: {telling_line(error)}"
+    return compiled, made, "stored"
 
 
-def _compile_afresh(ov: Any, core: Any, graph: Path, config: Mapping[str, str], norms: str) -> Any:
+def _compile_afresh(ov: Any, core: Any, graph: Path, config: Mapping[str, str], norms: str) -> tuple[Any, str]:
+    """The compiled graph, and its norms: as asked for, or ``native: reason`` where this OpenVINO rounds them after all."""
+    model = _read(ov, graph)
+    half = config["INFERENCE_PRECISION_HINT"] != _HINTS["fp32"][0]
+    reason = None
+    if norms == "exact" and half:
+        try:
+            make_norms_float32(core, model)
+            keep_ends_float32(core, model)
+        except (RuntimeError, AttributeError, TypeError) as error:
+            reason = telling_line(error)
+    elif norms == "exact":
+        make_norms_exact(model)
+    try:
+        compiled = None if reason else core.compile_model(model, "CPU", dict(config))
+        if compiled is not None and norms == "exact" and half:
+            reason = rounded_node(compiled)
+        if reason:
+            return core.compile_model(_read(ov, graph), "CPU", dict(config)), f"native: {reason}"
+    except RuntimeError as error:
+        raise EngineUnavailable(f"openvino: {graph.name} cannot be compiled: {telling_line(error)}") from error
+    return compiled, norms
+
+
+def _read(ov: Any, graph: Path) -> Any:
+    """The graph as OpenVINO's model.
+
+    Raises:
+        BundleError: it cannot be read, or its shapes are not fixed.
+    """
     try:
         # The ONNX reader by name: otherwise a damaged file is offered to every other reader, each with its complaint.
         reader = ov.frontend.FrontEndManager().load_by_framework("onnx")
@@ -272,12 +307,7 @@ def _compile_afresh(ov: Any, core: Any, graph: Path, config: Mapping[str, str], 
         raise BundleError(f"{graph} cannot be read by OpenVINO: {telling_line(error)}") from error
     single_input(len(model.inputs), graph)
     _fixed(model.inputs, graph)
-    if norms == "exact":
-        make_norms_exact(model)
-    try:
-        return core.compile_model(model, "CPU", dict(config))
-    except RuntimeError as error:
-        raise EngineUnavailable(f"openvino: {graph.name} cannot be compiled: {telling_line(error)}") from error
+    return model
 
 
 def _key(ov: Any, core: Any, graph: Path, config: Mapping[str, str], norms: str) -> str:
@@ -288,7 +318,7 @@ def _key(ov: Any, core: Any, graph: Path, config: Mapping[str, str], norms: str)
         "processor": str(core.get_property("CPU", "FULL_DEVICE_NAME")),
         "capabilities": sorted(str(item) for item in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")),
         "config": dict(sorted(config.items())),
-        "norms": f"{norms} {NORMS_VERSION}",
+        "norms": f"{norms} {NORMS_VERSION} {BF16_NORMS_VERSION}",
     }
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:40]
 

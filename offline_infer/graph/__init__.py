@@ -3,6 +3,7 @@
 They need the ``onnx`` package (``pip install 'offline-infer[export]'``); running a bundle does not.
 """
 
+from offline_infer.graph.batched import batched
 from offline_infer.graph.clean import (
     clean,
     constants_to_initializers,
@@ -22,6 +23,7 @@ __all__ = [
     "GraphFacts",
     "HalfReport",
     "Port",
+    "batched",
     "clean",
     "constants_to_initializers",
     "decompose_instance_norm",

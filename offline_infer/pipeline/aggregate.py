@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from offline_infer.errors import EngineFailed
 from offline_infer.geometry import CaseGeometry, Shape3
+from offline_infer.half_sums import mean_of_folds
 from offline_infer.labels import sigmoid, softmax
 from offline_infer.pipeline.settings import RunSettings, sum_dtype
 from offline_infer.postprocess import MapFinisher, Segmentation
@@ -80,17 +81,17 @@ class CaseAggregator:
         self.grid = case_grid(spec, geometry.network_shape, settings)
         self.mirrors = case_mirrors(spec, settings)
         self._folds = folds
-        self._finisher = MapFinisher(spec, geometry, settings.save_probabilities, dtype == "float16")
+        self._finisher = MapFinisher(spec, geometry, settings.save_probabilities, dtype == "float16", threads)
         exact = dtype == "float16"
         window = spec.window.gaussian
         weighted = window.apply == "always" or len(self.grid) > 1
         weights = gaussian_map(self.grid.patch, window, len(spec.patch_size)) if weighted else None
         self._shape = (spec.labels.channels, *self.grid.patch)
         small = int(np.prod(self._shape)) < _WORTH_SHARING
-        self._team = _Team(1 if small else worker_count(threads))
+        self._team = Team(1 if small else worker_count(threads))
         # In half precision the order of roundings matters: folds are summed as whole volumes, as the framework does.
         self._lanes = folds if exact else 1
-        self._joined = _FoldMean(self._lanes, self._finisher)
+        self._joined = FoldMean(self._lanes, self._finisher)
         self._accumulators = [
             RollingAccumulator(
                 self.grid,
@@ -185,7 +186,7 @@ class CaseAggregator:
             accumulator.add_part(start, channel, first, part)
 
 
-class _Team:
+class Team:
     """Threads that share a list of small jobs; with one thread, no thread."""
 
     def __init__(self, threads: int) -> None:
@@ -221,7 +222,7 @@ def _check(values: FloatArray, start: Shape3) -> None:
         )
 
 
-class _FoldMean:
+class FoldMean:
     """Joins the slabs of several folds: half-precision sum, then division, as nnU-Net v2 does with whole volumes."""
 
     def __init__(self, lanes: int, finisher: MapFinisher) -> None:
@@ -236,11 +237,6 @@ class _FoldMean:
         def emit(slab: npt.NDArray[np.floating]) -> None:
             self._waiting[index].append(slab.copy())
             while all(self._waiting):
-                parts = [queue.pop(0) for queue in self._waiting]
-                total = parts[0]
-                for part in parts[1:]:
-                    total += part
-                total /= np.asarray(len(parts), total.dtype)
-                self._finisher.push(total)
+                self._finisher.push(mean_of_folds([queue.pop(0) for queue in self._waiting]))
 
         return emit

@@ -19,6 +19,7 @@ import numpy.typing as npt
 import psutil
 
 from offline_infer.geometry import ImageGeometry, permute, resampled_shape
+from offline_infer.half_sums import sum_bytes
 from offline_infer.labels import label_dtype
 from offline_infer.pipeline.aggregate import case_grid, case_mirrors
 from offline_infer.pipeline.settings import RunSettings, sum_dtype
@@ -68,10 +69,16 @@ class MemoryForecast:
         """Peak of one case by itself, above the engine's own."""
         return max(self.prepare, self.infer, self.finish)
 
-    def beside(self, following: MemoryForecast | None) -> int:
-        """Peak while the next case is prepared at the same time."""
+    @property
+    def behind(self) -> int:
+        """What finishing takes beside the next case: the last slab, until it is decided, and the label map."""
+        return self.finish - self.prepared + self.slab
+
+    def beside(self, following: MemoryForecast | None, previous: MemoryForecast | None = None) -> int:
+        """Peak while the next case is prepared and the previous one finished at the same time."""
         ahead = following.prepare if following is not None else 0
-        return max(self.prepare, max(self.infer, self.finish) + self.engine + ahead)
+        before = previous.behind if previous is not None else 0
+        return max(self.prepare + before, max(self.infer, self.finish) + self.engine + ahead + before)
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -129,25 +136,27 @@ def forecast_case(
     prepare = image + max(4 * fine, copy + mask + resampled + planes) + (prepared if spec.previous_stage else 0)
 
     grid = case_grid(spec, shape, settings)
-    dtype = np.dtype(sum_dtype(spec, settings))
-    lanes = folds if dtype == np.float16 else 1
+    precision = sum_dtype(spec, settings)
+    half = precision == "float16"
+    lanes = folds if half else 1
     ring = grid.patch[0] * grid.padded_shape[1] * grid.padded_shape[2]
     patch = math.prod(grid.patch)
-    slab = lanes * classes * ring * dtype.itemsize
-    counts = lanes * ring * dtype.itemsize
+    slab = lanes * sum_bytes(precision, classes * ring)
+    itemsize = slab // (lanes * classes * ring)
+    counts = lanes * ring * itemsize
     answers = len(case_mirrors(spec, settings)) * (folds // lanes)
     tiles = classes * patch * _FLOAT * (answers > 1) + 2 * spec.input_channels * patch * _FLOAT
     label_bytes = label_dtype(spec.labels).itemsize
     labels = fine * label_bytes
     plane, fine_plane = coarse // shape[0], fine // inner[0]
-    seam = 2 * classes * plane * dtype.itemsize + workers * fine_plane * _SURFACE_BYTES * min(classes, 6)
-    if dtype == np.float16 and folds > 1:
-        slab += folds * classes * plane * grid.patch[0] // 2 * dtype.itemsize  # slabs waiting for the other folds
+    seam = 2 * classes * plane * itemsize + workers * fine_plane * _SURFACE_BYTES * min(classes, 6)
+    if half and folds > 1:
+        slab += folds * classes * plane * grid.patch[0] // 2 * itemsize  # slabs waiting for the other folds
     probabilities = classes * fine * _FLOAT if settings.save_probabilities else 0
     if settings.save_probabilities or spec.export.resampling.order > 1:
         seam += 2 * 64 * 2**20
     if spec.export.resampling.order > 1:  # a spline of order 2 and more reaches through the whole map
-        seam += 2 * classes * coarse * dtype.itemsize + classes * fine * dtype.itemsize
+        seam += 2 * classes * coarse * itemsize + classes * fine * itemsize
     seam += workers * _KEPT_BY_MALLOC
     infer = prepared + slab + counts + tiles + labels + seam + probabilities
     finish = prepared + seam + labels + whole * label_bytes + 2 * probabilities
@@ -169,7 +178,7 @@ class Method:
     """How a case is run within the memory there is.
 
     Attributes:
-        read_ahead: the next case is prepared while this one is inferred.
+        read_ahead: the next case is prepared and the previous one finished while this one is inferred.
         spill: the slab in work lies in a scratch file, whose pages the system takes back when it needs them.
     """
 
@@ -177,14 +186,17 @@ class Method:
     spill: bool = False
 
 
-def choose_method(forecast: MemoryForecast, following: MemoryForecast | None, room: int) -> Method:
+def choose_method(
+    forecast: MemoryForecast, following: MemoryForecast | None, room: int, previous: MemoryForecast | None = None
+) -> Method:
     """The fastest method that fits.
 
     Args:
         following: of the next case, None for the last one.
         room: bytes that may be taken beyond what the program holds now.
+        previous: of the case that may still be in the thread behind, None for the first one.
     """
-    if forecast.beside(following) <= room:
+    if forecast.beside(following, previous) <= room:
         return Method()
     if forecast.alone <= room:
         return Method(read_ahead=False)

@@ -1,9 +1,10 @@
 """Many cases: read ahead, infer, finish behind; skip what is done; one bad case fails alone.
 
 Three things run at the same time: a thread reads and prepares the next case, the calling thread drives the engine, and a
-thread writes the previous result. No child process is started. Results come in the order of the cases, whatever the timing.
-What a case will take is forecast from its header; where the memory does not suffice, the next case is not read ahead, and
-after that the sums of the slab in work go to a scratch file. The result is the same to the bit.
+thread finishes the previous one: its last slabs, its components, its file. No child process is started. Results come in the
+order of the cases, whatever the timing.
+What a case will take is forecast from its header; where the memory does not suffice, cases do not overlap, and after that
+the sums of the slab in work go to a scratch file. The result is the same to the bit.
 """
 
 from __future__ import annotations
@@ -28,8 +29,7 @@ from offline_infer.images import Image, read_geometry, read_image, read_labels, 
 from offline_infer.model import Model
 from offline_infer.pipeline.aggregate import RunSettings
 from offline_infer.pipeline.forecast import MemoryForecast, Method, Scratch, choose_method, forecast_case, room_left
-from offline_infer.pipeline.streaming import segment
-from offline_infer.postprocess import Segmentation
+from offline_infer.pipeline.streaming import Finish, infer
 from offline_infer.preprocess import PreparedCase, prepare
 from offline_infer.probabilities import probability_files, write_probabilities
 
@@ -116,7 +116,10 @@ def predict_folder(model: Model, job: FolderJob, settings: RunSettings, sink: Si
     for name, reason in job.problems.items():
         sink(Event("case-failed", "predict", name, data={"reason": reason}))
     if todo:
-        _ = model.sessions  # fail now, not after the first image has been prepared
+        # Fail now, not after the first image has been prepared.
+        for opened in (model, model.previous if job.previous_folder is None else None):
+            if opened is not None:
+                opened.tell_precision(lambda text: sink(Event("note", "predict", data={"text": text})))
     outlook = _Outlook(model, job, settings, todo, sink)
     with ThreadPoolExecutor(1, "prepare") as ahead, ThreadPoolExecutor(1, "write") as behind:
         waiting: Future[_Ready] | None = None
@@ -132,11 +135,13 @@ def predict_folder(model: Model, job: FolderJob, settings: RunSettings, sink: Si
                 report.memory = outlook.record(index, method)
                 if index + 1 < len(todo) and method.read_ahead:
                     waiting = ahead.submit(_make_ready, model, job, todo[index + 1], settings)
-                segmentation = _infer(model, job, ready, settings, method, report, sink)
+                finish = _infer(model, job, ready, settings, method, report, sink)
                 ready = ready.emptied()
                 if writing is not None:
                     writing.result()
-                writing = behind.submit(_write, model, job, ready, segmentation, report, sink)
+                writing = behind.submit(_write, model, job, ready, finish, report, sink)
+                if not method.read_ahead:
+                    writing.result()
             except Exception as error:
                 if isinstance(error, OfflineInferError) and not isinstance(error, CaseError):
                     raise
@@ -180,7 +185,8 @@ class _Outlook:
         if known:
             room = room_left(self._limit)
             case, largest = max(known, key=lambda pair: pair[1].alone)
-            method = choose_method(largest, largest if len(todo) > 1 else None, room)
+            beside = largest if len(todo) > 1 else None
+            method = choose_method(largest, beside, room, beside)
             facts = {"room": room, **asdict(method), **largest.to_json()}
             sink(Event("forecast", "predict", case.case_id, data=facts))
 
@@ -193,8 +199,9 @@ class _Outlook:
         if forecast is None:
             return Method()
         following = self._at(index + 1) if index + 1 < len(self._todo) else None
+        previous = self._at(index - 1) if index else None
         # The prepared array is there already and counted in the room that is left.
-        return choose_method(forecast, following, room_left(self._limit) + forecast.prepared)
+        return choose_method(forecast, following, room_left(self._limit) + forecast.prepared, previous)
 
     def record(self, index: int, method: Method) -> dict[str, Any]:
         forecast = self._at(index)
@@ -272,7 +279,8 @@ def _infer(
     method: Method,
     report: CaseReport,
     sink: Sink,
-) -> Segmentation:
+) -> Finish:
+    """Everything that needs the engine; the rest is left to the thread behind, unless memory is short."""
     name = ready.case.case_id
     report.seconds.update(ready.seconds)
     report.shape = ready.prepared.array.shape
@@ -284,7 +292,7 @@ def _infer(
         sink(Event("progress", "predict", name, done, total))
 
     with Scratch(job.output) as allocate:
-        result = segment(
+        finish = infer(
             ready.prepared,
             model.spec,
             model.sessions,
@@ -293,17 +301,23 @@ def _infer(
             threads=model.options.threads,
             allocate=allocate if method.spill else None,
         )
+        if method.spill:  # while the scratch file is there
+            result = finish()
+            finish = lambda: result  # noqa: E731 - one line says it
     clock.lap("infer")
     report.seconds.update(clock.seconds)
-    return result
+    stitching = str(model.session_info.details.get("stitching", ""))
+    if stitching.startswith("host: "):  # the device could not do it
+        sink(Event("note", "predict", name, data={"text": f"stitched on the {stitching}"}))
+    return finish
 
 
-def _write(
-    model: Model, job: FolderJob, ready: _Ready, segmentation: Segmentation, report: CaseReport, sink: Sink
-) -> None:
-    """Write one result (runs in the write-behind thread); a failure is kept in the report."""
+def _write(model: Model, job: FolderJob, ready: _Ready, finish: Finish, report: CaseReport, sink: Sink) -> None:
+    """Finish one case and write its result (runs in the thread behind); a failure is kept in the report."""
     try:
         clock = _Clock()
+        segmentation = finish()
+        clock.lap("finish")
         path = _label_file(model, job, ready.case)
         if segmentation.probabilities is not None:
             write_probabilities(job.output / ready.case.case_id, segmentation, model.spec)
@@ -348,9 +362,13 @@ def _result_files(model: Model, job: FolderJob, case: CaseFiles, settings: RunSe
 def _manifest(model: Model, settings: RunSettings, report: RunReport) -> dict[str, Any]:
     """Everything needed to know how these results were made."""
     engine: dict[str, Any] = {"name": model.engine}
+    checks: list[dict[str, Any]] = []
     if any(case.status == "done" for case in report.cases):
         info = model.session_info
         engine = {"name": info.engine, "version": info.version, "device": info.device, "precision": info.precision}
+        if "stitching" in info.details:
+            engine["stitching"] = info.details["stitching"]
+        checks = model.precision_standing.to_json()
     return {
         "program": "offline_infer",
         "version": __version__,
@@ -359,6 +377,7 @@ def _manifest(model: Model, settings: RunSettings, report: RunReport) -> dict[st
         "folds": list(model.folds),
         "settings": asdict(settings),
         "engine": engine,
+        "precision_checks": checks,
         **report.to_json(),
     }
 

@@ -9,6 +9,7 @@ import numpy.typing as npt
 
 from offline_infer.engines.base import Session
 from offline_infer.pipeline.aggregate import CaseAggregator, RunSettings
+from offline_infer.pipeline.on_device import stitch_on_device
 from offline_infer.postprocess import Segmentation, clean_components
 from offline_infer.preprocess import PreparedCase
 from offline_infer.sliding_window import Allocate, Mirror, constant_key, cut_tile
@@ -18,6 +19,10 @@ FloatArray = npt.NDArray[np.float32]
 
 KEPT_ANSWER_BYTES = 64 * 2**20
 """A constant tile's answer is kept for later ones if it is no larger than this."""
+
+
+Finish = Callable[[], Segmentation]
+"""What is left of a case once the engine has answered: the last slabs, the label map, its components. To be called once."""
 
 
 def segment(
@@ -30,7 +35,21 @@ def segment(
     threads: int | None = None,
     allocate: Allocate | None = None,
 ) -> Segmentation:
-    """Run the network over a prepared case.
+    """Run the network over a prepared case and finish it; arguments as for :func:`infer`."""
+    return infer(prepared, spec, sessions, settings, progress, threads=threads, allocate=allocate)()
+
+
+def infer(
+    prepared: PreparedCase,
+    spec: Spec,
+    sessions: Sequence[Session],
+    settings: RunSettings,
+    progress: Callable[[int, int], None] | None = None,
+    *,
+    threads: int | None = None,
+    allocate: Allocate | None = None,
+) -> Finish:
+    """Run the network over a prepared case; what is returned finishes it, in any thread, beside the next case.
 
     A constant tile (air, padding) is the same input in every mirror and wherever it lies, so its answer is asked for once.
 
@@ -44,6 +63,13 @@ def segment(
     Raises:
         EngineFailed: the engine failed or answered with NaN.
     """
+
+    def cleaned(last: Finish) -> Finish:
+        return lambda: clean_components(last(), spec) if settings.postprocess else last()
+
+    on_device = stitch_on_device(prepared, spec, sessions, settings, progress, threads=threads, allocate=allocate)
+    if on_device is not None:
+        return cleaned(on_device)
     aggregator = CaseAggregator(spec, prepared.geometry, settings, len(sessions), threads=threads, allocate=allocate)
     grid = aggregator.grid
     tile = np.empty((spec.input_channels, *grid.patch), np.float32)
@@ -57,8 +83,7 @@ def segment(
                 aggregator.add(start, fold, mirror, asker.ask(tile, mirror, key))
         if progress is not None:
             progress(done, len(grid))
-    result = aggregator.finish()
-    return clean_components(result, spec) if settings.postprocess else result
+    return cleaned(aggregator.finish)
 
 
 class _Asker:

@@ -2,13 +2,15 @@
 
 Many threads that each call a many-threaded BLAS fight for its pool: on a busy machine a product of a few milliseconds
 was seen to take seconds. The setting is the process's, so nested and concurrent uses are counted and the last one out
-restores it.
+restores it. One thread makes and restores it: OpenBLAS was seen to ignore a setting that another thread than the last one
+makes.
 """
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
 
@@ -17,6 +19,8 @@ from threadpoolctl import threadpool_limits
 _lock = threading.Lock()
 _users = 0
 _limits: Any = None
+_setter = ThreadPoolExecutor(1, "blas")
+"""Its thread starts at the first use."""
 
 
 @contextmanager
@@ -25,7 +29,7 @@ def single_threaded_blas() -> Iterator[None]:
     global _users, _limits
     with _lock:
         if _users == 0:
-            _limits = threadpool_limits(1, "blas")
+            _limits = _setter.submit(threadpool_limits, 1, "blas").result()
         _users += 1
     try:
         yield
@@ -33,5 +37,5 @@ def single_threaded_blas() -> Iterator[None]:
         with _lock:
             _users -= 1
             if _users == 0:
-                _limits.restore_original_limits()
+                _setter.submit(_limits.restore_original_limits).result()
                 _limits = None
