@@ -52,7 +52,7 @@ class Session:
 
 
 with load(bundle, engine="fake", threads=2) as model:
-    model._sessions = [Session(model.spec)]
+    model._sessions = [Session(model.spec)] * len(model.folds)
     Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew, so that imports do not count
     before = kib("VmRSS:")
     job = FolderJob([CaseFiles("c", (Path(image),))], Path(output), memory=int(memory) or None)
@@ -155,6 +155,37 @@ def test_a_process_grows_as_forecast(bundle: Path, tmp_path: Path, accumulate: s
     # The stand-in engine's own memory was taken before the growth was measured.
     assert found["memory"]["peak_without_engine"] == pytest.approx(found["grown"], rel=0.2)
     assert found["forecast"]["peak_without_engine"] == found["memory"]["peak_without_engine"]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="the peak can be started anew on Linux only")
+@pytest.mark.parametrize(
+    ("patch", "classes", "regions", "folds", "accumulate", "tta", "spacing"),
+    [
+        ((32, 128, 64), 9, False, ("0",), "float32", "no", 1.3),
+        ((48, 64, 160), 24, False, ("0",), "float16", "no", 1.1),
+        ((96, 96, 96), 5, True, ("0",), "float32", "tta", 2.1),
+        ((64, 80, 96), 3, False, ("0", "1", "2"), "float32", "no", 1.5),
+        ((64, 96, 80), 6, False, ("0", "1"), "float16", "tta", 1.4),
+    ],
+)
+def test_other_models_grow_as_forecast_too(
+    tmp_path: Path,
+    patch: tuple[int, ...],
+    classes: int,
+    regions: bool,
+    folds: tuple[str, ...],
+    accumulate: str,
+    tta: str,
+    spacing: float,
+) -> None:
+    """None of these was looked at when the forecast's constants were chosen."""
+    folder = tmp_path / "other"
+    folder.mkdir()
+    spec = tiny_spec(patch=patch, classes=classes, regions=regions, folds=folds)
+    save(with_graphs(with_outputs(spec), folder), folder)
+    found = _run(folder, tmp_path, accumulate, tta, spacing, 0)
+    assert found["memory"]["peak_without_engine"] == pytest.approx(found["grown"], rel=0.2)
 
 
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="the peak can be started anew on Linux only")

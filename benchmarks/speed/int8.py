@@ -128,12 +128,13 @@ def with_norms(model: Any, precision: str) -> Any:
     """The graph with the package's own norms: float32 statistics, summed axis by axis."""
     import openvino as ov
 
-    from offline_infer.engines.openvino_bf16_norms import make_norms_float32
+    from offline_infer.engines.openvino_bf16_norms import keep_ends_float32, make_norms_float32
     from offline_infer.engines.openvino_norms import make_norms_exact
 
     model = model.clone()
     if precision == "bf16":
         make_norms_float32(ov.Core(), model)
+        keep_ends_float32(ov.Core(), model)
     else:
         make_norms_exact(model)
     return model

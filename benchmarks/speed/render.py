@@ -30,9 +30,11 @@ def tables(results: dict[str, Any]) -> str:
     machine = results["machine"]
     versions = ", ".join(f"{name} {value}" for name, value in results["versions"].items())
     peer = ", ".join(f"{name} {value}" for name, value in results["peer_versions"].items())
+    by_command: dict[tuple[str, str], list[str]] = {}
+    for part, facts in results["measured"].items():
+        by_command.setdefault((facts["date"], facts["command"]), []).append(part)
     lines = [
-        f"Measured {results['date']} with `{results['command']}`.",
-        "",
+        *(f"Measured {date} with `{command}`: {', '.join(parts)}.\n" for (date, command), parts in by_command.items()),
         f"- Machine: {machine['processor']}, {machine['cores']} cores, {machine['threads']} threads used, "
         f"{machine['memory_gib']} GiB, flags {' '.join(machine['flags']) or 'none of interest'}; load when it started "
         f"{machine['load_at_start'][0]}.",

@@ -60,12 +60,12 @@ def main() -> None:
         "machine": machine_facts(options.threads),
         "versions": versions_of(Path(sys.executable)),
         "peer_versions": versions_of(bench.peer),
-        "date": time.strftime("%Y-%m-%d"),
-        "command": " ".join(["python", "benchmarks/speed/run.py", *sys.argv[1:]]),
     }
+    measured: dict[str, dict[str, Any]] = results.setdefault("measured", {})
+    command = " ".join(["python", "benchmarks/speed/run.py", *_told(options)])
     results["peak_gflops"] = bench.script("tile.py", {"engine": "peak", "threads": options.threads})
     for part in options.parts:
-        before = results.get(part)
+        before, begun = results.get(part), time.perf_counter()
 
         def keep(found: dict[str, Any], part: str = part) -> None:
             """A long part that is stopped leaves what it has measured."""
@@ -78,12 +78,20 @@ def main() -> None:
             f"{part}: done after {time.perf_counter() - started:.0f} s{'' if before is None else ', replaced'}",
             flush=True,
         )
-        results["seconds"] = round(time.perf_counter() - started)
+        facts = {"date": time.strftime("%Y-%m-%d"), "command": command, "seconds": round(time.perf_counter() - begun)}
+        measured[part] = facts
         options.json.write_text(json.dumps(results, indent=1))
     if not options.no_docs:
         from render import write_docs
 
         write_docs(results, ROOT / "docs")
+
+
+def _told(options: argparse.Namespace) -> list[str]:
+    """The command line without what is the machine's own business: its paths."""
+    private = {str(path) for path in (options.work, options.peer_python, options.json) if path is not None}
+    words = [word for word in sys.argv[1:] if str(Path(word)) not in private]
+    return [word for word in words if word not in ("--work", "--peer-python", "--json", "--no-docs")]
 
 
 class Bench:

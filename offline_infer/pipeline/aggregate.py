@@ -7,14 +7,14 @@ tiles in grid order, per tile every fold, per fold every mirror - so both get th
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 
 import numpy as np
 import numpy.typing as npt
 
 from offline_infer.errors import EngineFailed
 from offline_infer.geometry import CaseGeometry, Shape3
-from offline_infer.half_sums import mean_of_folds
+from offline_infer.half_sums import ThreadScratch, mean_of_folds
 from offline_infer.labels import sigmoid, softmax
 from offline_infer.pipeline.settings import RunSettings, sum_dtype
 from offline_infer.postprocess import MapFinisher, Segmentation
@@ -26,6 +26,8 @@ from offline_infer.sliding_window import (
     TileGrid,
     gaussian_map,
     mirror_sets,
+    mirror_tile,
+    near,
     one_after_the_other,
     plan_tiles,
 )
@@ -35,8 +37,8 @@ FloatArray = npt.NDArray[np.float32]
 
 __all__ = ["CaseAggregator", "RunSettings", "case_grid", "case_mirrors"]
 
-_PART = 64 * 1024
-"""Voxels handled at once: a quarter of a megabyte of float32, a few of which the second-level cache holds."""
+_PART = 256 * 1024
+"""Voxels handled at once: a megabyte of float32. Less stays nearer, but then the threads meet too often at Python's lock."""
 _WORTH_SHARING = 256 * 1024
 """Answers of fewer numbers are not shared among threads."""
 
@@ -89,6 +91,7 @@ class CaseAggregator:
         self._shape = (spec.labels.channels, *self.grid.patch)
         small = int(np.prod(self._shape)) < _WORTH_SHARING
         self._team = Team(1 if small else worker_count(threads))
+        self._scratch = ThreadScratch()
         # In half precision the order of roundings matters: folds are summed as whole volumes, as the framework does.
         self._lanes = folds if exact else 1
         self._joined = FoldMean(self._lanes, self._finisher)
@@ -108,6 +111,10 @@ class CaseAggregator:
         # A lone answer needs no sum: it goes from the engine's buffer straight into the slab.
         self._tile_sum = np.empty(self._shape, np.float32) if self._per_tile > 1 else None
         self._in_tile = 0
+
+    def mirror(self, tile: FloatArray, mirror: Mirror, out: FloatArray) -> None:
+        """Copy a tile (c, *patch) into ``out`` as the network is to see it, flipped; by all threads."""
+        mirror_tile(tile, mirror, out, self._scratch, self._team.each)
 
     def add(self, start: Shape3, fold: int, mirror: Mirror, logits: FloatArray) -> None:
         """Add one network answer.
@@ -171,6 +178,7 @@ class CaseAggregator:
         self, accumulator: RollingAccumulator | None, start: Shape3, channel: int, first: int, part: FloatArray
     ) -> None:
         """Add a part (dz, y, x) to the tile's sum and, where it is complete, the mean to the slab."""
+        part = near(part, self._scratch)
         if self._tile_sum is not None:
             total = self._tile_sum[channel, first : first + len(part)]
             if self._in_tile == 1:
@@ -187,11 +195,11 @@ class CaseAggregator:
 
 
 class Team:
-    """Threads that share a list of small jobs; with one thread, no thread."""
+    """Threads that share a list of small jobs, the caller among them; with one thread, no other."""
 
     def __init__(self, threads: int) -> None:
         self._threads = threads
-        self._pool = ThreadPoolExecutor(threads, "aggregate") if threads > 1 else None
+        self._pool = ThreadPoolExecutor(threads - 1, "aggregate") if threads > 1 else None
 
     def each(self, work: Callable[[int], None], items: Iterable[int]) -> None:
         """Run ``work`` on every item and wait; the first error is raised."""
@@ -199,11 +207,15 @@ class Team:
         if self._pool is None or len(todo) < 2:
             one_after_the_other(work, todo)
             return
-        groups = min(len(todo), 4 * self._threads)
-        size = -(-len(todo) // groups)
+        size = -(-len(todo) // self._threads)
         shares = [todo[first : first + size] for first in range(0, len(todo), size)]
-        for _ in self._pool.map(lambda share: one_after_the_other(work, share), shares):
-            pass
+        others = [self._pool.submit(one_after_the_other, work, share) for share in shares[1:]]
+        try:
+            one_after_the_other(work, shares[0])
+        finally:
+            wait(others)  # nobody works on the arrays any more when this returns
+        for other in others:
+            other.result()
 
     def close(self) -> None:
         if self._pool is not None:

@@ -74,7 +74,7 @@ def infer(
     grid = aggregator.grid
     tile = np.empty((spec.input_channels, *grid.patch), np.float32)
     batch = np.empty(spec.input_shape, np.float32)
-    askers = [_Asker(session, batch) for session in sessions]
+    askers = [_Asker(session, batch, aggregator.mirror) for session in sessions]
     for done, start in enumerate(grid, 1):
         cut_tile(prepared.array, grid, start, tile)
         key = constant_key(tile)
@@ -89,12 +89,16 @@ def infer(
 class _Asker:
     """A session that is not asked again for a constant input whose answer is still at hand."""
 
-    def __init__(self, session: Session, batch: FloatArray) -> None:
+    def __init__(
+        self, session: Session, batch: FloatArray, flip: Callable[[FloatArray, Mirror, FloatArray], None]
+    ) -> None:
         """
         Args:
             batch: the input buffer, used for every call.
+            flip: copies a tile into a buffer, mirrored.
         """
         self._session = session
+        self._flip = flip
         self._batch = batch
         self._in_buffer: tuple[tuple[int, ...], FloatArray] | None = None
         self._kept: tuple[tuple[int, ...], FloatArray] | None = None
@@ -109,8 +113,7 @@ class _Asker:
             for known in (self._in_buffer, self._kept):
                 if known is not None and known[0] == key:
                     return known[1]
-        turned = np.flip(tile, tuple(axis + 1 for axis in mirror)) if mirror else tile
-        np.copyto(self._batch, turned.reshape(self._batch.shape))
+        self._flip(tile, mirror, self._batch.reshape(tile.shape))
         answer: FloatArray = self._session.run(self._batch)[0]
         self._in_buffer = (key, answer) if key is not None else None
         if key is not None and answer.nbytes <= KEPT_ANSWER_BYTES:
