@@ -179,7 +179,7 @@ def test_other_models_grow_as_forecast_too(
     tta: str,
     spacing: float,
 ) -> None:
-    """None of these was looked at when the forecast's constants were chosen."""
+    """Chosen after the forecast and its constants, to check them."""
     folder = tmp_path / "other"
     folder.mkdir()
     spec = tiny_spec(patch=patch, classes=classes, regions=regions, folds=folds)

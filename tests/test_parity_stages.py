@@ -74,7 +74,8 @@ def test_aggregated_map(name: str, goldens: Path, tmp_path: Path, monkeypatch: p
         np.testing.assert_allclose(ours, recorded, rtol=0, atol=1e-4)
         return
     recorded = np.load(goldens / folder / "logits_before_resampling_fp16.npz")["tta"]
-    assert ours.dtype == recorded.dtype == np.float16
+    assert recorded.dtype == np.float16
+    np.testing.assert_array_equal(ours, ours.astype(np.float16))
     # The engine's rounding of the network moves some half-precision sums by a step; nothing else differs.
     assert (ours == recorded).mean() > 0.9
     apart = np.abs(ours.astype(np.float32) - recorded.astype(np.float32))

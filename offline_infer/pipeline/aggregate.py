@@ -164,11 +164,10 @@ class CaseAggregator:
 
     def finish(self) -> Segmentation:
         """The case's label map in the image's own grid."""
-        for accumulator in self._accumulators:
-            accumulator.finish()
+        self._tile_sum = None
+        while self._accumulators:  # each is let go once it is empty; the label map takes their place
+            self._accumulators.pop(0).finish()
         self._team.close()
-        # The sums are not needed any more; the label map takes their place.
-        self._accumulators, self._tile_sum = [], None
         return self._finisher.finish()
 
     def _activated(self, values: FloatArray) -> FloatArray:
@@ -235,20 +234,23 @@ def _check(values: FloatArray, start: Shape3) -> None:
 
 
 class FoldMean:
-    """Joins the slabs of several folds: half-precision sum, then division, as nnU-Net v2 does with whole volumes."""
+    """Joins the slabs of several folds: half-precision sum, then division, as nnU-Net v2 does with whole volumes.
+
+    The lanes give their slabs in order, each lane the same planes, so those of all but the last one have to wait.
+    """
 
     def __init__(self, lanes: int, finisher: MapFinisher) -> None:
-        self._waiting: list[list[npt.NDArray[np.floating]]] = [[] for _ in range(lanes)]
+        self._waiting: list[list[npt.NDArray[np.floating]]] = [[] for _ in range(lanes - 1)]
         self._finisher = finisher
 
-    def lane(self, index: int):  # type: ignore[no-untyped-def]
+    def lane(self, index: int) -> Callable[[npt.NDArray[np.floating]], None]:
         """The emit callback of one accumulator."""
-        if len(self._waiting) == 1:
-            return self._finisher.push
+        if index < len(self._waiting):
+            return lambda slab: self._waiting[index].append(slab.copy())
 
         def emit(slab: npt.NDArray[np.floating]) -> None:
-            self._waiting[index].append(slab.copy())
-            while all(self._waiting):
-                self._finisher.push(mean_of_folds([queue.pop(0) for queue in self._waiting]))
+            parts = [queue.pop(0) for queue in self._waiting]
+            # The slab is cleared after this call, so that it may be spent here.
+            self._finisher.push(mean_of_folds([*parts, slab]) if parts else slab)
 
         return emit

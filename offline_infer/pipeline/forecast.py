@@ -151,7 +151,8 @@ def forecast_case(
     plane, fine_plane = coarse // shape[0], fine // inner[0]
     seam = 2 * classes * plane * itemsize + workers * fine_plane * _SURFACE_BYTES * min(classes, 6)
     if half and folds > 1:
-        slab += folds * classes * plane * grid.patch[0] // 2 * itemsize  # slabs waiting for the other folds
+        # Slabs that wait for the last fold's: half a patch of all others, or in the end a whole one of the first.
+        slab += max((folds - 1) * (grid.patch[0] // 2), grid.patch[0]) * classes * plane * itemsize
     probabilities = classes * fine * _FLOAT if settings.save_probabilities else 0
     if settings.save_probabilities or spec.export.resampling.order > 1:
         seam += 2 * 64 * 2**20
