@@ -168,7 +168,7 @@ def round_to_half(values: Single, out: Single, scratch: ThreadScratch) -> None:
     power = scratch.take("power", values.shape)
     np.bitwise_and(values.view(np.uint32), np.uint32(0x7F800000), out=power.view(np.uint32))
     if power.max(initial=0) >= 2.0**15 and not float(np.abs(values).max()) < _FIRST_TOO_LARGE:
-        raise _does_not_fit()
+        raise too_large_for_half()
     np.maximum(power, scratch.constant(_SMALLEST_NORMAL, power.shape), out=power)
     np.multiply(power, np.float32(1.5 * 2**13), out=power)
     np.add(values, power, out=values)
@@ -212,7 +212,7 @@ def single_to_half(values: Single, out: npt.NDArray[np.float16], scratch: Thread
     np.bitwise_and(negative, 0x8000, out=negative)
     np.bitwise_and(magnitude, 0x7FFFFFFF, out=magnitude)
     if magnitude.max(initial=0) >= 0x477FF000:  # 65520
-        raise _does_not_fit()
+        raise too_large_for_half()
     # Normal numbers: re-biased exponent, mantissa cut to ten bits after adding what rounds ties to even.
     np.maximum(magnitude, scratch.constant(_SMALLEST_NORMAL, values.shape).view(np.uint32), out=normal)
     np.right_shift(normal, 13, out=tie)
@@ -228,7 +228,8 @@ def single_to_half(values: Single, out: npt.NDArray[np.float16], scratch: Thread
     np.copyto(out.view(np.uint16), normal, casting="unsafe")
 
 
-def _does_not_fit() -> EngineFailed:
+def too_large_for_half() -> EngineFailed:
+    """What to raise where a sum does not fit."""
     return EngineFailed(
         "the network's answers are so large that their sum does not fit half precision; run with --accumulate float32"
     )

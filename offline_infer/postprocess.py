@@ -5,6 +5,7 @@ The map arrives slab by slab along the network's first axis; memory never holds 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -31,6 +32,10 @@ class Segmentation:
     labels: npt.NDArray[np.unsignedinteger]
     probabilities: npt.NDArray[np.float32] | None
     geometry: CaseGeometry
+
+
+Finish = Callable[[], Segmentation]
+"""What is left of a case once the engine has answered: the last slabs, the label map, its components. To be called once."""
 
 
 class MapFinisher:

@@ -240,7 +240,7 @@ class RollingAccumulator:
         depth, height, width = grid.patch[0], grid.padded_shape[1], grid.padded_shape[2]
         self._grid = grid
         # float32 holds half-precision weights exactly, and NumPy would convert them anew for every tile.
-        self._weights = None if weights is None else weights.astype(np.float32)
+        self._weights = None if weights is None else weights.astype(np.float32, copy=False)
         self._emit = emit
         self._each = each if each is not None else one_after_the_other
         shape = (channels, depth, height, width)

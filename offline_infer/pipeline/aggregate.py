@@ -35,7 +35,7 @@ from offline_infer.spec import Spec
 
 FloatArray = npt.NDArray[np.float32]
 
-__all__ = ["CaseAggregator", "RunSettings", "case_grid", "case_mirrors"]
+__all__ = ["CaseAggregator", "RunSettings", "case_grid", "case_mirrors", "case_weights"]
 
 _PART = 256 * 1024
 """Voxels handled at once: a megabyte of float32. Less stays nearer, but then the threads meet too often at Python's lock."""
@@ -52,6 +52,13 @@ def case_grid(spec: Spec, shape: Sequence[int], settings: RunSettings) -> TileGr
 def case_mirrors(spec: Spec, settings: RunSettings) -> tuple[Mirror, ...]:
     """The mirrors of each tile, unmirrored first."""
     return mirror_sets(spec.window.mirror_axes if settings.tta else (), len(spec.patch_size))
+
+
+def case_weights(spec: Spec, grid: TileGrid) -> FloatArray | None:
+    """The weight of each voxel of a tile, or None where all count the same."""
+    window = spec.window.gaussian
+    weighted = window.apply == "always" or len(grid) > 1
+    return gaussian_map(grid.patch, window, len(spec.patch_size)).astype(np.float32, copy=False) if weighted else None
 
 
 class CaseAggregator:
@@ -85,9 +92,7 @@ class CaseAggregator:
         self._folds = folds
         self._finisher = MapFinisher(spec, geometry, settings.save_probabilities, dtype == "float16", threads)
         exact = dtype == "float16"
-        window = spec.window.gaussian
-        weighted = window.apply == "always" or len(self.grid) > 1
-        weights = gaussian_map(self.grid.patch, window, len(spec.patch_size)) if weighted else None
+        weights = case_weights(spec, self.grid)
         self._shape = (spec.labels.channels, *self.grid.patch)
         small = int(np.prod(self._shape)) < _WORTH_SHARING
         self._team = Team(1 if small else worker_count(threads))

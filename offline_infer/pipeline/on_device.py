@@ -24,9 +24,10 @@ import numpy.typing as npt
 from offline_infer.engines.base import DeviceArray, Session, Stitcher, StitchingSession, StitchPlan
 from offline_infer.errors import DeviceMemoryFull, EngineFailed
 from offline_infer.geometry import Shape3
-from offline_infer.pipeline.aggregate import FoldMean, Team, case_grid, case_mirrors
+from offline_infer.half_sums import too_large_for_half
+from offline_infer.pipeline.aggregate import FoldMean, Team, case_grid, case_mirrors, case_weights
 from offline_infer.pipeline.settings import RunSettings, sum_dtype
-from offline_infer.postprocess import MapFinisher, Segmentation
+from offline_infer.postprocess import Finish, MapFinisher, Segmentation
 from offline_infer.preprocess import PreparedCase
 from offline_infer.resampling.planning import worker_count
 from offline_infer.sliding_window import (
@@ -36,7 +37,6 @@ from offline_infer.sliding_window import (
     TileGrid,
     constant_key,
     cut_tile,
-    gaussian_map,
 )
 from offline_infer.spec import Spec
 
@@ -57,7 +57,7 @@ def stitch_on_device(
     *,
     threads: int | None = None,
     allocate: Allocate | None = None,
-) -> Callable[[], Segmentation] | None:
+) -> Finish | None:
     """Run the network over a prepared case and keep its answers on the device until they are summed.
 
     Args:
@@ -118,15 +118,12 @@ def stitch_on_device(
 
 def _plan(spec: Spec, settings: RunSettings, grid: TileGrid, folds: int, half: bool) -> StitchPlan:
     mirrors = case_mirrors(spec, settings)
-    window = spec.window.gaussian
-    weighted = window.apply == "always" or len(grid) > 1
-    weights = gaussian_map(grid.patch, window, len(spec.patch_size)) if weighted else None
     return StitchPlan(
         mirrors=mirrors,
         activation=spec.aggregation.activation if spec.aggregation.domain == "probabilities" else None,
         # In half precision the order of roundings matters: folds are summed as whole volumes, as the framework does.
         answers=len(mirrors) * (1 if half else folds),
-        weights=None if weights is None else weights.astype(np.float32),
+        weights=case_weights(spec, grid),
         sum_dtype="float16" if half else "float32",
     )
 
@@ -167,7 +164,7 @@ class _Case:
         progress: Callable[[int, int], None] | None,
         allocate: Allocate | None,
         each: Each,
-    ) -> Callable[[], Segmentation]:
+    ) -> Finish:
         """All other tiles; what is returned leads back to the image and needs the device no more."""
         joined = FoldMean(len(self._lanes), finisher)
         accumulators = [
@@ -286,9 +283,7 @@ def _check(sums: npt.NDArray[Any], planes: Interval) -> None:
     if np.isfinite(sums).all():
         return
     if sums.dtype == np.float16 and not np.isnan(sums).any():
-        raise EngineFailed(
-            "the network's answers are so large that their sum does not fit half precision; run with --accumulate float32"
-        )
+        raise too_large_for_half()
     raise EngineFailed(
         f"the engine's answers for planes {planes[0]} to {planes[1] - 1} (z) hold NaN or infinite numbers; "
         "run with --precision fp32, or check the compiled model"

@@ -29,7 +29,8 @@ from offline_infer.images import Image, read_geometry, read_image, read_labels, 
 from offline_infer.model import Model
 from offline_infer.pipeline.aggregate import RunSettings
 from offline_infer.pipeline.forecast import MemoryForecast, Method, Scratch, choose_method, forecast_case, room_left
-from offline_infer.pipeline.streaming import Finish, infer
+from offline_infer.pipeline.streaming import infer
+from offline_infer.postprocess import Finish
 from offline_infer.preprocess import PreparedCase, prepare
 from offline_infer.probabilities import probability_files, write_probabilities
 

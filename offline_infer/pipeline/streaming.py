@@ -10,7 +10,7 @@ import numpy.typing as npt
 from offline_infer.engines.base import Session
 from offline_infer.pipeline.aggregate import CaseAggregator, RunSettings
 from offline_infer.pipeline.on_device import stitch_on_device
-from offline_infer.postprocess import Segmentation, clean_components
+from offline_infer.postprocess import Finish, Segmentation, clean_components
 from offline_infer.preprocess import PreparedCase
 from offline_infer.sliding_window import Allocate, Mirror, constant_key, cut_tile
 from offline_infer.spec import Spec
@@ -19,10 +19,6 @@ FloatArray = npt.NDArray[np.float32]
 
 KEPT_ANSWER_BYTES = 64 * 2**20
 """A constant tile's answer is kept for later ones if it is no larger than this."""
-
-
-Finish = Callable[[], Segmentation]
-"""What is left of a case once the engine has answered: the last slabs, the label map, its components. To be called once."""
 
 
 def segment(
