@@ -14,28 +14,28 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
+from offline_infer._version import __version__
 
 # ONNX Runtime from 1.29 on uploads telemetry unless this is set before the library loads; nothing here may phone home.
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"
 
 if TYPE_CHECKING:
-    from offline_infer.bundle import Bundle
-    from offline_infer.export import export_bundle
+    from offline_infer.bundles.bundle import Bundle
+    from offline_infer.exporting.bundles import export_bundle
     from offline_infer.images import Image, read_image
-    from offline_infer.model import LabelMap, Model, load
-    from offline_infer.pipeline.aggregate import RunSettings
+    from offline_infer.predict.model import LabelMap, Model, load
+    from offline_infer.tasks.volume.aggregation import RunSettings
 
 __all__ = ["Bundle", "Image", "LabelMap", "Model", "RunSettings", "__version__", "export_bundle", "load", "read_image"]
 
 _HOMES = {
-    "Bundle": "offline_infer.bundle",
+    "Bundle": "offline_infer.bundles.bundle",
     "Image": "offline_infer.images",
-    "LabelMap": "offline_infer.model",
-    "Model": "offline_infer.model",
-    "RunSettings": "offline_infer.pipeline.aggregate",
-    "export_bundle": "offline_infer.export",
-    "load": "offline_infer.model",
+    "LabelMap": "offline_infer.predict.model",
+    "Model": "offline_infer.predict.model",
+    "RunSettings": "offline_infer.tasks.volume.aggregation",
+    "export_bundle": "offline_infer.exporting.bundles",
+    "load": "offline_infer.predict.model",
     "read_image": "offline_infer.images",
 }
 

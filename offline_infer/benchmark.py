@@ -18,22 +18,22 @@ import numpy as np
 import numpy.typing as npt
 import psutil
 
-from offline_infer import __version__
-from offline_infer.bundle import Bundle
+from offline_infer._version import __version__
+from offline_infer.arithmetic.labels import region_threshold, winners
+from offline_infer.arithmetic.sliding_window import constant_key, cut_tile
+from offline_infer.bundles.bundle import Bundle
+from offline_infer.bundles.precision_checks import Check, Subject, keep_checks, rows_of, subject_of
 from offline_infer.engines.base import EngineOptions, Session, get_engine
 from offline_infer.errors import OfflineInferError, UsageError
 from offline_infer.events import Event, Sink, silent
 from offline_infer.images import read_image
-from offline_infer.labels import region_threshold, winners
-from offline_infer.pipeline.aggregate import case_grid
-from offline_infer.pipeline.settings import RunSettings
-from offline_infer.precision_records import Check, Subject, keep_checks, rows_of, subject_of
-from offline_infer.preprocess import prepare
-from offline_infer.sliding_window import constant_key, cut_tile
-from offline_infer.spec import Spec
+from offline_infer.spec import VolumeSpec
+from offline_infer.tasks.settings import RunSettings
+from offline_infer.tasks.volume.aggregation import case_grid
+from offline_infer.tasks.volume.preparing import prepare
 
 if TYPE_CHECKING:
-    from offline_infer.model import Model
+    from offline_infer.predict.model import Model
 
 FloatArray = npt.NDArray[np.float32]
 
@@ -56,7 +56,7 @@ class Plan:
         fold: default the first.
         extra: options of the engine itself.
         min_dice: a foreground Dice against float32 below this counts as failed.
-        keep: keep the judgement in the bundle (:mod:`offline_infer.precision_records`).
+        keep: keep the judgement in the bundle (:mod:`offline_infer.bundles.precision_checks`).
     """
 
     engines: Sequence[str] = ("openvino", "onnxruntime")
@@ -239,7 +239,7 @@ def _answers(session: Session, tiles: Sequence[FloatArray], repeats: int) -> tup
     return answers, seconds
 
 
-def judge(answers: Sequence[FloatArray], reference: Sequence[FloatArray] | None, spec: Spec) -> dict[str, Any]:
+def judge(answers: Sequence[FloatArray], reference: Sequence[FloatArray] | None, spec: VolumeSpec) -> dict[str, Any]:
     """Whether answers can be trusted, compared with the float32 reference where there is one.
 
     Args:
@@ -274,7 +274,7 @@ def judge(answers: Sequence[FloatArray], reference: Sequence[FloatArray] | None,
     return {"status": "ok", **figures}
 
 
-def _real_tiles(spec: Spec, plan: Plan) -> Iterator[FloatArray]:
+def _real_tiles(spec: VolumeSpec, plan: Plan) -> Iterator[FloatArray]:
     """Tiles spread over a real case, constant ones left out."""
     image = read_image(plan.image, spec.reader, channels=len(spec.channels))
     if spec.previous_stage is not None:
@@ -294,7 +294,7 @@ def _real_tiles(spec: Spec, plan: Plan) -> Iterator[FloatArray]:
             return
 
 
-def _noise(spec: Spec, count: int) -> Iterator[FloatArray]:
+def _noise(spec: VolumeSpec, count: int) -> Iterator[FloatArray]:
     """Tiles of smooth noise of unit variance."""
     from scipy import ndimage
 

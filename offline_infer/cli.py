@@ -15,7 +15,7 @@ import traceback
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
-from offline_infer import __version__
+from offline_infer._version import __version__
 from offline_infer.commands import bench, data, model, proof, run, stages
 from offline_infer.errors import CasesFailed, OfflineInferError
 

@@ -7,7 +7,7 @@ import os
 import platform
 from typing import Any
 
-from offline_infer import __version__
+from offline_infer._version import __version__
 from offline_infer.engines.base import ENGINES, get_engine
 from offline_infer.errors import OfflineInferError
 

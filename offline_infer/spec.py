@@ -19,6 +19,8 @@ SCHEMA_VERSION = 1
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Count = Annotated[int, Field(gt=0)]
+Extent = Annotated[int, Field(ge=-1)]
+"""Length of an axis of a graph's input or output; -1 where it is only known when the graph has run."""
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 FileName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.+-]*(/[A-Za-z0-9_][A-Za-z0-9_.+-]*)*$")]
 """A path inside the bundle: no absolute path, no ``..``, no blanks."""
@@ -41,7 +43,9 @@ class FoldSource(Record):
 class Source(Record):
     """The checkpoint a bundle was made from."""
 
-    framework: Literal["nnunet_v1", "nnunetplusplus", "nnunet_v2", "torch"]
+    framework: Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")] = Field(
+        description="nnunet_v1, nnunetplusplus, nnunet_v2, torch, ...: whose checkpoint it was"
+    )
     framework_version: str | None = None
     trainer: str
     plans_name: str
@@ -204,8 +208,8 @@ class OutputSpec(Record):
     """One named output of the graph; ``keep`` is false for heads inference does not need."""
 
     name: str
-    dtype: Literal["float32", "float16"]
-    shape: tuple[Count, ...]
+    dtype: Literal["float32", "float16", "int64", "int32"]
+    shape: tuple[Extent, ...]
     keep: bool
 
 
@@ -241,16 +245,40 @@ class CompiledRecord(Record):
     log: FileName | None = None
 
 
-class Spec(Record):
-    """Everything a run needs to know. See the module docstring for axis order and units.
+class BundleSpec(Record):
+    """What every bundle says, whatever kind of model it holds; each task adds its own fields in a subclass.
+
+    ``task`` names the kind of model (see :mod:`offline_infer.tasks`). ``outputs`` are in the graph's order, those with
+    ``keep`` are wanted by inference.
+    """
+
+    schema_version: Literal[1] = 1
+    task: str
+    source: Source
+    input_name: str = "image"
+    outputs: tuple[OutputSpec, ...] = ()
+    graphs: tuple[GraphRecord, ...] = ()
+    compiled: tuple[CompiledRecord, ...] = ()
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        """Shape of the graph's input, batch axis first; -1 where the graph takes any size."""
+        raise TypeError(f"{type(self).__name__} does not say the shape of its input")
+
+    @property
+    def kept_outputs(self) -> tuple[str, ...]:
+        """Names of the outputs inference needs, in graph order."""
+        return tuple(output.name for output in self.outputs if output.keep)
+
+
+class VolumeSpec(BundleSpec):
+    """Everything a run of a volume model needs to know. See the module docstring for axis order and units.
 
     ``spacing`` and ``patch_size`` are in network axis order, after ``transpose_forward``. For a two-dimensional network
     both have two entries and the slice axis keeps the image's own spacing.
     """
 
-    schema_version: Literal[1] = 1
-    task: str = "volume"
-    source: Source
+    task: Literal["volume"] = "volume"
     reader: str = Field(description="nnU-Net's reader class; decides axis order and orientation")
     file_ending: str = ".nii.gz"
     channels: tuple[Channel, ...] = Field(min_length=1)
@@ -267,13 +295,9 @@ class Spec(Record):
     labels: Labels
     previous_stage: PreviousStage | None = None
     postprocessing: tuple[ComponentRule, ...] = ()
-    input_name: str = "image"
-    outputs: tuple[OutputSpec, ...] = ()
-    graphs: tuple[GraphRecord, ...] = ()
-    compiled: tuple[CompiledRecord, ...] = ()
 
     @model_validator(mode="after")
-    def _consistent(self) -> Spec:
+    def _consistent(self) -> VolumeSpec:
         if len(self.patch_size) not in (2, 3) or len(self.spacing) != len(self.patch_size):
             raise ValueError("patch_size and spacing must both have two or three entries")
         if sorted(self.transpose_forward) != [0, 1, 2]:

@@ -91,12 +91,12 @@ def make_peer_environment(folder: Path) -> Path:
 
 def compare(folder: Path, scenario, engine: str) -> list[dict]:  # type: ignore[no-untyped-def]
     """Predict with this package and compare with what the peer wrote."""
-    from offline_infer.cases import find_cases
-    from offline_infer.export import export_bundle
+    from offline_infer.exporting.bundles import export_bundle
     from offline_infer.images import read_labels
-    from offline_infer.model import load
-    from offline_infer.pipeline.aggregate import RunSettings
-    from offline_infer.probabilities import read_npz
+    from offline_infer.images.cases import find_cases
+    from offline_infer.nnunet_files.probabilities import read_npz
+    from offline_infer.predict.model import load
+    from offline_infer.tasks.volume.aggregation import RunSettings
 
     try:
         export_bundle(folder / "model", folder / "bundle", folds=scenario.folds, overwrite=True)

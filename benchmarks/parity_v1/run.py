@@ -23,7 +23,7 @@ from make_models import model_folder  # noqa: E402
 from scenarios import NAMED, Scenario, random_scenario  # noqa: E402
 
 if TYPE_CHECKING:
-    from offline_infer.model import Model
+    from offline_infer.predict.model import Model
 
 PINS = (
     "nnunet==1.7.1",
@@ -116,9 +116,9 @@ def peer_versions(python: Path) -> str:
 
 def compare(folder: Path, scenario: Scenario, engine: str) -> list[dict[str, Any]]:
     """Predict with this package and compare with what the peer wrote."""
-    from offline_infer.cases import find_cases
-    from offline_infer.export import export_bundle
-    from offline_infer.model import load
+    from offline_infer.exporting.bundles import export_bundle
+    from offline_infer.images.cases import find_cases
+    from offline_infer.predict.model import load
 
     def fail(message: str) -> list[dict[str, Any]]:
         return [{"scenario": scenario.name, "case": "-", "error": message}]
@@ -161,8 +161,8 @@ def compare(folder: Path, scenario: Scenario, engine: str) -> list[dict[str, Any
 def compare_case(model: Model, channels: list[Path], stem: Path, scenario: Scenario) -> dict[str, Any]:
     """One image: labels as users get them, probabilities of a second run that keeps them."""
     from offline_infer.images import read_labels
-    from offline_infer.pipeline.aggregate import RunSettings
-    from offline_infer.probabilities import read_npz
+    from offline_infer.nnunet_files.probabilities import read_npz
+    from offline_infer.tasks.volume.aggregation import RunSettings
 
     settings = RunSettings(step_size=scenario.step_size, tta=scenario.tta)
     ours = model.predict(channels, settings=settings)

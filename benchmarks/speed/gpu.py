@@ -90,8 +90,8 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
 
 def plan(options: argparse.Namespace, scratch: Path) -> list[dict[str, Any]]:
     """The rows, in order; the first of a kind is what the others' labels are compared with."""
-    from offline_infer.bundle import Bundle
-    from offline_infer.sliding_window import mirror_sets
+    from offline_infer.arithmetic.sliding_window import mirror_sets
+    from offline_infer.bundles.bundle import Bundle
 
     bundle = Bundle.load(options.bundle)
     spec, fold = bundle.spec, bundle.folds[0]
@@ -146,9 +146,9 @@ def checkpoint(options: argparse.Namespace) -> str | None:
 
 def tile_of(spec: Any, images: list[str]) -> np.ndarray:
     """The middle tile of the case, as the network gets it; noise for a cascade's second stage."""
+    from offline_infer.arithmetic.sliding_window import cut_tile, plan_tiles
     from offline_infer.images import read_image
-    from offline_infer.preprocess import prepare
-    from offline_infer.sliding_window import cut_tile, plan_tiles
+    from offline_infer.tasks.volume.preparing import prepare
 
     if spec.previous_stage is not None:
         return np.random.default_rng(5).normal(size=spec.input_shape).astype(np.float32)
@@ -183,7 +183,7 @@ def made_up_case(spec: Any, shape: list[int] | None, scratch: Path) -> list[Path
 
 def half_graph(bundle: Any, fold: str, scratch: Path) -> str | None:
     """The bundle's half-precision graph, or one made from the other as ``export --precision fp16`` does."""
-    from offline_infer.bundle import GRAPH_KEY
+    from offline_infer.bundles.bundle import GRAPH_KEY
     from offline_infer.errors import OfflineInferError
     from offline_infer.graph import load_model, save_model, set_metadata, to_float16
 

@@ -148,10 +148,10 @@ def open_session(job: dict[str, Any]) -> Any:
 
 def our_case(job: dict[str, Any]) -> dict[str, Any]:
     """File to file through ``predict``, several times with the engine kept open."""
-    from offline_infer.cases import CaseFiles
-    from offline_infer.model import load
-    from offline_infer.pipeline.runner import FolderJob, predict_folder
-    from offline_infer.pipeline.settings import RunSettings
+    from offline_infer.images.cases import CaseFiles
+    from offline_infer.predict.folder import FolderJob, predict_folder
+    from offline_infer.predict.model import load
+    from offline_infer.tasks.settings import RunSettings
 
     output = Path(job["output"])
     with load(job["bundle"], engine="onnxruntime", device=job["device"], folds=[job["fold"]]) as model:

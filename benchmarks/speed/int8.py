@@ -128,8 +128,8 @@ def with_norms(model: Any, precision: str) -> Any:
     """The graph with the package's own norms: float32 statistics, summed axis by axis."""
     import openvino as ov
 
-    from offline_infer.engines.openvino_bf16_norms import keep_ends_float32, make_norms_float32
-    from offline_infer.engines.openvino_norms import make_norms_exact
+    from offline_infer.engines.openvino.bf16_norms import keep_ends_float32, make_norms_float32
+    from offline_infer.engines.openvino.norms import make_norms_exact
 
     model = model.clone()
     if precision == "bf16":
@@ -189,14 +189,14 @@ def variants(graph: Path, calibration: list[np.ndarray]) -> tuple[dict[str, Sess
 def demo() -> dict[str, Any]:
     """The trained demonstration model, on phantoms it has never seen."""
     from offline_infer.benchmark import judge
-    from offline_infer.bundle import Bundle
+    from offline_infer.bundles.bundle import Bundle
     from offline_infer.demo.phantom import make_phantom, write_phantom_case
     from offline_infer.demo.run import demo_checkpoint
 
     work = Path(job["work"])
     folder = work / "int8_demo_bundle"
     if not folder.exists():
-        from offline_infer.export import export_bundle
+        from offline_infer.exporting.bundles import export_bundle
 
         export_bundle(demo_checkpoint(), folder)
     images, labels = work / "int8_images", work / "int8_labels"
@@ -231,9 +231,9 @@ def rows_of_cases(
 ) -> None:
     """Whole cases without mirroring: Dice per class against the reference, and of all foreground against float32."""
     from offline_infer.images import read_image, read_labels
-    from offline_infer.pipeline.settings import RunSettings
-    from offline_infer.pipeline.streaming import segment
-    from offline_infer.preprocess import prepare
+    from offline_infer.predict.streaming import segment
+    from offline_infer.tasks.settings import RunSettings
+    from offline_infer.tasks.volume.preparing import prepare
 
     values = {name: value for name, value in spec.labels.names.items() if value}
     scores: dict[str, dict[str, list[float]]] = {name: {label: [] for label in values} for name in sessions}
@@ -258,7 +258,7 @@ def rows_of_cases(
 def tile_times() -> dict[str, Any]:
     """A bundle's tile alone."""
     from offline_infer.benchmark import judge
-    from offline_infer.bundle import Bundle
+    from offline_infer.bundles.bundle import Bundle
 
     bundle = Bundle.load(Path(job["bundle"]))
     tiles = tiles_of(bundle.spec, Path(job["image"]), job["calibration_tiles"] + 1)

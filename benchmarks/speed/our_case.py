@@ -11,12 +11,12 @@ from typing import Any
 import numpy as np
 from shared import peak_rss, report, rss, stand_in_answer
 
-from offline_infer.cases import CaseFiles
 from offline_infer.engines.base import SessionInfo
 from offline_infer.events import Event
-from offline_infer.model import load
-from offline_infer.pipeline.runner import FolderJob, predict_folder
-from offline_infer.pipeline.settings import RunSettings
+from offline_infer.images.cases import CaseFiles
+from offline_infer.predict.folder import FolderJob, predict_folder
+from offline_infer.predict.model import load
+from offline_infer.tasks.settings import RunSettings
 
 job = json.loads(sys.argv[1])
 

@@ -146,7 +146,7 @@ class Bench:
                 check=True,
                 stdout=subprocess.DEVNULL,
             )
-            from offline_infer.export import export_bundle
+            from offline_infer.exporting.bundles import export_bundle
 
             export_bundle(folder, bundle, verify=False, overwrite=True)
         return folder, bundle
@@ -165,8 +165,8 @@ class Bench:
         """A bundle of the full-scale UNet++ for CT, three classes."""
         bundle = self.work / "unetplusplus_bundle"
         if not bundle.exists():
-            from offline_infer.bundle import Bundle
-            from offline_infer.export import export_network
+            from offline_infer.bundles.bundle import Bundle
+            from offline_infer.exporting.bundles import export_network
 
             spec = Bundle.load(self.model(3, CT_SPACING, FULL)[1]).spec
             export_network(spec, lambda fold: unetplusplus(3), bundle, verify=False)

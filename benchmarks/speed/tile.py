@@ -49,7 +49,7 @@ def torch_runner() -> Any:
 
 
 def engine_runner() -> Any:
-    from offline_infer.bundle import Bundle
+    from offline_infer.bundles.bundle import Bundle
     from offline_infer.engines.base import EngineOptions, get_engine
 
     bundle = Bundle.load(Path(job["bundle"]))

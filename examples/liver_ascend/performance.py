@@ -10,8 +10,8 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from offline_infer.bundle import Bundle
-from offline_infer.performance import read_folder
+from offline_infer.ascend.figures import read_folder
+from offline_infer.bundles.bundle import Bundle
 
 
 def main(question: str, place: Path, *rest: str) -> str:

@@ -32,7 +32,7 @@ from offline_infer.ascend.process import (
 )
 from offline_infer.ascend.socs import check_soc
 from offline_infer.ascend.toolkit import toolkit_version
-from offline_infer.bundle import COMPILED, Bundle, save
+from offline_infer.bundles.bundle import COMPILED, Bundle, save
 from offline_infer.errors import BundleError, ToolError, UsageError
 from offline_infer.events import Event, Sink, silent
 from offline_infer.files import replacing, sha256_file, write_text

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from offline_infer.ascend.devices import DeviceQuery
-from offline_infer.bundle import Bundle
+from offline_infer.bundles.bundle import Bundle
 from offline_infer.errors import BundleError, UsageError
 from offline_infer.files import sha256_file
 from offline_infer.spec import CompiledRecord, OutputSpec

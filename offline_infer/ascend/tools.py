@@ -28,15 +28,15 @@ from pathlib import Path
 from typing import Protocol
 
 from offline_infer.ascend.error_codes import sentences
-from offline_infer.ascend.process import ask, describe_status, find_program, last_lines
-from offline_infer.errors import EngineUnavailable, UsageError
-from offline_infer.performance import (
+from offline_infer.ascend.figures import (
     DevicePerformance,
     ais_bench_files,
     parse_ais_bench,
     parse_benchmark,
     parse_msame,
 )
+from offline_infer.ascend.process import ask, describe_status, find_program, last_lines
+from offline_infer.errors import EngineUnavailable, UsageError
 
 RUN = "run"
 """Name of the output folder ``ais_bench`` is asked to make."""

@@ -61,8 +61,9 @@ def read_checkpoint(
 def _read_folder(
     folder: Path, folds: Sequence[str] | None, checkpoint_name: str | None, configuration: str | None, keep: Any
 ) -> CheckpointDescription:
-    from offline_infer.checkpoints import nnunet_v1, nnunet_v2
     from offline_infer.checkpoints.folders import recognise
+    from offline_infer.checkpoints.v1 import reader as nnunet_v1
+    from offline_infer.checkpoints.v2 import reader as nnunet_v2
 
     layout = recognise(folder)
     reader = nnunet_v2.read if layout is not None and layout.kind == "nnunet_v2" else nnunet_v1.read

@@ -9,7 +9,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from offline_infer.spec import Spec
+from offline_infer.spec import VolumeSpec
 
 Weights = dict[str, npt.NDArray[Any]]
 
@@ -46,7 +46,7 @@ class CheckpointDescription:
         notes: things worth telling the user (unknown trainer, missing fold, ...).
     """
 
-    spec: Spec
+    spec: VolumeSpec
     network: NetworkDescription
     load_weights: Callable[[str], Weights] = field(repr=False)
     notes: tuple[str, ...] = ()

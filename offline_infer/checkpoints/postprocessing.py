@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from offline_infer.checkpoints.fields import Fields, plain, read_json
-from offline_infer.checkpoints.pickled import Symbol
-from offline_infer.checkpoints.safe_pickle import read_pickle
+from offline_infer.checkpoints.pickles.reading import read_pickle
+from offline_infer.checkpoints.pickles.values import Symbol
 from offline_infer.errors import CheckpointError
 from offline_infer.spec import ComponentRule
 

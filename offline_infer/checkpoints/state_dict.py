@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from offline_infer.checkpoints.description import NetworkDescription
-from offline_infer.checkpoints.torch_file import TensorRef
+from offline_infer.checkpoints.pickles.torch_file import TensorRef
 from offline_infer.errors import CheckpointError
-from offline_infer.spec import Spec
+from offline_infer.spec import VolumeSpec
 
 WRAPPER_PREFIXES = ("module.", "_orig_mod.")
 """What data-parallel training and ``torch.compile`` put before every name."""
@@ -43,7 +43,9 @@ def strip_prefixes(entries: Mapping[str, Any]) -> dict[str, Any]:
     return result
 
 
-def differing(first: Spec, other: Spec, network: NetworkDescription, other_network: NetworkDescription) -> list[str]:
+def differing(
+    first: VolumeSpec, other: VolumeSpec, network: NetworkDescription, other_network: NetworkDescription
+) -> list[str]:
     """Names of the specification's fields in which two folds differ, their fold records aside."""
     a, b = first.model_dump(), other.model_dump()
     for record in (a, b):

@@ -46,7 +46,7 @@ def benchmark(options: argparse.Namespace) -> dict[str, Any]:
     """``offline-infer benchmark``."""
     from offline_infer.benchmark import Plan
     from offline_infer.benchmark import benchmark as run
-    from offline_infer.bundle import Bundle
+    from offline_infer.bundles.bundle import Bundle
     from offline_infer.errors import EngineFailed
     from offline_infer.files import write_json
 

@@ -13,10 +13,10 @@ from offline_infer.errors import UsageError
 from offline_infer.events import Sink, silent
 
 if TYPE_CHECKING:
-    from offline_infer.bundle import Bundle
-    from offline_infer.model import Model
-    from offline_infer.pipeline.aggregate import RunSettings
-    from offline_infer.pipeline.whole import Outcome
+    from offline_infer.bundles.bundle import Bundle
+    from offline_infer.predict.model import Model
+    from offline_infer.tasks.volume.aggregation import RunSettings
+    from offline_infer.workflow import Outcome
 
 Subparsers = Any
 
@@ -79,7 +79,7 @@ def add_run_settings(parser: argparse.ArgumentParser) -> None:
 
 def run_settings(options: argparse.Namespace, save_probabilities: bool = False) -> RunSettings:
     """The settings named on the command line."""
-    from offline_infer.pipeline.aggregate import RunSettings
+    from offline_infer.tasks.volume.aggregation import RunSettings
 
     return RunSettings(
         step_size=options.step_size,
@@ -104,7 +104,7 @@ def chosen_folds(options: argparse.Namespace, bundle: Bundle) -> tuple[str, ...]
 
 def open_model(options: argparse.Namespace, device: str | None = None) -> Model:
     """The bundle named on the command line, ready to run."""
-    from offline_infer.model import load
+    from offline_infer.predict.model import load
 
     return load(
         existing(options.bundle),
@@ -208,15 +208,15 @@ def sink_for(options: argparse.Namespace) -> Sink:
     """A progress bar on a terminal, JSON lines elsewhere, nothing with --quiet; always on standard error."""
     if options.quiet:
         return silent
-    from offline_infer.console import json_lines, terminal
+    from offline_infer.commands.console import json_lines, terminal
 
     return terminal() if sys.stderr.isatty() else json_lines(sys.stderr)
 
 
 def show_outcome(options: argparse.Namespace, outcome: Outcome) -> dict[str, Any]:
     """Print and return the result of the whole road; raise if cases failed."""
-    from offline_infer.evaluation.tables import dice_table, format_table
-    from offline_infer.pipeline.whole import raise_failures
+    from offline_infer.proof.evaluation.tables import dice_table, format_table
+    from offline_infer.workflow import raise_failures
 
     if outcome.summary is not None:
         say(options, format_table(dice_table(outcome.summary), names=outcome.names), "")

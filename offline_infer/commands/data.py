@@ -86,7 +86,7 @@ def doctor(options: argparse.Namespace) -> dict[str, Any]:
 
 def convert_msd(options: argparse.Namespace) -> dict[str, Any]:
     """``offline-infer convert-msd``."""
-    from offline_infer.datasets import convert_msd_task
+    from offline_infer.images.datasets import convert_msd_task
 
     result = convert_msd_task(
         existing(options.task), options.output, overwrite=options.overwrite, jobs=options.jobs, sink=sink_for(options)
@@ -99,7 +99,7 @@ def convert_msd(options: argparse.Namespace) -> dict[str, Any]:
 
 def pick_fold(options: argparse.Namespace) -> dict[str, Any]:
     """``offline-infer pick-fold``."""
-    from offline_infer.datasets import pick_validation_cases
+    from offline_infer.images.datasets import pick_validation_cases
 
     result = pick_validation_cases(
         existing(options.splits),

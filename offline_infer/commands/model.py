@@ -66,7 +66,7 @@ def register(commands: Subparsers) -> None:
 
 def export(options: argparse.Namespace) -> dict[str, Any]:
     """``offline-infer export``."""
-    from offline_infer.export import export_bundle
+    from offline_infer.exporting.bundles import export_bundle
 
     bundle = export_bundle(
         existing(options.checkpoint),
@@ -121,8 +121,8 @@ def compile_om(options: argparse.Namespace) -> dict[str, Any]:
 
 def inspect(options: argparse.Namespace) -> dict[str, Any]:
     """``offline-infer inspect``."""
-    from offline_infer.bundle import Bundle
-    from offline_infer.precision_records import line_of, read_checks
+    from offline_infer.bundles.bundle import Bundle
+    from offline_infer.bundles.precision_checks import line_of, read_checks
 
     bundle = Bundle.load(existing(options.bundle), verify_hashes=options.verify)
     checks = read_checks(bundle)

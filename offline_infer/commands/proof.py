@@ -68,9 +68,9 @@ def register(commands: Subparsers) -> None:
 
 def evaluate(options: argparse.Namespace) -> dict[str, Any]:
     """``offline-infer evaluate``."""
-    from offline_infer.evaluate import evaluate as run
-    from offline_infer.evaluation.labels import EvaluatedLabels, labels_of_bundle, parse_label
-    from offline_infer.evaluation.tables import dice_table, format_table, write_csv
+    from offline_infer.proof.evaluation.label_maps import evaluate as run
+    from offline_infer.proof.evaluation.labels import EvaluatedLabels, labels_of_bundle, parse_label
+    from offline_infer.proof.evaluation.tables import dice_table, format_table, write_csv
 
     labels: EvaluatedLabels | list[Any] | None = None
     if options.labels:
@@ -104,8 +104,8 @@ def evaluate(options: argparse.Namespace) -> dict[str, Any]:
 
 def compare(options: argparse.Namespace) -> dict[str, Any]:
     """``offline-infer compare``."""
-    from offline_infer.compare import compare_folders
     from offline_infer.files import write_json
+    from offline_infer.proof.comparison.label_maps import compare_folders
 
     result = compare_folders(
         existing(options.a),
@@ -124,7 +124,7 @@ def compare(options: argparse.Namespace) -> dict[str, Any]:
 
 def ensemble(options: argparse.Namespace) -> dict[str, Any]:
     """``offline-infer ensemble``."""
-    from offline_infer.ensemble import ensemble_folders
+    from offline_infer.proof.ensemble import ensemble_folders
 
     written = ensemble_folders(
         [existing(folder) for folder in options.folders],
@@ -141,7 +141,7 @@ def ensemble(options: argparse.Namespace) -> dict[str, Any]:
 
 def report(options: argparse.Namespace) -> dict[str, Any]:
     """``offline-infer report``."""
-    from offline_infer.report.page import write_report
+    from offline_infer.proof.report.page import write_report
 
     names = {}
     if options.bundle:
@@ -152,6 +152,6 @@ def report(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _spec(path: Path) -> Any:
-    from offline_infer.bundle import Bundle
+    from offline_infer.bundles.bundle import Bundle
 
     return Bundle.load(existing(path)).spec

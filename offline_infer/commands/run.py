@@ -71,7 +71,7 @@ def register(commands: Subparsers) -> None:
 
 def run_all(options: argparse.Namespace) -> dict[str, Any]:
     """``offline-infer run``."""
-    from offline_infer.pipeline.whole import Journey, travel
+    from offline_infer.workflow import Journey, travel
 
     journey = Journey(
         existing(options.checkpoint),
@@ -88,9 +88,9 @@ def run_all(options: argparse.Namespace) -> dict[str, Any]:
 
 def predict(options: argparse.Namespace) -> dict[str, Any]:
     """``offline-infer predict``."""
-    from offline_infer.cases import find_cases, select_part
-    from offline_infer.framework_files import write_framework_files
-    from offline_infer.pipeline.runner import FolderJob, predict_folder
+    from offline_infer.images.cases import find_cases, select_part
+    from offline_infer.nnunet_files.dataset_files import write_framework_files
+    from offline_infer.predict.folder import FolderJob, predict_folder
 
     sink = sink_for(options)
     with open_model(options) as model:

@@ -28,7 +28,7 @@ from offline_infer.commands.common import (
 from offline_infer.errors import UsageError
 
 if TYPE_CHECKING:
-    from offline_infer.pipeline.reports import StageReport
+    from offline_infer.staging.reports import StageReport
 
 TOOLS = ("benchmark", "msame", "ais_bench")
 
@@ -109,10 +109,10 @@ def register(commands: Subparsers) -> None:
 
 def preprocess(options: argparse.Namespace) -> dict[str, Any]:
     """``offline-infer preprocess``."""
-    from offline_infer.bundle import Bundle
-    from offline_infer.cases import find_cases
-    from offline_infer.pipeline.aggregate import RunSettings
-    from offline_infer.pipeline.staged import preprocess_stage
+    from offline_infer.bundles.bundle import Bundle
+    from offline_infer.images.cases import find_cases
+    from offline_infer.staging.stages import preprocess_stage
+    from offline_infer.tasks.volume.aggregation import RunSettings
 
     bundle = Bundle.load(existing(options.bundle))
     spec = bundle.spec
@@ -134,7 +134,7 @@ def preprocess(options: argparse.Namespace) -> dict[str, Any]:
 
 def info(options: argparse.Namespace) -> dict[str, Any]:
     """``offline-infer info``."""
-    from offline_infer.dataset_info import write_info
+    from offline_infer.staging.lists import write_info
 
     files = write_info(
         existing(options.work), shards=options.shards, format=options.format, absolute=not options.relative
@@ -151,13 +151,13 @@ def info(options: argparse.Namespace) -> dict[str, Any]:
 def infer(options: argparse.Namespace) -> dict[str, Any]:
     """``offline-infer infer``."""
     if options.tool:
-        from offline_infer.bundle import Bundle
-        from offline_infer.pipeline.device_runs import run_tool
+        from offline_infer.ascend.runs.device_runs import run_tool
+        from offline_infer.bundles.bundle import Bundle
 
         run = run_tool(Bundle.load(existing(options.bundle)), existing(options.work), **_tool_settings(options))
         say(options, *_device_lines(run.to_json()))
         return run.to_json()
-    from offline_infer.pipeline.staged import infer_stage
+    from offline_infer.staging.stages import infer_stage
 
     sink = sink_for(options)
     with open_model(options) as model:
@@ -169,7 +169,7 @@ def infer(options: argparse.Namespace) -> dict[str, Any]:
 
 def clean(options: argparse.Namespace) -> dict[str, Any]:
     """``offline-infer clean``."""
-    from offline_infer.pipeline.clean import clean_outputs
+    from offline_infer.staging.clean import clean_outputs
 
     report = clean_outputs(existing(options.work), apply=options.apply)
     verb = "freed" if report.applied else "would free"
@@ -184,9 +184,9 @@ def clean(options: argparse.Namespace) -> dict[str, Any]:
 
 def postprocess(options: argparse.Namespace) -> dict[str, Any]:
     """``offline-infer postprocess``."""
-    from offline_infer.bundle import Bundle
-    from offline_infer.pipeline.aggregate import RunSettings
-    from offline_infer.pipeline.staged import postprocess_stage
+    from offline_infer.bundles.bundle import Bundle
+    from offline_infer.staging.stages import postprocess_stage
+    from offline_infer.tasks.volume.aggregation import RunSettings
 
     settings = RunSettings(
         accumulate=options.accumulate,
@@ -206,11 +206,11 @@ def postprocess(options: argparse.Namespace) -> dict[str, Any]:
 
 def staged(options: argparse.Namespace) -> dict[str, Any]:
     """``offline-infer staged``."""
-    from offline_infer.bundle import Bundle
-    from offline_infer.cases import find_cases
-    from offline_infer.pipeline.device_runs import DeviceRunner
-    from offline_infer.pipeline.rounds import RoundsJob, run_in_rounds
-    from offline_infer.pipeline.staged import infer_stage
+    from offline_infer.ascend.runs.device_runs import DeviceRunner
+    from offline_infer.bundles.bundle import Bundle
+    from offline_infer.images.cases import find_cases
+    from offline_infer.staging.rounds import RoundsJob, run_in_rounds
+    from offline_infer.staging.stages import infer_stage
 
     bundle = Bundle.load(existing(options.bundle))
     spec, sink, folds = bundle.spec, sink_for(options), chosen_folds(options, bundle)
@@ -246,10 +246,10 @@ def staged(options: argparse.Namespace) -> dict[str, Any]:
 
 def import_tiles(options: argparse.Namespace) -> dict[str, Any]:
     """``offline-infer import-tiles``."""
-    from offline_infer.bundle import Bundle
-    from offline_infer.cases import find_cases
-    from offline_infer.pipeline.aggregate import RunSettings
-    from offline_infer.pipeline.legacy_import import LegacyFolders, import_case
+    from offline_infer.bundles.bundle import Bundle
+    from offline_infer.images.cases import find_cases
+    from offline_infer.staging.legacy_import import LegacyFolders, import_case
+    from offline_infer.tasks.volume.aggregation import RunSettings
 
     spec = Bundle.load(existing(options.bundle)).spec
     found = find_cases(existing(options.image), len(spec.channels), spec.file_ending)

@@ -10,7 +10,7 @@ from pathlib import Path
 from offline_infer.demo.phantom import make_phantom, write_phantom_case
 from offline_infer.errors import UsageError
 from offline_infer.events import Sink, silent
-from offline_infer.pipeline.whole import Journey, Outcome, travel
+from offline_infer.workflow import Journey, Outcome, travel
 
 FIRST_SEED = 9001
 """Training phantoms have seeds below 9000 (tools/make_demo_model.py)."""

@@ -201,8 +201,8 @@ class Engine(Protocol):
 
 
 ENGINES: dict[str, str] = {
-    "openvino": "offline_infer.engines.openvino",
-    "onnxruntime": "offline_infer.engines.onnxruntime",
+    "openvino": "offline_infer.engines.openvino.engine",
+    "onnxruntime": "offline_infer.engines.onnxruntime.engine",
     "fake": "offline_infer.engines.fake",
 }
 """Engine name -> module. Exact names only."""

@@ -11,7 +11,7 @@ import numpy as np
 
 from offline_infer import graph as passes
 from offline_infer.errors import ExportError, OfflineInferError
-from offline_infer.spec import Spec
+from offline_infer.spec import VolumeSpec
 
 if TYPE_CHECKING:
     from torch import nn
@@ -29,7 +29,7 @@ _SIZE_FREE = frozenset(
 )  # fmt: skip
 
 
-def trace(network: nn.Module, spec: Spec, opset: int, *, all_heads: bool = False) -> Any:
+def trace(network: nn.Module, spec: VolumeSpec, opset: int, *, all_heads: bool = False) -> Any:
     """The network as a clean ONNX model with the fixed shape (1, c, *patch).
 
     torch's tracer keeps every intermediate result, 16 GB for a full-size UNet++. A network of operators that mean the
@@ -53,7 +53,7 @@ def trace(network: nn.Module, spec: Spec, opset: int, *, all_heads: bool = False
     return model
 
 
-def _trace_at(network: nn.Module, spec: Spec, patch: Sequence[int], opset: int, all_heads: bool) -> Any:
+def _trace_at(network: nn.Module, spec: VolumeSpec, patch: Sequence[int], opset: int, all_heads: bool) -> Any:
     torch = import_torch()
     image = torch.zeros((1, spec.input_channels, *patch), dtype=torch.float32)
     buffer = io.BytesIO()
@@ -88,7 +88,7 @@ def _trace_at(network: nn.Module, spec: Spec, patch: Sequence[int], opset: int, 
     return passes.rename_outputs(model, ["logits", *(f"logits_{i}" for i in range(1, len(heads)))])
 
 
-def check_graph(model: Any, spec: Spec) -> None:
+def check_graph(model: Any, spec: VolumeSpec) -> None:
     """The graph is valid, has the declared ports, and holds nothing that belongs to training."""
     onnx = passes.onnx_package()
     try:

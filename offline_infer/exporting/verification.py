@@ -13,8 +13,8 @@ import numpy as np
 import numpy.typing as npt
 from scipy import ndimage
 
-from offline_infer.normalization import normalize
-from offline_infer.spec import Channel, Spec
+from offline_infer.arithmetic.normalization import normalize
+from offline_infer.spec import Channel, VolumeSpec
 
 FloatArray = npt.NDArray[np.float32]
 
@@ -121,7 +121,7 @@ def verdict(comparison: Comparison, precision: str) -> str | None:
     return None
 
 
-def probe_inputs(spec: Spec, seed: int = 0) -> dict[str, FloatArray]:
+def probe_inputs(spec: VolumeSpec, seed: int = 0) -> dict[str, FloatArray]:
     """Inputs (1, c, *patch) on which exports are compared: always the same for the same specification and seed.
 
     ``normal``: standard normal numbers. ``anatomy``: a smooth body with organs, a lesion and bone, normalised as the

@@ -18,8 +18,8 @@ import numpy as np
 import numpy.typing as npt
 import SimpleITK as sitk
 
+from offline_infer.arithmetic.geometry import ImageGeometry
 from offline_infer.errors import GeometryError, ImageError
-from offline_infer.geometry import ImageGeometry
 from offline_infer.images import itk
 from offline_infer.images.formats import dicom_candidates
 from offline_infer.images.frame import FloatArray, Source, make_geometry

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from offline_infer.arithmetic.geometry import ImageGeometry
 from offline_infer.errors import GeometryError, ImageError
-from offline_infer.geometry import ImageGeometry
 
 FloatArray = npt.NDArray[np.float32]
 

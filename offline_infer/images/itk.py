@@ -14,8 +14,8 @@ import numpy as np
 import numpy.typing as npt
 import SimpleITK as sitk
 
+from offline_infer.arithmetic.geometry import ImageGeometry
 from offline_infer.errors import CaseError, GeometryError, ImageError
-from offline_infer.geometry import ImageGeometry
 from offline_infer.images import integrity, metaimage, nifti
 from offline_infer.images.formats import META_ENDINGS, NIFTI_ENDINGS, ending_of, is_dicom
 from offline_infer.images.frame import FloatArray, Source, make_geometry, require_finite, require_orthonormal

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from offline_infer.arithmetic.geometry import ImageGeometry
 from offline_infer.errors import CaseError, ImageError
-from offline_infer.geometry import ImageGeometry
 from offline_infer.images import nifti
 from offline_infer.images.frame import (
     ORTHONORMAL_TOLERANCE,

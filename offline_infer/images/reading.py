@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from offline_infer.arithmetic.geometry import ImageGeometry
 from offline_infer.errors import GeometryError, ImageError, UsageError
-from offline_infer.geometry import ImageGeometry
 from offline_infer.images import dicom, flat, itk, nibabel_volume
 from offline_infer.images.formats import (
     FLAT_ENDINGS,

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from offline_infer.arithmetic.geometry import ImageGeometry
 from offline_infer.errors import GeometryError, ImageError, UsageError
 from offline_infer.files import replacing
-from offline_infer.geometry import ImageGeometry
 from offline_infer.images import flat, itk, nibabel_volume
 from offline_infer.images.formats import FLAT_ENDINGS, NIFTI_ENDINGS, TIFF_ENDINGS, WRITABLE_ENDINGS, ending_of
 

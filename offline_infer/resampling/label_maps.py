@@ -18,9 +18,10 @@ from offline_infer.errors import GeometryError
 from offline_infer.resampling.ballots import Ballot, Ties, open_ballot
 from offline_infer.resampling.corners import Ints, corners, plane_extremes
 from offline_infer.resampling.operators import Axis
-from offline_infer.resampling.planning import Plan, make_plan, worker_count
+from offline_infer.resampling.planning import Plan, make_plan
 from offline_infer.resampling.volumes import resize_volume
 from offline_infer.spec import Resampling
+from offline_infer.threads import worker_count
 
 L = TypeVar("L", bound=np.integer[Any])
 Axes = tuple[Axis, Axis, Axis]

@@ -20,9 +20,10 @@ from offline_infer.errors import GeometryError
 from offline_infer.resampling.blas import single_threaded_blas
 from offline_infer.resampling.corners import corners
 from offline_infer.resampling.operators import Doubles, Floats, Indices, Taps
-from offline_infer.resampling.planning import Plan, make_plan, worker_count
+from offline_infer.resampling.planning import Plan, make_plan
 from offline_infer.resampling.volumes import PlaneOperator, resize_volume
 from offline_infer.spec import Resampling
+from offline_infer.threads import worker_count
 
 _CHUNK_BYTES = 64 * 2**20
 """Fine planes are handed on in chunks of about this size, one plane at least."""

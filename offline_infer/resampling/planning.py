@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -102,15 +101,6 @@ def make_plan(shape: Sequence[int], new_shape: Sequence[int], axis: int | None, 
     in_plane, apart = _methods(rule, axis)
     axes = tuple(Axis(old[i], new[i], *(apart if i == axis else in_plane)) for i in range(3))
     return Plan((axes[0], axes[1], axes[2]), axis, clip=rule.function == "default" and rule.order >= 2)
-
-
-def worker_count(threads: int | None) -> int:
-    """Threads to use: the number given, or all cores this process may use for 0 and None."""
-    if threads:
-        return threads
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def _single_largest(spacing: Sequence[float]) -> int | None:

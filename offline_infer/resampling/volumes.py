@@ -17,8 +17,9 @@ import numpy.typing as npt
 
 from offline_infer.resampling.blas import single_threaded_blas
 from offline_infer.resampling.operators import Axis, Floats
-from offline_infer.resampling.planning import Plan, lowres_axis, make_plan, worker_count
+from offline_infer.resampling.planning import Plan, lowres_axis, make_plan
 from offline_infer.spec import Resampling
+from offline_infer.threads import worker_count
 
 T = TypeVar("T")
 

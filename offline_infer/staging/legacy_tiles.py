@@ -16,10 +16,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from offline_infer.arithmetic.geometry import Shape3
+from offline_infer.arithmetic.sliding_window import TileGrid
 from offline_infer.errors import UsageError
 from offline_infer.files import write_text
-from offline_infer.geometry import Shape3
-from offline_infer.sliding_window import TileGrid
 
 SHAPE_FILE = "all_shape.txt"
 LEGACY_TOOLS: Mapping[str, tuple[Literal["plain", "output"], int]] = {

@@ -1,0 +1,280 @@
+"""Reading model folders of nnU-Net v1 and its UNet++ fork.
+
+As the framework does, the stage and the plans are taken from inside ``.model.pkl``; ``plans.pkl`` only has to agree on
+the number of channels. The pickles are read with a closed table, the weights without torch.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from offline_infer.checkpoints.description import CheckpointDescription, NetworkDescription, Weights
+from offline_infer.checkpoints.fields import Fields, plain, read_json
+from offline_infer.checkpoints.folders import LAYOUTS, Fold, choose_folds, sha256
+from offline_infer.checkpoints.pickles.reading import read_pickle
+from offline_infer.checkpoints.pickles.torch_file import TensorRef, TorchFile, open_torch_file
+from offline_infer.checkpoints.postprocessing import read_v1
+from offline_infer.checkpoints.state_dict import differing, state_dict
+from offline_infer.checkpoints.v1.network import describe, deviations
+from offline_infer.checkpoints.v1.plans import (
+    read_channels,
+    read_export_resampling,
+    read_resampling,
+    read_stage,
+    read_transpose,
+)
+from offline_infer.checkpoints.v1.trainers import BRATS_ORDER, BRATS_REGIONS, Traits, traits
+from offline_infer.errors import CheckpointError
+from offline_infer.spec import (
+    Aggregation,
+    ComponentRule,
+    Export,
+    FoldSource,
+    Gaussian,
+    Labels,
+    PreviousStage,
+    Resampling,
+    Source,
+    VolumeSpec,
+    Window,
+)
+
+LAYOUT = LAYOUTS[0]
+
+
+@dataclass(frozen=True)
+class _Reading:
+    """One fold, understood. ``spec`` has this fold alone as its source."""
+
+    fold: Fold
+    spec: VolumeSpec
+    network: NetworkDescription
+    file: TorchFile
+    tensors: Mapping[str, TensorRef]
+    notes: tuple[str, ...]
+
+
+def read(
+    folder: Path, folds: Sequence[str] | None = None, checkpoint_name: str | None = None, keep: Any = None
+) -> CheckpointDescription:
+    """Read a model folder.
+
+    Args:
+        folder: holds ``fold_0`` and so on.
+        folds: see :func:`offline_infer.checkpoints.folders.choose_folds`.
+        checkpoint_name: None takes ``model_final_checkpoint``.
+        keep: an object to keep alive as long as the weights may be asked for.
+
+    Raises:
+        UnsafePickleError: a pickle names something outside the closed table; nothing was executed.
+        CheckpointError: anything missing, damaged, unknown or contradictory. The message names the file.
+    """
+    chosen, notes = choose_folds(folder, LAYOUT, folds, checkpoint_name)
+    readings = [_read_fold(folder, fold) for fold in chosen]
+    first = readings[0]
+    for other in readings[1:]:
+        different = differing(first.spec, other.spec, first.network, other.network)
+        if different:
+            raise CheckpointError(
+                f"{folder}: folds {first.fold.name} and {other.fold.name} do not agree on {', '.join(different)}; "
+                "they are not folds of one training. Name the folds to use"
+            )
+    notes += _check_plans(folder, first)
+    sources = tuple(source for reading in readings for source in reading.spec.source.folds)
+    spec = first.spec.model_copy(update={"source": first.spec.source.model_copy(update={"folds": sources})})
+    return CheckpointDescription(
+        spec=spec, network=first.network, load_weights=_loader(readings, keep), notes=(*notes, *first.notes)
+    )
+
+
+def _loader(readings: Sequence[_Reading], keep: Any) -> Callable[[str], Weights]:
+    by_name = {reading.fold.name: reading for reading in readings}
+
+    def load(fold: str, _keep: Any = keep) -> Weights:
+        if fold not in by_name:
+            raise CheckpointError(f"no fold {fold!r} was read; there are {', '.join(by_name)}")
+        return by_name[fold].file.arrays(by_name[fold].tensors)
+
+    return load
+
+
+def _read_fold(folder: Path, fold: Fold) -> _Reading:
+    info_path = fold.path.with_name(fold.path.name + ".pkl")
+    info = Fields(read_pickle(info_path), str(info_path))
+    plans = info.fields("plans")
+    trainer = info.text("name")
+    trait = traits(trainer)
+    init = plain(info.raw("init"))
+    if not isinstance(init, list) or len(init) < 6:
+        raise CheckpointError(f"{info_path}: init must be a list of the trainer's arguments")
+    stage_number = init[5]
+    if stage_number is not None and not isinstance(stage_number, int):
+        raise CheckpointError(f"{info_path}: the sixth trainer argument must be the stage's number, not {init[5]!r}")
+
+    stage = read_stage(plans, stage_number)
+    file = open_torch_file(fold.path)
+    tensors = state_dict(Fields(file.content, str(fold.path)).raw("state_dict"), str(fold.path))
+    shapes = {name: tensor.shape for name, tensor in tensors.items()}
+    network = describe(shapes, stage.pool_kernels, stage.conv_kernels, stage.patch_size, trait, str(fold.path))
+    channels = read_channels(plans)
+    classes = plans.integer("num_classes") + 1  # the plans leave the background out
+    previous = _previous_stage(trait, classes)
+    _check_channels(network, len(channels), classes, previous, trait, fold, trainer)
+
+    dims = len(stage.patch_size)
+    labels = _labels(folder, trait, classes)
+    place = _place(init[2], folder, dims)
+    try:
+        spec = VolumeSpec(
+            source=Source(
+                framework="nnunetplusplus" if network.kind == "unetplusplus" else "nnunet_v1",
+                trainer=trainer,
+                plans_name=place.plans,
+                dataset=place.dataset,
+                configuration=place.configuration,
+                network=network.class_name,
+                folds=(
+                    FoldSource(
+                        fold=fold.name,
+                        checkpoint=fold.path.relative_to(folder).as_posix(),
+                        sha256=sha256(fold.path),
+                    ),
+                ),
+            ),
+            reader="SimpleITKIO",
+            channels=channels,
+            spacing=stage.spacing,
+            patch_size=stage.patch_size,
+            transpose_forward=read_transpose(plans),
+            normalize_after_resampling=True,
+            resampling=read_resampling(plans, dims),
+            window=Window(
+                mirror_axes=tuple(range(dims)) if trait.mirror else (),
+                gaussian=Gaussian(peak=1.0, dtype="float32", apply="several_tiles"),
+            ),
+            aggregation=Aggregation(
+                domain="probabilities", activation="sigmoid" if trait.regions else "softmax", accumulate="float32"
+            ),
+            export=Export(resampling=read_export_resampling(plans), axis_rule="nnunet_v1"),
+            labels=labels,
+            previous_stage=previous,
+            postprocessing=_postprocessing(folder, labels),
+        )
+    except ValidationError as error:
+        raise CheckpointError(f"{info_path}: the plans do not make a valid specification: {error}") from error
+    notes = _notes(trainer, trait, network, plans, stage.conv_kernels)
+    return _Reading(fold, spec, network, file, tensors, notes)
+
+
+def _notes(
+    trainer: str, trait: Traits, network: NetworkDescription, plans: Fields, kernels: Sequence[Sequence[int]]
+) -> tuple[str, ...]:
+    if trait.known:
+        return ()
+    base, convs = plans.integer("base_num_features"), plans.integer("conv_per_stage", 2)
+    found = deviations(network, base, convs, kernels)
+    built = f" (the weights show {'; '.join(found)})" if found else ""
+    return (
+        f"trainer {trainer} is not one of nnU-Net v1's own: its weights fit {network.class_name}{built}, but whether "
+        "it changes activations, mirroring or normalisation cannot be seen from them. Compare one case with the "
+        "framework",
+    )
+
+
+def _previous_stage(trait: Traits, classes: int) -> PreviousStage | None:
+    if not trait.cascade or classes < 2:
+        return None
+    return PreviousStage(
+        labels=tuple(range(1, classes)),
+        rule="nnunet_v1",
+        resampling=Resampling(order=1, order_z=0),
+        configuration="3d_lowres",
+    )
+
+
+def _check_channels(
+    network: NetworkDescription,
+    images: int,
+    classes: int,
+    previous: PreviousStage | None,
+    trait: Traits,
+    fold: Fold,
+    trainer: str,
+) -> None:
+    inputs = images + (len(previous.labels) if previous else 0)
+    if network.input_channels != inputs:
+        raise CheckpointError(
+            f"{fold.path}: the network takes {network.input_channels} channels, the plans give {inputs} "
+            f"({images} image channels, {inputs - images} from a previous stage)"
+        )
+    outputs = len(BRATS_ORDER) if trait.regions else classes
+    if network.output_channels != outputs:
+        hint = ""
+        if network.output_channels == classes - 1:
+            hint = (
+                f"; if {trainer} trains regions, its regions are known to its own code only, and this reader knows "
+                "those of the BraTSRegions trainers"
+            )
+        raise CheckpointError(
+            f"{fold.path}: the network has {network.output_channels} outputs, {outputs} were expected{hint}"
+        )
+
+
+def _labels(folder: Path, trait: Traits, classes: int) -> Labels:
+    """What the outputs mean. v1's plans hold no names; a ``dataset.json`` beside them is used where there is one."""
+    if trait.regions:
+        return Labels(names=BRATS_REGIONS, regions_class_order=BRATS_ORDER)
+    names: dict[str, int | tuple[int, ...]] = {"background": 0}
+    given = {}
+    if (folder / "dataset.json").is_file():
+        content = read_json(folder / "dataset.json").raw("labels", {})
+        given = {str(key): str(value) for key, value in content.items()} if isinstance(content, Mapping) else {}
+    for value in range(1, classes):
+        name = given.get(str(value), f"label {value}")
+        names[name if name not in names else f"label {value}"] = value
+    return Labels(names=names, channel_values=tuple(range(classes)))
+
+
+def _postprocessing(folder: Path, labels: Labels) -> tuple[ComponentRule, ...]:
+    path = folder / "postprocessing.json"
+    return read_v1(path, range(1, labels.largest + 1)) if path.is_file() else ()
+
+
+def _check_plans(folder: Path, first: _Reading) -> list[str]:
+    """Notes about ``plans.pkl``, of which the framework uses the number of channels only."""
+    path = folder / "plans.pkl"
+    if not path.is_file():
+        return ["plans.pkl is missing; the plans inside the checkpoint were used"]
+    count = Fields(read_pickle(path), str(path)).integer("num_modalities")
+    if count != len(first.spec.channels):
+        raise CheckpointError(
+            f"{path} is for {count} channels, the checkpoint for {len(first.spec.channels)}; "
+            "they are not from one training"
+        )
+    return []
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Dataset, configuration and plans' name."""
+
+    dataset: str
+    configuration: str
+    plans: str
+
+
+def _place(output_folder: Any, folder: Path, dims: int) -> _Place:
+    """Read off the training's output folder, ``.../3d_fullres/Task003_Liver/<trainer>__<plans>``; where that says
+    nothing, off the folder's present place."""
+    for parts in (re.split(r"[\\/]", str(output_folder)), list(folder.absolute().parts)):
+        for index in range(len(parts) - 1, 0, -1):
+            if re.match(r"Task\d+_", parts[index]):
+                plans = parts[index + 1].split("__")[-1] if len(parts) > index + 1 else "unknown"
+                return _Place(parts[index], parts[index - 1], plans)
+    return _Place("unknown", "2d" if dims == 2 else "3d", folder.name.split("__")[-1] or "unknown")

@@ -1,0 +1,238 @@
+"""Reading model folders of nnU-Net v2: plans.json, dataset.json and fold_*/checkpoint_*.pth."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from offline_infer.checkpoints.description import CheckpointDescription, NetworkDescription, Weights
+from offline_infer.checkpoints.fields import Fields, read_json
+from offline_infer.checkpoints.folders import LAYOUTS, Fold, choose_folds, sha256
+from offline_infer.checkpoints.pickles.torch_file import TensorRef, TorchFile, open_torch_file
+from offline_infer.checkpoints.postprocessing import read_v2
+from offline_infer.checkpoints.state_dict import state_dict
+from offline_infer.checkpoints.v2.network import describe, known_trainer
+from offline_infer.checkpoints.v2.plans import (
+    configuration,
+    foreground,
+    read_channels,
+    read_labels,
+    read_reader,
+    read_resampling,
+)
+from offline_infer.errors import CheckpointError
+from offline_infer.spec import (
+    Aggregation,
+    ComponentRule,
+    Export,
+    FoldSource,
+    Gaussian,
+    Labels,
+    PreviousStage,
+    Source,
+    VolumeSpec,
+    Window,
+)
+
+LAYOUT = LAYOUTS[1]
+PREPROCESSORS = {"DefaultPreprocessor": True}
+LABEL_MANAGERS = {"LabelManager": True}
+
+
+@dataclass(frozen=True)
+class _Reading:
+    """What one fold's weights file says. ``tensors`` is the state dict; the rest must be the same in all folds."""
+
+    fold: Fold
+    file: TorchFile
+    tensors: Mapping[str, TensorRef]
+    trainer: str
+    configuration: str
+    mirror_axes: tuple[int, ...]
+
+
+def read(
+    folder: Path, folds: Sequence[str] | None = None, checkpoint_name: str | None = None, keep: Any = None
+) -> CheckpointDescription:
+    """Read a model folder.
+
+    Args:
+        folder: holds ``plans.json``, ``dataset.json`` and ``fold_0`` and so on.
+        folds: see :func:`offline_infer.checkpoints.folders.choose_folds`.
+        checkpoint_name: None takes ``checkpoint_final``.
+        keep: an object to keep alive as long as the weights may be asked for.
+
+    Raises:
+        UnsafePickleError: a pickle names something outside the closed table; nothing was executed.
+        CheckpointError: anything missing, damaged, unknown or contradictory. The message names the file.
+    """
+    plans, dataset = read_json(folder / "plans.json"), read_json(folder / "dataset.json")
+    chosen, notes = choose_folds(folder, LAYOUT, folds, checkpoint_name)
+    readings = [_read_fold(fold) for fold in chosen]
+    first = readings[0]
+    for other in readings[1:]:
+        _check_agreement(folder, first, other)
+    config = configuration(plans, first.configuration)
+    try:
+        spec, network = _spec(folder, plans, dataset, config, readings)
+    except ValidationError as error:
+        raise CheckpointError(f"{config.origin}: the plans do not make a valid specification: {error}") from error
+    _check_heads(first, network)
+    return CheckpointDescription(
+        spec=spec,
+        network=network,
+        load_weights=_loader(readings, keep),
+        notes=(*notes, *_notes(folder, first, spec)),
+    )
+
+
+def _loader(readings: Sequence[_Reading], keep: Any) -> Callable[[str], Weights]:
+    by_name = {reading.fold.name: reading for reading in readings}
+
+    def load(fold: str, _keep: Any = keep) -> Weights:
+        if fold not in by_name:
+            raise CheckpointError(f"no fold {fold!r} was read; there are {', '.join(by_name)}")
+        return by_name[fold].file.arrays(by_name[fold].tensors)
+
+    return load
+
+
+def _read_fold(fold: Fold) -> _Reading:
+    file = open_torch_file(fold.path)
+    content = Fields(file.content, str(fold.path))
+    axes = content.raw("inference_allowed_mirroring_axes", None)
+    return _Reading(
+        fold=fold,
+        file=file,
+        tensors=state_dict(content.raw("network_weights"), str(fold.path)),
+        trainer=content.text("trainer_name"),
+        configuration=content.fields("init_args").text("configuration"),
+        mirror_axes=() if axes is None else content.integers("inference_allowed_mirroring_axes"),
+    )
+
+
+def _spec(
+    folder: Path, plans: Fields, dataset: Fields, config: Fields, readings: Sequence[_Reading]
+) -> tuple[VolumeSpec, NetworkDescription]:
+    first = readings[0]
+    config.choice("preprocessor_name", PREPROCESSORS, "preprocessor", "DefaultPreprocessor")
+    plans.choice("label_manager", LABEL_MANAGERS, "label manager", "LabelManager")
+    channels, labels = read_channels(plans, config, dataset), read_labels(dataset)
+    previous = _previous_stage(config, labels)
+    patch = config.integers("patch_size")
+    inputs = len(channels) + (len(previous.labels) if previous else 0)
+    network = describe(config, first.trainer, patch, inputs, labels.channels)
+    forward = plans.integers("transpose_forward")
+    if len(forward) != 3:
+        raise CheckpointError(f"{plans.origin}: transpose_forward {forward} does not have three entries")
+    spec = VolumeSpec(
+        source=Source(
+            framework="nnunet_v2",
+            trainer=first.trainer,
+            plans_name=plans.text("plans_name"),
+            dataset=plans.text("dataset_name"),
+            configuration=first.configuration,
+            network=network.class_name,
+            folds=tuple(
+                FoldSource(
+                    fold=reading.fold.name,
+                    checkpoint=reading.fold.path.relative_to(folder).as_posix(),
+                    sha256=sha256(reading.fold.path),
+                )
+                for reading in readings
+            ),
+        ),
+        reader=read_reader(plans, dataset),
+        file_ending=dataset.text("file_ending", ".nii.gz"),
+        channels=channels,
+        spacing=config.numbers("spacing"),
+        patch_size=patch,
+        transpose_forward=(forward[0], forward[1], forward[2]),
+        normalize_after_resampling=False,
+        resampling=read_resampling(config, "data"),
+        window=Window(mirror_axes=first.mirror_axes, gaussian=Gaussian(peak=10.0, dtype="float16", apply="always")),
+        aggregation=Aggregation(
+            domain="logits",
+            activation="softmax" if labels.regions_class_order is None else "sigmoid",
+            accumulate="float16",
+        ),
+        export=Export(resampling=read_resampling(config, "probabilities"), axis_rule="network"),
+        labels=labels,
+        previous_stage=previous,
+        postprocessing=_postprocessing(folder),
+    )
+    return spec, network
+
+
+def _previous_stage(config: Fields, labels: Labels) -> PreviousStage | None:
+    name = config.raw("previous_stage", None)
+    if name is None:
+        return None
+    return PreviousStage(
+        labels=foreground(labels),
+        rule="nnunet_v2",
+        resampling=read_resampling(config, "seg"),
+        configuration=config.text("previous_stage"),
+    )
+
+
+def _postprocessing(folder: Path) -> tuple[ComponentRule, ...]:
+    """A decision placed in the model folder or beside it. One inside ``crossval_results_*`` belongs to those
+    predictions; nnU-Net's predictor does not apply it either."""
+    for path in (folder / "postprocessing.pkl", folder.parent / "postprocessing.pkl"):
+        if path.is_file():
+            return read_v2(path)
+    return ()
+
+
+def _notes(folder: Path, first: _Reading, spec: VolumeSpec) -> list[str]:
+    notes = []
+    if not known_trainer(first.trainer):
+        notes.append(
+            f"trainer {first.trainer} is not one of nnU-Net v2's own; whether it changes the network or inference "
+            "cannot be seen from the plans. Compare one case with the framework"
+        )
+    if not spec.window.mirror_axes and "NoMirroring" not in first.trainer:
+        notes.append("the checkpoint allows no mirroring axes; test-time mirroring is off")
+    labels = foreground(spec.labels)
+    if spec.labels.regions_class_order is None and labels != tuple(range(1, len(labels) + 1)):
+        notes.append(f"labels {labels} are not consecutive; as nnU-Net does, channel numbers are written instead")
+    if not spec.postprocessing:
+        found = sorted(folder.glob("crossval_results_folds_*/postprocessing.pkl"))
+        if found:
+            notes.append(
+                f"{found[0].parent.name} holds a post-processing decision, which nnU-Net's predictor does not apply; "
+                "to apply it, copy postprocessing.pkl into the model folder"
+            )
+    return notes
+
+
+def _check_agreement(folder: Path, first: _Reading, other: _Reading) -> None:
+    shapes = [{name: ref.shape for name, ref in reading.tensors.items()} for reading in (first, other)]
+    pairs = {
+        "trainer": (first.trainer, other.trainer),
+        "configuration": (first.configuration, other.configuration),
+        "mirroring axes": (first.mirror_axes, other.mirror_axes),
+        "weight names and shapes": (shapes[0], shapes[1]),
+    }
+    different = [name for name, (a, b) in pairs.items() if a != b]
+    if different:
+        raise CheckpointError(
+            f"{folder}: folds {first.fold.name} and {other.fold.name} do not agree on {', '.join(different)}; "
+            "they are not folds of one training. Name the folds to use"
+        )
+
+
+def _check_heads(first: _Reading, network: NetworkDescription) -> None:
+    """The U-Nets' heads tell the number of outputs; a contradiction is better reported now than at export."""
+    for name, tensor in first.tensors.items():
+        if re.fullmatch(r"decoder\.seg_layers\.\d+\.weight", name) and tensor.shape[:1] != (network.output_channels,):
+            raise CheckpointError(
+                f"{first.fold.path}: {name} has shape {tensor.shape}, dataset.json declares "
+                f"{network.output_channels} outputs; weights and dataset.json are not from one training"
+            )

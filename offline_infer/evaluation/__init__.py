@@ -1,1 +1,0 @@
-"""Metrics, summaries and tables behind :mod:`offline_infer.evaluate`."""

@@ -1,0 +1,1 @@
+"""Metrics, summaries and tables behind :mod:`offline_infer.proof.evaluation.label_maps`."""

@@ -1,7 +1,0 @@
-"""A report for people: one self-contained HTML file made from the JSON that the other commands write."""
-
-from __future__ import annotations
-
-from offline_infer.report.page import ReportResult, write_report
-
-__all__ = ["ReportResult", "write_report"]

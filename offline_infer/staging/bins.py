@@ -1,0 +1,90 @@
+"""Raw arrays on disk: little-endian, C order, no header. What they are stands in the worklist and the manifest."""
+
+from __future__ import annotations
+
+import math
+import os
+import zlib
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from offline_infer.errors import CaseError
+from offline_infer.files import PARTIAL
+from offline_infer.spec import OutputSpec
+from offline_infer.staging.outputs import OutputEntry, OutputsManifest
+from offline_infer.staging.worklist import BinDtype, Item, Worklist
+
+FloatArray = npt.NDArray[np.float32]
+
+
+def write_bin(path: Path, array: npt.NDArray[np.floating], dtype: BinDtype) -> tuple[int, int]:
+    """Write an array under a temporary name, then rename it; returns (bytes, crc32).
+
+    The data are not forced to the disk: there are thousands of these files, they are short-lived, and size and checksum
+    are compared before they are used, so that a power cut costs a repeat and never a wrong result.
+
+    Raises:
+        CaseError: a value does not fit float16.
+    """
+    with np.errstate(over="ignore"):  # looked at in the next line
+        flat = np.ascontiguousarray(array, dtype="<f2" if dtype == "float16" else "<f4")
+    if dtype == "float16" and not np.isfinite(flat).all():
+        largest = float(np.abs(array).max())
+        raise CaseError(f"float16 cannot hold the value {largest:g} (its largest is 65504); write float32 bins")
+    # No ".bin" at the end: a tool that is given the whole folder must not pick up an unfinished file.
+    temporary = path.with_name(f".{path.name}.{os.getpid()}{PARTIAL}")
+    try:
+        with temporary.open("wb") as stream:
+            stream.write(flat.data)
+        temporary.replace(path)
+    except BaseException:
+        with suppress(OSError):
+            temporary.unlink()
+        raise
+    return flat.nbytes, zlib.crc32(flat.data)
+
+
+def read_item(worklist: Worklist, item: Item) -> FloatArray:
+    """One network input (c, *patch), float32, checked against its checksum.
+
+    Raises:
+        CaseError: missing, truncated or changed.
+    """
+    path = worklist.path(item)
+    values = _read(path, item.dtype, item.bytes, item.shape, "preprocess the case again")
+    if zlib.crc32(values.data) != item.crc32:
+        raise CaseError(f"{path} was changed since it was written (its checksum differs); preprocess the case again")
+    return values.astype(np.float32, copy=False)
+
+
+def read_output(manifest: OutputsManifest, entry: OutputEntry, output: OutputSpec) -> FloatArray:
+    """One network answer (k, *patch), float32.
+
+    Raises:
+        CaseError: missing, truncated, or of another size than the graph's output.
+    """
+    path = manifest.path(entry)
+    shape = output.shape[1:]
+    expected = math.prod(output.shape) * np.dtype(entry.dtype).itemsize
+    if entry.bytes != expected:
+        raise CaseError(
+            f"{path} is listed with {entry.bytes} bytes of {entry.dtype}, but output {output.name!r} of shape "
+            f"{output.shape} has {expected}; was it made with another model?"
+        )
+    values = _read(path, entry.dtype, entry.bytes, shape, "run infer again, it redoes what is incomplete")
+    return values.astype(np.float32, copy=False)
+
+
+def _read(path: Path, dtype: str, size: int, shape: Sequence[int], remedy: str) -> npt.NDArray[np.floating]:
+    try:
+        actual = path.stat().st_size
+        if actual != size:
+            raise CaseError(f"{path} has {actual} bytes, expected {size}; {remedy}")
+        values: npt.NDArray[np.floating] = np.fromfile(path, dtype="<f2" if dtype == "float16" else "<f4")
+    except FileNotFoundError as error:
+        raise CaseError(f"{path} is missing; {remedy}") from error
+    return values.reshape(tuple(shape))

@@ -1,0 +1,267 @@
+"""Scratch disk: how much a staged run needs, how to cut it into rounds that fit a budget, how much it really used."""
+
+from __future__ import annotations
+
+import math
+import os
+import shutil
+import threading
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+
+from offline_infer.errors import DiskBudgetError
+from offline_infer.spec import VolumeSpec
+from offline_infer.staging.worklist import WorklistHeader, output_bytes
+from offline_infer.tasks.volume.aggregation import RunSettings, case_grid, case_mirrors
+
+BLOCK = 4096
+"""File systems give out disk in blocks; a small file still takes one."""
+RECORDS_PER_ITEM = 4096
+"""Room for an item's lines in the lists and the manifest, generously."""
+ROUND_OVERHEAD = 256 * 1024
+"""Room for a round's folders, lists and timing records."""
+
+
+@dataclass(frozen=True)
+class ItemCost:
+    """Bytes one item takes on disk, rounded up to whole blocks.
+
+    Attributes:
+        input: its bin.
+        kept: the outputs inference needs, all folds.
+        transient: outputs that are written and may be deleted at once, all folds; 0 where they are not written.
+    """
+
+    input: int
+    kept: int
+    transient: int
+
+    @property
+    def total(self) -> int:
+        return self.input + self.kept + self.transient + RECORDS_PER_ITEM
+
+
+@dataclass(frozen=True)
+class CaseCost:
+    """What one case needs: ``tiles`` * ``mirrors`` items of ``item``."""
+
+    case: str
+    tiles: int
+    mirrors: int
+    item: ItemCost
+
+    @property
+    def items(self) -> int:
+        return self.tiles * self.mirrors
+
+    @property
+    def tile_bytes(self) -> int:
+        """The smallest piece of work: one tile with its mirrors."""
+        return self.mirrors * self.item.total
+
+    @property
+    def total(self) -> int:
+        return self.items * self.item.total + ROUND_OVERHEAD
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "case": self.case,
+            "tiles": self.tiles,
+            "items": self.items,
+            "input_bytes": self.items * self.item.input,
+            "kept_output_bytes": self.items * self.item.kept,
+            "transient_output_bytes": self.items * self.item.transient,
+            "bytes": self.total,
+        }
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """What a run needs.
+
+    Attributes:
+        exact: false where the images' headers were used: cropping may make a case smaller, never larger.
+        budget: bytes the user allows, or None.
+        free: bytes the disk has.
+    """
+
+    cases: tuple[CaseCost, ...]
+    exact: bool
+    free: int
+    budget: int | None = None
+
+    @property
+    def total(self) -> int:
+        """All cases at once, as a staged run without rounds keeps them."""
+        return sum(case.total for case in self.cases)
+
+    @property
+    def peak(self) -> int:
+        """What will lie on disk at once: everything, or with a budget one case's round."""
+        if self.budget is None:
+            return self.total
+        return min(max((case.total for case in self.cases), default=0), self.budget)
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "cases": [case.to_json() for case in self.cases],
+            "items": sum(case.items for case in self.cases),
+            "bytes": self.total,
+            "peak_bytes": self.peak,
+            "free_bytes": self.free,
+            "budget_bytes": self.budget,
+            "exact": self.exact,
+        }
+
+    def refuse_if_too_large(self, place: Path) -> None:
+        """
+        Raises:
+            DiskBudgetError: the peak does not fit the free disk, or one tile does not fit the budget.
+        """
+        largest = max((case.tile_bytes + ROUND_OVERHEAD for case in self.cases), default=0)
+        if self.budget is not None and largest > self.budget:
+            raise DiskBudgetError(
+                f"a scratch budget of {size_text(self.budget)} is too small: one tile with its mirrors and outputs "
+                f"needs {size_text(largest)}; allow at least that much"
+            )
+        if self.peak > self.free:
+            remedy = (
+                f"lower --scratch to at most {size_text(self.free)} or free some disk"
+                if self.budget is not None
+                else "work in rounds with --scratch, name a folder on a larger disk, or give fewer cases"
+            )
+            raise DiskBudgetError(
+                f"this run needs {size_text(self.peak)} of scratch disk, {place} has {size_text(self.free)} free; "
+                f"{remedy}"
+            )
+
+
+def item_cost(header: WorklistHeader, all_outputs: bool) -> ItemCost:
+    """Bytes of one item.
+
+    Args:
+        all_outputs: the tool writes every output of the graph, wanted or not.
+    """
+    folds = len(header.folds)
+    kept = sum(_blocks(output_bytes(output)) for output in header.outputs if output.keep)
+    others = sum(_blocks(output_bytes(output)) for output in header.outputs if not output.keep)
+    return ItemCost(_blocks(header.item_bytes), folds * kept, folds * others if all_outputs else 0)
+
+
+def case_cost(
+    case: str, spec: VolumeSpec, header: WorklistHeader, shape: Sequence[int], settings: RunSettings, all_outputs: bool
+) -> CaseCost:
+    """What a case needs whose prepared array has that spatial shape (z, y, x)."""
+    tiles = len(case_grid(spec, shape, settings))
+    return CaseCost(case, tiles, len(case_mirrors(spec, settings)), item_cost(header, all_outputs))
+
+
+def plan_rounds(cost: CaseCost, budget: int) -> tuple[tuple[int, int], ...]:
+    """Half-open ranges of tiles, each of which fits the budget, of sizes as equal as can be.
+
+    Raises:
+        DiskBudgetError: one tile does not fit.
+    """
+    fit = (budget - ROUND_OVERHEAD) // cost.tile_bytes
+    if fit < 1:
+        raise DiskBudgetError(
+            f"a scratch budget of {size_text(budget)} is too small: one tile of case {cost.case} with its mirrors and "
+            f"outputs needs {size_text(cost.tile_bytes + ROUND_OVERHEAD)}; allow at least that much"
+        )
+    count = max(math.ceil(cost.tiles / fit), 1)
+    return tuple((i * cost.tiles // count, (i + 1) * cost.tiles // count) for i in range(count))
+
+
+def free_bytes(place: Path) -> int:
+    """Free disk where ``place`` is or will be."""
+    folder = place.absolute()
+    while not folder.exists():
+        folder = folder.parent
+    return shutil.disk_usage(folder).free
+
+
+def used_bytes(folder: Path) -> int:
+    """Disk taken by everything under a folder: the larger of length and blocks of each file.
+
+    Symbolic links are not followed; a file with several hard links counts once.
+    """
+    total = 0
+    linked: set[tuple[int, int]] = set()
+    waiting = [folder]
+    while waiting:
+        try:
+            with os.scandir(waiting.pop()) as entries:
+                for entry in entries:
+                    try:
+                        status = entry.stat(follow_symlinks=False)
+                    except FileNotFoundError:
+                        continue  # deleted meanwhile
+                    if status.st_nlink > 1 and not entry.is_dir(follow_symlinks=False):
+                        if (status.st_dev, status.st_ino) in linked:
+                            continue
+                        linked.add((status.st_dev, status.st_ino))
+                    total += max(status.st_size, status.st_blocks * 512)
+                    if entry.is_dir(follow_symlinks=False):
+                        waiting.append(Path(entry.path))
+        except FileNotFoundError:
+            continue
+    return total
+
+
+class DiskMeter:
+    """Watches the disk a folder takes, from a thread, and keeps the highest figure.
+
+    Call :meth:`sample` where the peak is expected: between samples of the thread a short peak would be missed.
+    """
+
+    def __init__(self, folder: Path, interval: float = 1.0) -> None:
+        self.peak = 0
+        self._folder = folder
+        self._interval = interval
+        self._stop = threading.Event()
+        self._lock = threading.Lock()
+        self._thread = threading.Thread(target=self._watch, name="disk-meter", daemon=True)
+
+    def sample(self) -> int:
+        """Bytes taken now."""
+        now = used_bytes(self._folder)
+        with self._lock:
+            self.peak = max(self.peak, now)
+        return now
+
+    def __enter__(self) -> DiskMeter:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stop.set()
+        self._thread.join()
+
+    def _watch(self) -> None:
+        while not self._stop.wait(self._interval):
+            self.sample()
+
+
+def size_text(size: int) -> str:
+    """``21.5 GB``: decimal units, as disks and the command line count."""
+    value, units = float(size), ["B", "kB", "MB", "GB", "TB"]
+    while value >= 1000 and len(units) > 1:
+        value /= 1000
+        units.pop(0)
+    return f"{value:.0f} B" if units[0] == "B" else f"{value:.1f} {units[0]}"
+
+
+def forecast(costs: Iterable[CaseCost], place: Path, *, exact: bool, budget: int | None = None) -> Forecast:
+    """The forecast for these cases on the disk where ``place`` is."""
+    return Forecast(tuple(costs), exact, free_bytes(place), budget)
+
+
+def _blocks(size: int) -> int:
+    return int(np.ceil(size / BLOCK)) * BLOCK

@@ -1,0 +1,152 @@
+"""The whole road in one call: checkpoint folder and images in; bundle, label maps, scores and a picture out."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from offline_infer.bundles.bundle import Bundle
+from offline_infer.errors import CasesFailed, UsageError
+from offline_infer.events import Event, Sink, silent
+from offline_infer.images import read_image, read_labels
+from offline_infer.images.cases import CaseFiles, find_cases
+from offline_infer.predict.folder import FolderJob, predict_folder
+from offline_infer.predict.model import load
+from offline_infer.proof.evaluation.label_maps import evaluate
+from offline_infer.proof.evaluation.labels import Format, labels_of_bundle
+from offline_infer.proof.pictures.overlay import write_overlay
+from offline_infer.spec import VolumeSpec
+from offline_infer.tasks.volume.aggregation import RunSettings
+
+
+@dataclass(frozen=True)
+class Journey:
+    """What to do, and where.
+
+    Attributes:
+        checkpoint: model folder of the framework.
+        images: an image or a folder of cases.
+        output: gets ``bundle``, ``predictions``, ``summary.json`` and ``overlay.png``.
+        labels: reference label maps, or None: then nothing is scored.
+        folds, engine, threads, settings: as for ``export`` and ``predict``.
+    """
+
+    checkpoint: Path
+    images: Path
+    output: Path
+    labels: Path | None = None
+    folds: tuple[str, ...] | None = None
+    engine: str = "openvino"
+    threads: int = 0
+    settings: RunSettings = field(default_factory=RunSettings)
+
+
+@dataclass
+class Outcome:
+    """Where things are, and the scores."""
+
+    bundle: Path
+    predictions: Path
+    names: dict[str, str]
+    summary: dict[str, Any] | None = None
+    picture: Path | None = None
+    failures: dict[str, str] = field(default_factory=dict)
+    total: int = 0
+    seconds: dict[str, float] = field(default_factory=dict)
+
+
+def travel(journey: Journey, sink: Sink = silent) -> Outcome:
+    """Export unless the bundle is there, predict what is not finished, evaluate, draw the first case.
+
+    A failed case is in ``failures``; the others are complete.
+
+    Raises:
+        CheckpointError, ExportError: the checkpoint cannot be read, or its graph does not give the same answer.
+        UsageError: nothing to segment, or the bundle that is there was made from another checkpoint.
+    """
+    output = journey.output
+    outcome = Outcome(output / "bundle", output / "predictions", {})
+    lap = _laps(outcome, sink)
+    bundle = _bundle(journey, outcome.bundle, sink)
+    lap("export")
+    spec = bundle.spec
+    outcome.names = {str(value): name for name, value in spec.labels.names.items() if isinstance(value, int)}
+    with load(outcome.bundle, engine=journey.engine, threads=journey.threads) as model:
+        found = find_cases(journey.images, len(spec.channels), spec.file_ending)
+        job = FolderJob(found.cases, outcome.predictions, found.problems)
+        report = predict_folder(model, job, journey.settings, sink)
+    outcome.failures, outcome.total = report.failures, len(report.cases)
+    lap("predict")
+    if journey.labels is not None:
+        layout: Format = "nnunet-v2" if spec.source.framework == "nnunet_v2" else "nnunet-v1"
+        scores = evaluate(
+            outcome.predictions,
+            journey.labels,
+            labels=labels_of_bundle(spec.labels, layout),
+            format=layout,
+            output=output / "summary.json",
+            allow_missing=True,
+            sink=sink,
+        )
+        outcome.summary = scores.summary
+        outcome.failures |= scores.failed
+        lap("evaluate")
+    drawn = next((case for case in found.cases if case.case_id not in outcome.failures), None)
+    if drawn is not None:
+        outcome.picture = _draw(drawn, journey, outcome, spec)
+        lap("picture")
+    return outcome
+
+
+def raise_failures(outcome: Outcome) -> None:
+    """Raise :class:`CasesFailed` if any case failed."""
+    if outcome.failures:
+        raise CasesFailed(outcome.failures, outcome.total)
+
+
+def _bundle(journey: Journey, folder: Path, sink: Sink) -> Bundle:
+    """The bundle that is there, or a new one."""
+    from offline_infer.checkpoints import read_checkpoint
+    from offline_infer.exporting.bundles import export_bundle
+
+    if not folder.exists():
+        return export_bundle(journey.checkpoint, folder, folds=journey.folds, sink=sink)
+    bundle = Bundle.load(folder)
+    source = read_checkpoint(journey.checkpoint, folds=journey.folds).spec.source
+    if [fold.sha256 for fold in bundle.spec.source.folds] != [fold.sha256 for fold in source.folds]:
+        raise UsageError(f"{folder} was made from other weights than {journey.checkpoint}; name another output folder")
+    return bundle
+
+
+def _draw(case: CaseFiles, journey: Journey, outcome: Outcome, spec: VolumeSpec) -> Path:
+    image = read_image(case.channels, spec.reader, channels=len(spec.channels))
+    reference = journey.labels / f"{case.case_id}{spec.file_ending}" if journey.labels else None
+    known = reference is not None and reference.exists()
+    picture = journey.output / "overlay.png"
+    write_overlay(
+        picture,
+        image.array[0],
+        read_labels(outcome.predictions / f"{case.case_id}{spec.file_ending}", spec.reader)[0],
+        read_labels(reference, spec.reader)[0] if known and reference is not None else None,
+        spacing=image.geometry.spacing,
+        direction=image.geometry.direction,
+        names={int(value): name for value, name in outcome.names.items()},
+        title=f"{case.case_id}: {spec.source.network} exported to ONNX, run by {journey.engine}",
+    )
+    return picture
+
+
+def _laps(outcome: Outcome, sink: Sink):  # type: ignore[no-untyped-def]
+    """A stop-watch that notes each stage."""
+    last = time.perf_counter()
+
+    def lap(name: str) -> None:
+        nonlocal last
+        now = time.perf_counter()
+        outcome.seconds[name] = round(now - last, 2)
+        last = now
+        sink(Event("note", "run", data={"finished": name, "seconds": outcome.seconds[name]}))
+
+    return lap

@@ -1,0 +1,134 @@
+"""A small model, cases on disk and a network of closed form, for tests of the staged road."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+
+import numpy as np
+import SimpleITK as sitk
+from specimens import tiny_spec, with_outputs
+
+from offline_infer.arithmetic.sliding_window import cut_tile
+from offline_infer.engines.base import FloatArray, SessionInfo
+from offline_infer.errors import EngineFailed
+from offline_infer.images import read_image
+from offline_infer.images.cases import CaseFiles
+from offline_infer.spec import ComponentRule, OutputSpec, VolumeSpec
+from offline_infer.tasks.volume.aggregation import CaseAggregator, RunSettings
+from offline_infer.tasks.volume.deciding import Segmentation, clean_components
+from offline_infer.tasks.volume.preparing import PreparedCase, prepare
+
+FIVE_HEADS = ("class", "head_1", "head_2", "head_3", "head_4")
+
+
+def staged_spec(
+    *,
+    folds: Sequence[str] = ("0",),
+    patch: Sequence[int] = (8, 12, 16),
+    heads: Sequence[str] = ("logits",),
+    channels: int = 1,
+) -> VolumeSpec:
+    """A model whose graphs need not exist, with a component rule."""
+    spec = with_outputs(tiny_spec(folds=folds, patch=patch, channels=channels), heads)
+    return spec.model_copy(update={"postprocessing": (ComponentRule(labels=(1,), connectivity="face"),)})
+
+
+def write_case(
+    folder: Path, case: str, shape: Sequence[int] = (10, 14, 20), seed: int = 0, channels: int = 1, spacing: float = 1.5
+) -> CaseFiles:
+    """A case of smooth structures in CT-like numbers, one NIfTI file per channel."""
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = []
+    for channel in range(channels):
+        noise = np.random.default_rng(seed * 7 + channel).normal(size=shape)
+        smooth = sum(np.roll(noise, shift, axis) for axis in range(3) for shift in (-2, -1, 0, 1, 2))
+        image = sitk.GetImageFromArray((80 + 60 * smooth / np.std(smooth)).astype(np.float32))
+        image.SetSpacing([spacing] * 3)
+        image.SetOrigin([10.0, -20.0, 30.0])
+        path = folder / f"{case}_{channel:04d}.nii.gz"
+        sitk.WriteImage(image, str(path))
+        paths.append(path)
+    return CaseFiles(case, tuple(paths))
+
+
+class RampSession:
+    """Answers that depend on a voxel's place in the tile and on the fold, so that order and mirroring matter."""
+
+    def __init__(self, spec: VolumeSpec, fold: int = 0, fail_at: int | None = None, nan_at: int | None = None) -> None:
+        grids = np.meshgrid(*(np.linspace(-1, 1, n) for n in spec.patch_size), indexing="ij")
+        self._ramp = sum(0.3 * (i + 1 + fold) * g for i, g in enumerate(grids)).astype(np.float32)  # type: ignore[union-attr]
+        self._classes = spec.labels.channels
+        self._fold = fold
+        self._fail_at = fail_at
+        self._nan_at = nan_at
+        self.calls = 0
+        self.info = SessionInfo("ramp", "1", "cpu", "fp32", spec.input_shape, tuple(o.name for o in spec.outputs))
+
+    def run(self, batch: FloatArray) -> FloatArray:
+        call, self.calls = self.calls, self.calls + 1
+        if call == self._fail_at:
+            raise EngineFailed("ramp: was to fail")
+        answer = self._logits(batch[0])[None]
+        if call == self._nan_at:
+            answer[..., 0] = np.nan
+        return answer
+
+    def run_all(self, batch: FloatArray) -> dict[str, FloatArray]:
+        """The kept head first; every other head is a different array of the same shape."""
+        first = self.run(batch)
+        return {name: first - 5 * i * np.arange(self._classes, dtype=np.float32).reshape(1, -1, *[1] * (first.ndim - 2))
+                for i, name in enumerate(self.info.output_names)}  # fmt: skip
+
+    def close(self) -> None:
+        pass
+
+    def __enter__(self) -> RampSession:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _logits(self, tile: FloatArray) -> FloatArray:
+        value = tile.mean(axis=0) + self._ramp
+        return np.stack([k * value * (1 + 0.1 * self._fold) - k * k / 2 for k in range(self._classes)]).astype(
+            np.float32
+        )
+
+
+def sessions_for(spec: VolumeSpec) -> dict[str, RampSession]:
+    return {fold.fold: RampSession(spec, number) for number, fold in enumerate(spec.source.folds)}
+
+
+def prepared_case(spec: VolumeSpec, case: CaseFiles) -> PreparedCase:
+    image = read_image(case.channels, spec.reader)
+    return prepare(image.array, image.geometry, spec, threads=1)
+
+
+def direct(spec: VolumeSpec, case: CaseFiles, settings: RunSettings) -> Segmentation:
+    """The answer without any file in between: a plain loop over the aggregator."""
+    prepared = prepared_case(spec, case)
+    sessions = list(sessions_for(spec).values())
+    aggregator = CaseAggregator(spec, prepared.geometry, settings, len(sessions))
+    tile = np.empty((spec.input_channels, *aggregator.grid.patch), np.float32)
+    for start in aggregator.grid:
+        cut_tile(prepared.array, aggregator.grid, start, tile)
+        for fold, session in enumerate(sessions):
+            for mirror in aggregator.mirrors:
+                turned = np.flip(tile, tuple(axis + 1 for axis in mirror))
+                batch = np.ascontiguousarray(turned).reshape(spec.input_shape)
+                aggregator.add(start, fold, mirror, session.run(batch)[0])
+    result = aggregator.finish()
+    return clean_components(result, spec) if settings.postprocess else result
+
+
+def five_heads(spec: VolumeSpec) -> VolumeSpec:
+    """The same model with five outputs, of which the first is kept."""
+    first = spec.outputs[0]
+    outputs = tuple(
+        OutputSpec(name=n, dtype="float32", shape=first.shape, keep=i == 0) for i, n in enumerate(FIVE_HEADS)
+    )
+    return spec.model_copy(update={"outputs": outputs})

@@ -1,0 +1,215 @@
+"""The memory forecast: arithmetic, the choice of a method, and the peak a real process reaches."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+from specimens import tiny_spec, with_graphs, with_outputs
+
+from offline_infer.arithmetic import half_precision as half_sums
+from offline_infer.arithmetic.geometry import ImageGeometry
+from offline_infer.bundles.bundle import save
+from offline_infer.predict import memory as module
+from offline_infer.predict.memory import Method, Scratch, choose_method, forecast_case, free_memory, room_left
+from offline_infer.tasks.settings import RunSettings
+
+SCRIPT = """
+import json, sys
+from pathlib import Path
+import numpy as np
+from offline_infer.images.cases import CaseFiles
+from offline_infer.engines.base import SessionInfo
+from offline_infer.predict.model import load
+from offline_infer.predict.folder import FolderJob, predict_folder
+from offline_infer.tasks.settings import RunSettings
+
+def kib(name):
+    return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith(name))
+
+bundle, image, output, accumulate, tta, memory = sys.argv[1:]
+events = []
+class Session:
+    # Answers at no cost with the same smooth objects, so that nearly all memory is the pipeline's own.
+
+    def __init__(self, spec):
+        blocks = np.random.default_rng(1).normal(size=(spec.labels.channels, *(n // 16 for n in spec.patch_size)))
+        self.answer = np.kron(blocks, np.ones((1, 16, 16, 16))).astype(np.float32)[None]
+        self.info = SessionInfo("none", "1", "cpu", "fp32", spec.input_shape, ("logits",))
+
+    def run(self, batch):
+        return self.answer
+
+    def close(self):
+        pass
+
+
+with load(bundle, engine="fake", threads=2) as model:
+    model._sessions = [Session(model.spec)] * len(model.folds)
+    Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew, so that imports do not count
+    before = kib("VmRSS:")
+    job = FolderJob([CaseFiles("c", (Path(image),))], Path(output), memory=int(memory) or None)
+    report = predict_folder(model, job, RunSettings(tta=tta == "tta", accumulate=accumulate), events.append)
+    report.raise_failures()
+    print(json.dumps({
+        "grown": (kib("VmHWM:") - before) * 1024,
+        "memory": report.cases[0].memory,
+        "forecast": next(e.data for e in events if e.kind == "forecast"),
+    }))
+"""
+
+
+def frame(shape: tuple[int, int, int], spacing: float = 1.5) -> ImageGeometry:
+    return ImageGeometry(shape, (spacing,) * 3, (0.0,) * 3, (1.0, 0, 0, 0, 1, 0, 0, 0, 1), (spacing,) * 3)
+
+
+def test_the_slab_does_not_grow_with_the_length_of_the_volume() -> None:
+    spec = tiny_spec(patch=(16, 32, 32), classes=20)
+    short = forecast_case(spec, frame((64, 64, 64)), RunSettings(), 1)
+    long = forecast_case(spec, frame((640, 64, 64)), RunSettings(), 1)
+    assert long.slab == short.slab
+    assert long.parts["image"] == 10 * short.parts["image"]
+
+
+def test_many_half_precision_sums_take_half_the_slab(monkeypatch: pytest.MonkeyPatch) -> None:
+    spec = tiny_spec(patch=(16, 32, 32))
+    few = forecast_case(spec, frame((64, 64, 64)), RunSettings(accumulate="float16"), 1)
+    monkeypatch.setattr(half_sums, "WIDE_BYTES", 2**10)
+    half = forecast_case(spec, frame((64, 64, 64)), RunSettings(accumulate="float16"), 1)
+    single = forecast_case(spec, frame((64, 64, 64)), RunSettings(accumulate="float32"), 1)
+    assert single.slab == few.slab == 2 * half.slab
+
+
+def test_the_method_gives_up_reading_ahead_first_and_memory_last() -> None:
+    case = forecast_case(tiny_spec(patch=(16, 32, 32)), frame((64, 64, 64)), RunSettings(), 1, engine=1000)
+    assert choose_method(case, case, case.beside(case)) == Method()
+    assert choose_method(case, case, case.beside(case) - 1) == Method(read_ahead=False)
+    assert choose_method(case, None, case.alone) == Method()
+    assert choose_method(case, case, case.alone - 1) == Method(read_ahead=False, spill=True)
+
+
+def test_the_next_case_counts_only_while_the_engine_runs() -> None:
+    case = forecast_case(tiny_spec(), frame((40, 40, 40)), RunSettings(), 1, engine=0)
+    large = replace(case, prepare=10 * case.alone)
+    assert case.beside(large) == max(case.infer, case.finish) + large.prepare
+    assert case.beside(None) == case.alone
+
+
+def test_free_memory_respects_a_control_group(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    most, used, stat = tmp_path / "max", tmp_path / "current", tmp_path / "stat"
+    most.write_text("3000\n")
+    used.write_text("2500\n")
+    stat.write_text("anon 2000\ninactive_file 400\n")
+    monkeypatch.setattr(module, "_GROUPS", [(most, used, stat)])
+    assert free_memory() == 900
+    most.write_text("max\n")
+    assert free_memory() > 2**20
+
+
+def test_a_limit_counts_what_the_process_holds_already() -> None:
+    assert room_left(1) == 0
+    assert 0 < room_left(2**50) < 2**50
+
+
+def test_scratch_arrays_are_zero_and_leave_no_file(tmp_path: Path) -> None:
+    with Scratch(tmp_path) as allocate:
+        array = allocate((3, 5), np.dtype(np.float16))
+        assert not array.any()
+        array[:] = 1
+        assert list(tmp_path.iterdir()) == []
+
+
+def test_a_full_disk_leaves_the_sums_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(module.os, "posix_fallocate", full)
+    with Scratch(tmp_path) as allocate:
+        array = allocate((3, 5), np.dtype(np.float32))
+    assert not isinstance(array, np.memmap)
+    assert not array.any()
+
+
+@pytest.fixture
+def bundle(tmp_path: Path) -> Path:
+    folder = tmp_path / "bundle"
+    folder.mkdir()
+    spec = with_graphs(with_outputs(tiny_spec(patch=(64, 96, 96), classes=4)), folder)
+    save(spec, folder)
+    return folder
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="the peak can be started anew on Linux only")
+@pytest.mark.parametrize(
+    ("accumulate", "tta", "spacing"), [("float32", "no", 1.5), ("float16", "no", 1.2), ("float32", "tta", 1.7)]
+)
+def test_a_process_grows_as_forecast(bundle: Path, tmp_path: Path, accumulate: str, tta: str, spacing: float) -> None:
+    found = _run(bundle, tmp_path, accumulate, tta, spacing, 0)
+    # The stand-in engine's own memory was taken before the growth was measured.
+    assert found["memory"]["peak_without_engine"] == pytest.approx(found["grown"], rel=0.2)
+    assert found["forecast"]["peak_without_engine"] == found["memory"]["peak_without_engine"]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="the peak can be started anew on Linux only")
+@pytest.mark.parametrize(
+    ("patch", "classes", "regions", "folds", "accumulate", "tta", "spacing"),
+    [
+        ((32, 128, 64), 9, False, ("0",), "float32", "no", 1.3),
+        ((48, 64, 160), 24, False, ("0",), "float16", "no", 1.1),
+        ((96, 96, 96), 5, True, ("0",), "float32", "tta", 2.1),
+        ((64, 80, 96), 3, False, ("0", "1", "2"), "float32", "no", 1.5),
+        ((64, 96, 80), 6, False, ("0", "1"), "float16", "tta", 1.4),
+    ],
+)
+def test_other_models_grow_as_forecast_too(
+    tmp_path: Path,
+    patch: tuple[int, ...],
+    classes: int,
+    regions: bool,
+    folds: tuple[str, ...],
+    accumulate: str,
+    tta: str,
+    spacing: float,
+) -> None:
+    """Chosen after the forecast and its constants, to check them."""
+    folder = tmp_path / "other"
+    folder.mkdir()
+    spec = tiny_spec(patch=patch, classes=classes, regions=regions, folds=folds)
+    save(with_graphs(with_outputs(spec), folder), folder)
+    found = _run(folder, tmp_path, accumulate, tta, spacing, 0)
+    assert found["memory"]["peak_without_engine"] == pytest.approx(found["grown"], rel=0.2)
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="the peak can be started anew on Linux only")
+def test_too_little_memory_changes_the_method_not_the_result(bundle: Path, tmp_path: Path) -> None:
+    plenty = _run(bundle, tmp_path, "float32", "no", 1.5, 0)
+    little = _run(bundle, tmp_path, "float32", "no", 1.5, 2**20, "tight")
+    assert not plenty["memory"]["spill"]
+    assert little["memory"]["spill"]
+    files = [tmp_path / name / "c.nii.gz" for name in ("out", "tight")]
+    assert files[0].read_bytes() == files[1].read_bytes()
+    assert sorted(p.name for p in (tmp_path / "tight").iterdir()) == ["c.nii.gz", "offline_infer_run.json"]
+
+
+def _run(
+    bundle: Path, tmp_path: Path, accumulate: str, tta: str, spacing: float, memory: int, name: str = "out"
+) -> dict[str, Any]:
+    path = tmp_path / "c_0000.nii"
+    # Objects of sixteen voxels: labels change at their surfaces, not at every voxel.
+    blocks = np.random.default_rng(0).normal(size=(9, 20, 20))
+    image = sitk.GetImageFromArray((300 + 250 * np.kron(blocks, np.ones((16, 16, 16)))).astype(np.int16))
+    image.SetSpacing([spacing] * 3)
+    sitk.WriteImage(image, str(path))
+    arguments = [str(bundle), str(path), str(tmp_path / name), accumulate, tta, str(memory)]
+    done = subprocess.run([sys.executable, "-c", SCRIPT, *arguments], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    found: dict[str, Any] = json.loads(done.stdout)
+    return found

@@ -1,0 +1,236 @@
+"""The HTML report: what it shows, what it refuses, and that nothing in it is alive."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from offline_infer.errors import UsageError
+from offline_infer.proof.comparison.differences import Place
+from offline_infer.proof.comparison.label_maps import CaseComparison, ComparisonReport, Margins, compare_arrays
+from offline_infer.proof.report import write_report
+from offline_infer.proof.report.charts import bars, heat, strip_plot
+from offline_infer.proof.report.inputs import PNG_MAGIC, recognise
+from offline_infer.proof.report.page import figure
+
+
+def summary(dice: list[list[float]], names: list[str] | None = None) -> dict:
+    labels = [str(i + 1) for i in range(len(dice[0]))]
+    return {
+        "foreground_mean": {"Dice": 0.5},
+        "mean": {k: {"Dice": float(np.nanmean([row[i] for row in dice]))} for i, k in enumerate(labels)},
+        "metric_per_case": [
+            {
+                "metrics": {k: {"Dice": row[i]} for i, k in enumerate(labels)},
+                "prediction_file": f"p/{names[j] if names else f'case_{j}'}.nii.gz",
+                "reference_file": "r",
+            }
+            for j, row in enumerate(dice)
+        ],
+    }
+
+
+def put(folder: Path, name: str, content: object) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / name).write_text(json.dumps(content))
+    return folder / name
+
+
+class Page(HTMLParser):
+    """Tags and text of a page; fails on an unbalanced one."""
+
+    VOID = frozenset({"meta", "img", "br", "link"})
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.attributes: list[tuple[str, str | None]] = []
+        self.text = ""
+        self.open: list[str] = []
+        self.feed(text)
+        assert self.open == []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.attributes += attrs
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.attributes += attrs
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+def page_of(path: Path) -> Page:
+    return Page(path.read_text(encoding="utf-8"))
+
+
+def comparison() -> dict:
+    place = Place(((0, 2), (1, 3), (2, 4)), (1.0, 2.0, 3.0), ((0, 1, 2),), 1, 0, 2.5, 2.5, 1, (1,))
+    margins = Margins("b", 1, 0, 0.3, 0.3, 0.3, 0.3, 0.3, 1e-3, 0, 1, ({"voxel": [0, 1, 2], "margin": 0.3},))
+    labels = {"1": {"dice": 0.99, "voxels_a": 10, "voxels_b": 11, "ml_a": 0.01, "ml_b": 0.011}}
+    bad = CaseComparison("bad", "a/bad", "b/bad", True, ("origin differs",), 1000, 1, labels, (), place, margins)
+    good = CaseComparison("good", "a/good", "b/good", True, (), 1000, 0, labels)
+    return ComparisonReport("ours", "theirs", 1e-3, (bad, good), ("lonely",), (), {"broken": "not an image"}).to_json()
+
+
+def test_report_of_everything(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    put(run, "summary.json", summary([[0.9, 0.2], [0.8, math.nan], [0.95, 0.4], [0.97, 0.6]]))
+    put(run, "comparison.json", comparison())
+    array = np.linspace(0, 1, 50).reshape(5, 10)
+    put(run, "arrays.json", compare_arrays(array + 1e-3, array, class_axis=1).to_json())
+    put(
+        run,
+        "performance.json",
+        {
+            "soc": "Ascend310",
+            "throughput_total_per_s": 8.0,
+            "devices": [{"device": 0, "throughput_per_s": 8.0, "latency_ms": {"mean": 125.0}}],
+        },
+    )
+    put(
+        run,
+        "stage.json",
+        {"stage": "infer", "seconds": 3.5, "cases": [{"case": "x", "status": "failed", "reason": "NaN"}]},
+    )
+    put(run, "bench.json", {"title": "Tiles", "results": [{"engine": "openvino", "seconds": 1.5, "extra": {"rss": 3}}]})
+    put(run, "dataset.json", {"labels": {}})
+    (run / "picture.png").write_bytes(PNG_MAGIC + b"rest")
+    result = write_report([run], tmp_path / "report.html", title="Liver <1>", names={"1": "liver"})
+    assert result.problems == ()
+    assert result.shown == 7
+    page = page_of(tmp_path / "report.html")
+    for words in (
+        "Liver <1>",
+        "liver (1)",
+        "label 2",
+        "case_3",
+        "0.9500",
+        "not rounding",
+        "lonely: only in a",
+        "Ascend310",
+    ):
+        assert words in page.text, words
+    for words in ("broken: not compared: not an image", "Tiles", "extra rss", "x: NaN", "origin differs"):
+        assert words in page.text, words
+    assert page.tags.count("circle") == 7  # one dot per defined figure
+    assert "img" in page.tags
+
+
+def test_the_page_stands_alone_and_does_nothing(tmp_path: Path) -> None:
+    put(tmp_path, "summary.json", summary([[0.5]]))
+    write_report([tmp_path / "summary.json"], tmp_path / "r.html")
+    text = (tmp_path / "r.html").read_text()
+    page = page_of(tmp_path / "r.html")
+    assert not {"script", "link", "iframe", "object"} & set(page.tags)
+    assert not re.search(r"https?://|url\(|@import", text)
+    assert all(not name.startswith("on") for name, _ in page.attributes)
+    assert "default-src 'none'" in text
+
+
+def test_hostile_names_are_text(tmp_path: Path) -> None:
+    evil = '<script>alert("x")</script><img src=x onerror=1>'
+    put(tmp_path, "summary.json", summary([[0.5]], [evil]))
+    put(tmp_path, "c.json", {**comparison(), "a": evil})
+    write_report([tmp_path], tmp_path / "r.html", title=evil, names={"1": evil})
+    page = page_of(tmp_path / "r.html")
+    assert "script" not in page.tags
+    assert "img" not in page.tags
+    assert "alert(" in page.text
+
+
+def test_v1_and_surface_and_problems(tmp_path: Path) -> None:
+    v1 = {"results": {"all": [{"0": {"Dice": 0.99}, "1": {"Dice": 0.7}, "test": "x/a.nii.gz"}], "mean": {}}}
+    v1["results"]["mean"] = {"0": {"Dice": 0.99}, "1": {"Dice": 0.7}}
+    figures = {"HD": 3.0, "HD95": None, "NSD 1 mm": 0.5}
+    kinds = {"present": 1, "both empty": 0, "prediction empty": 0, "reference empty": 2}
+    surface = {
+        "kind": "offline_infer.evaluation.surface_distances",
+        "definition": {"HD": "largest"},
+        "empty_mask_policy": {"both empty": "left out"},
+        "mean": {"1": {**figures, "cases": kinds}},
+        "metric_per_case": [{"case": "a", "metrics": {"1": {"masks": "present", **figures}}}],
+    }
+    problems = {
+        "kind": "offline_infer.evaluation_problems",
+        "failed": {"b": "truncated"},
+        "without_prediction": ["c"],
+        "without_reference": ["d"],
+        "notes": {"a": ["spacing differs"]},
+    }
+    for name, content in (("v1.json", v1), ("s.json", surface), ("p.json", problems)):
+        put(tmp_path, name, content)
+    assert write_report([tmp_path], tmp_path / "out" / "r.html").problems == ()
+    text = page_of(tmp_path / "out" / "r.html").text
+    for words in ("nnU-Net v1", "3.000", "HD: largest", "both empty: left out", "b: truncated", "c: no prediction"):
+        assert words in text, words
+
+
+def test_what_cannot_be_shown_is_named_and_the_rest_is_shown(tmp_path: Path) -> None:
+    good = put(tmp_path, "summary.json", summary([[0.5]]))
+    unknown = put(tmp_path, "unknown.json", {"hello": 1})
+    broken = tmp_path / "broken.json"
+    broken.write_text("{")
+    hollow = put(tmp_path, "hollow.json", {"kind": "offline_infer.comparison", "verdict": "ties"})
+    wrong = put(tmp_path, "wrong.json", {**summary([[0.5]]), "mean": {"1": {"Dice": "x"}}})
+    fake = tmp_path / "fake.png"
+    fake.write_text("no")
+    (tmp_path / "empty").mkdir()
+    inputs = [good, good, unknown, broken, hollow, wrong, fake, tmp_path / "empty", tmp_path / "absent.json"]
+    result = write_report(inputs, tmp_path / "r.html")
+    assert result.shown == 1
+    assert len(result.problems) == 7
+    for name in ("unknown", "broken", "fake", "empty", "absent", "wrong", "hollow"):
+        assert sum(name in line.split(":")[0] for line in result.problems) == 1, (name, result.problems)
+    text = page_of(tmp_path / "r.html").text
+    assert all(line in text for line in result.problems)
+    with pytest.raises(UsageError, match=r"unknown\.json: JSON of an unknown kind"):
+        write_report([unknown], tmp_path / "none.html")
+    with pytest.raises(UsageError, match=r"hollow\.json"):
+        write_report([hollow], tmp_path / "none.html")
+    assert not (tmp_path / "none.html").exists()
+
+
+def test_recognition() -> None:
+    assert recognise([1]) is None
+    assert recognise({"results": []}) is None
+    assert recognise({"results": [{"a": 1}]}) == "benchmark"
+    assert recognise({"metric_per_case": [], "mean": {}}) == "summary"
+
+
+def test_charts() -> None:
+    plot = strip_plot({"a": [("x", 0.95), ("y", 0.97), ("z", math.nan)], "b": [("x", math.nan)]})
+    assert [len(row.dots) for row in plot.rows] == [2, 0]
+    assert plot.ticks[0][1] == "0.9"
+    first, second = plot.rows[0].dots
+    assert plot.left < first.x < second.x < plot.left + plot.width
+    assert plot.rows[1].mean is None
+    assert strip_plot({"a": [("x", 0.1)]}).ticks[0][1] == "0"
+    assert [bar.width for bar in bars([("a", 2.0, ""), ("b", 1.0, ""), ("c", math.nan, "")])] == [100.0, 50.0, 0.0]
+    assert heat(None) == heat(math.nan) == ""
+    assert heat(1.0) != heat(0.9) != heat(0.0)
+
+
+def test_figures_for_reading() -> None:
+    shown = [figure(v) for v in (None, math.nan, 1234567, 0.5, 0.00001, 12345.678, True, math.inf, "x")]
+    assert shown == ["-", "-", "1,234,567", "0.5000", "1.00e-05", "12,345.7", "yes", "∞", "x"]
+
+
+def test_without_jinja_the_message_names_the_remedy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "jinja2", None)
+    with pytest.raises(UsageError, match=r"offline-infer\[report\]"):
+        write_report([tmp_path], tmp_path / "r.html")
