@@ -79,7 +79,7 @@ class OutputEntry(Record):
     output: Natural
     file: str
     bytes: Natural
-    dtype: Literal["float32", "float16"]
+    dtype: Literal["float32", "float16", "int64", "int32"]
     keep: bool
 
     @property
