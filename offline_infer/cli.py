@@ -17,6 +17,7 @@ from typing import Any, NoReturn
 
 from offline_infer._version import __version__
 from offline_infer.commands import bench, data, model, proof, run, stages
+from offline_infer.commands.remedies import advise
 from offline_infer.errors import CasesFailed, OfflineInferError
 
 
@@ -98,12 +99,14 @@ def _explain(error: OSError) -> str:
 
 
 def _report_error(name: str, error: OfflineInferError, as_json: bool) -> None:
-    message = " ".join(str(error).split())
+    message = advise(" ".join(str(error).split()))
     print(f"{name}: error: {message}", file=sys.stderr)
     if as_json:
         record: dict[str, Any] = {"error": type(error).__name__, "message": message, "exit_status": error.exit_status}
+        if error.remedies:
+            record["remedies"] = [{"code": remedy.code, **remedy.values} for remedy in error.remedies]
         if isinstance(error, CasesFailed):
-            record["failures"] = error.failures
+            record["failures"] = {case: advise(reason) for case, reason in error.failures.items()}
         print(json.dumps(record, indent=1))
 
 

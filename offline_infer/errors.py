@@ -18,18 +18,92 @@
     │       └── DeviceMemoryFull the device has no room for it; another way may be open
     └── CasesFailed              raised at the end of a run in which some cases failed        (exit status 3)
 
-A message says what was wrong, where, what was expected and what to do.
+A message says what was wrong, where and what was expected. What to do about it is a :class:`Remedy`: a code, because
+the same remedy is an argument in Python and an option on the command line, and the library does not know who called it.
+The code stands at the end of the text (``... [remedy: export-graph precision=fp16]``), so that it survives being quoted
+by another error, sent from another process or written to a record; :func:`spell_out` puts words in its place.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Literal, cast
+from urllib.parse import quote, unquote
+
+RemedyCode = Literal[
+    "export-precision",
+    "export-unverified",
+    "install-engine",
+    "install-export",
+    "name-checkpoint",
+    "name-configuration",
+    "name-folds",
+    "name-temporary-folder",
+    "overwrite-bundle",
+]
+"""Every remedy the library may name. The command line's words for them are in :mod:`offline_infer.commands.remedies`."""
+
+_MARK = re.compile(r" ?\[remedy: (?P<code>[a-z0-9-]+)(?P<values>(?: [a-z_]+=[^\s\]]*)*)\]")
+
+
+@dataclass(frozen=True)
+class Remedy:
+    """What to do about an error.
+
+    Attributes:
+        code: which remedy.
+        values: what it takes, e.g. ``{"precision": "fp16"}``.
+    """
+
+    code: RemedyCode
+    values: Mapping[str, str] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        values = "".join(f" {name}={quote(value)}" for name, value in self.values.items())
+        return f"[remedy: {self.code}{values}]"
+
+
+def spell_out(text: str, words: Callable[[Remedy], str]) -> str:
+    """The text with every remedy's code replaced by words for it.
+
+    Args:
+        text: of an error, or a reason that was recorded.
+        words: a clause such as "use --precision fp32", to be joined to the sentence with a semicolon; an empty one
+            leaves the remedy out.
+    """
+
+    def clause(mark: re.Match[str]) -> str:
+        said = words(_remedy(mark))
+        return f"; {said}" if said else ""
+
+    return _MARK.sub(clause, text)
+
+
+def _remedy(mark: re.Match[str]) -> Remedy:
+    pairs = (pair.partition("=") for pair in mark["values"].split())
+    return Remedy(cast("RemedyCode", mark["code"]), {name: unquote(value) for name, _, value in pairs})
 
 
 class OfflineInferError(Exception):
-    """Base of all errors a user can act on."""
+    """Base of all errors a user can act on.
+
+    Args:
+        message: what was wrong, where, and what was expected.
+        remedy: what to do about it, where a code says it; it becomes part of the text.
+    """
 
     exit_status: int = 2
+
+    def __init__(self, message: str = "", *, remedy: Remedy | RemedyCode | None = None) -> None:
+        chosen = Remedy(remedy) if isinstance(remedy, str) else remedy
+        super().__init__(message if chosen is None else f"{message} {chosen}")
+
+    @property
+    def remedies(self) -> tuple[Remedy, ...]:
+        """The remedies its text names, those of an error it quotes included."""
+        return tuple(_remedy(mark) for mark in _MARK.finditer(str(self)))
 
 
 class UsageError(OfflineInferError):

@@ -16,7 +16,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from offline_infer.bundles.onnx_metadata import read_metadata
-from offline_infer.errors import BundleError, UsageError
+from offline_infer.errors import BundleError, Remedy, UsageError
 from offline_infer.files import is_partial, replacing_folder, sha256_file, write_json
 from offline_infer.spec import SCHEMA_VERSION, CompiledRecord, GraphRecord, OutputSpec, VolumeSpec
 
@@ -106,8 +106,8 @@ class Bundle:
             return mine[0]
         legal = ", ".join(graph.precision for graph in mine)
         raise UsageError(
-            f"{self.name}: fold {fold} has no {precision} graph, only {legal}; "
-            f"export the checkpoint with --precision {precision}"
+            f"{self.name}: fold {fold} has no {precision} graph, only {legal}",
+            remedy=Remedy("export-precision", {"precision": precision}),
         )
 
     def graph_path(self, fold: str, precision: str = "fp32") -> Path:
@@ -387,7 +387,7 @@ def _refuse_target(target: Path, overwrite: bool) -> None:
     if BUNDLE_FILE not in present:
         raise UsageError(f"{target} holds other files and is not a bundle; choose another folder")
     if not overwrite:
-        raise UsageError(f"{target} already holds a bundle; choose another folder, or say --overwrite")
+        raise UsageError(f"{target} already holds a bundle", remedy="overwrite-bundle")
     try:
         own = {record.file.split("/")[0] for _, record in _records(_parse((target / BUNDLE_FILE).read_bytes(), target))}
     except (BundleError, OSError) as error:

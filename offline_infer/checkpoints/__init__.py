@@ -90,7 +90,7 @@ def _read_archive(
             wanted = f" of configuration {configuration}" if configuration else ""
             raise CheckpointError(f"{path} holds no model folder{wanted}; {_LAYOUTS_HELP}")
         if len(found) > 1:
-            raise CheckpointError(f"{path} holds {len(found)} models ({names}); name a configuration")
+            raise CheckpointError(f"{path} holds {len(found)} models ({names})", remedy="name-configuration")
         return _read_folder(found[0], folds, checkpoint_name, configuration, temporary)
     except BaseException:
         temporary.remove()

@@ -66,7 +66,8 @@ def unpack(path: Path) -> TemporaryFolder:
             if total > free:
                 raise CheckpointError(
                     f"unpacking {path} needs {total / 1e9:.1f} GB in {folder.path.parent}, where {free / 1e9:.1f} GB "
-                    "are free; set TMPDIR to a larger disk or unpack it yourself and name the folder"
+                    "are free",
+                    remedy="name-temporary-folder",
                 )
             for info in wanted:
                 _extract(archive, info, folder.path)

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from offline_infer.errors import CheckpointError
+from offline_infer.errors import CheckpointError, Remedy
 
 Kind = Literal["nnunet_v1", "nnunet_v2"]
 
@@ -109,7 +109,10 @@ def choose_folds(
     if folds is None:
         chosen = [fold for fold in present if fold != "all"] or ["all"]
         if chosen == ["all"] and layout.kind == "nnunet_v1":
-            raise CheckpointError(f"{folder} holds only a model trained on all cases; ask for it with folds 'all'")
+            raise CheckpointError(
+                f"{folder} holds only a model trained on all cases, which has to be asked for",
+                remedy=Remedy("name-folds", {"folds": "all"}),
+            )
         if layout.kind == "nnunet_v2":
             complete = [fold for fold in chosen if (present[fold] / f"{name}{layout.suffix}").is_file()]
             left_out = [fold for fold in chosen if fold not in complete]
@@ -126,7 +129,8 @@ def choose_folds(
         if empty:
             notes.append(f"{', '.join(empty)} left out: no *{layout.suffix} file")
         if "all" in present and chosen != ["all"]:
-            notes.append("the model trained on all cases (fold all) was not used; ask for it with folds 'all'")
+            remedy = Remedy("name-folds", {"folds": "all"})
+            notes.append(f"the model trained on all cases (fold all) was not used {remedy}")
     else:
         chosen = list(dict.fromkeys(_fold_name(fold) for fold in folds))
         unknown = [fold for fold in chosen if fold not in present]
@@ -140,8 +144,8 @@ def choose_folds(
         if not path.is_file():
             there = sorted(p.name for p in present[fold].glob(f"*{layout.suffix}"))
             raise CheckpointError(
-                f"{path} is missing; {present[fold].name} has {', '.join(there) or 'no weights'}. "
-                "Name another checkpoint, or the folds to use"
+                f"{path} is missing; {present[fold].name} has {', '.join(there) or 'no weights'}",
+                remedy="name-checkpoint",
             )
         result.append(Fold(fold, path))
     return result, notes

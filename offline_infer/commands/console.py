@@ -6,6 +6,7 @@ import atexit
 import json
 from typing import TextIO
 
+from offline_infer.commands.remedies import advise
 from offline_infer.events import Event, Sink
 
 
@@ -16,7 +17,8 @@ def json_lines(stream: TextIO) -> Sink:
         within = event.kind == "progress" and event.total and event.done not in (1, event.total)
         if within and (event.done or 0) % max((event.total or 0) // 20, 1):
             return
-        stream.write(json.dumps(event.to_json(), default=str) + "\n")
+        record = {key: advise(value) if isinstance(value, str) else value for key, value in event.to_json().items()}
+        stream.write(json.dumps(record, default=str) + "\n")
         stream.flush()
 
     return write
@@ -52,7 +54,8 @@ def terminal() -> Sink:
                     bars.refresh()
         elif event.kind in ("case-failed", "case-skipped", "case-finished", "note", "forecast"):
             colour = {"case-failed": "red", "case-finished": "green"}.get(event.kind, "yellow")
-            facts = " ".join(f"{name}={value}" for name, value in event.data.items() if not isinstance(value, dict))
+            shown = {name: value for name, value in event.data.items() if not isinstance(value, dict)}
+            facts = advise(" ".join(f"{name}={value}" for name, value in shown.items()))
             console.print(
                 f"[{colour}]{event.kind}[/{colour}] {event.stage} {event.case or ''} {facts}", highlight=False
             )

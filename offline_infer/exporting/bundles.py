@@ -20,7 +20,7 @@ from offline_infer import graph as passes
 from offline_infer.bundles import bundle as bundles
 from offline_infer.bundles.bundle import Bundle
 from offline_infer.engines.base import EngineOptions, get_engine
-from offline_infer.errors import EngineFailed, ExportError, UsageError
+from offline_infer.errors import EngineFailed, ExportError, Remedy, UsageError
 from offline_infer.events import Event, Sink, silent
 from offline_infer.exporting.reference_run import References, reference_run
 from offline_infer.exporting.tracing import OPSETS, trace
@@ -292,7 +292,10 @@ def _engines() -> list[str]:
     usable = [name for name, reason in reasons.items() if reason is None]
     if not usable:
         told = "; ".join(f"{name}: {reason}" for name, reason in reasons.items())
-        raise ExportError(f"no engine to verify the export with ({told}); install one, or export with --no-verify")
+        install = Remedy("install-engine")
+        raise ExportError(
+            f"no engine is available to verify the export with ({told}) {install}", remedy="export-unverified"
+        )
     return usable
 
 

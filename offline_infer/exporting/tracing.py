@@ -120,7 +120,5 @@ def import_torch() -> Any:
         import torch
         import torch.onnx
     except ImportError as error:
-        raise ExportError(
-            f"export needs torch, which cannot be imported ({error}); pip install 'offline-infer[export]'"
-        ) from error
+        raise ExportError(f"export needs torch, which cannot be imported ({error})", remedy="install-export") from error
     return torch

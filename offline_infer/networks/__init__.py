@@ -33,8 +33,8 @@ def build(description: NetworkDescription, deep_supervision: bool = False) -> nn
         network = _build(description, deep_supervision)
     except ImportError as error:
         raise ExportError(
-            f"building {description.class_name} needs a library that is not installed ({error}); "
-            "install the export extra: pip install 'offline-infer[export]'"
+            f"building {description.class_name} needs a library that is not installed ({error})",
+            remedy="install-export",
         ) from error
     except (ValueError, TypeError, AssertionError, KeyError, IndexError, AttributeError, RuntimeError) as error:
         raise CheckpointError(

@@ -87,7 +87,7 @@ def test_unknown_fold_and_precision_list_the_legal_ones(folder: Path) -> None:
     bundle = Bundle.load(folder)
     with pytest.raises(UsageError, match=r"no fold '7'; this bundle has 0, 1"):
         bundle.graph_path("7")
-    with pytest.raises(UsageError, match=r"fold 0 has no fp16 graph, only fp32; .*--precision fp16"):
+    with pytest.raises(UsageError, match=r"fold 0 has no fp16 graph, only fp32 .*export-precision precision=fp16"):
         bundle.graph_path("0", "fp16")
 
 
@@ -360,7 +360,7 @@ def test_creating_is_all_or_nothing(tmp_path: Path) -> None:
 def test_an_existing_bundle_needs_overwrite_and_survives_a_failure(tmp_path: Path) -> None:
     target = tmp_path / "b"
     make(target)
-    with pytest.raises(UsageError, match="--overwrite"):
+    with pytest.raises(UsageError, match="overwrite-bundle"):
         make(target, classes=4)
     with pytest.raises(RuntimeError):
         make(target, classes=4, overwrite=True, fail=RuntimeError())

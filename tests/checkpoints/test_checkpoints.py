@@ -106,7 +106,7 @@ def test_v1_folds_are_chosen_as_the_framework_does(tmp_path: Path) -> None:
 
 def test_v1_trained_on_all_cases_only_on_request(tmp_path: Path) -> None:
     folder = v1_folder(tmp_path, folds=("all",))
-    with pytest.raises(CheckpointError, match="ask for it with folds 'all'"):
+    with pytest.raises(CheckpointError, match="name-folds folds=all"):
         read_checkpoint(folder)
     assert read_checkpoint(folder, folds=["all"]).spec.source.folds[0].checkpoint.startswith("all/")
 

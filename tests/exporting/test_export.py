@@ -383,7 +383,7 @@ def test_a_taken_output_folder_is_refused_before_any_work(tmp_path: Path) -> Non
 
 def test_no_engine_to_verify_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(exporting, "ENGINES", ())
-    with pytest.raises(ExportError, match="--no-verify"):
+    with pytest.raises(ExportError, match="export-unverified"):
         export_network(tiny_spec(), maker(), tmp_path / "b")
 
 

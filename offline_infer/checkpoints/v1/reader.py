@@ -83,7 +83,8 @@ def read(
         if different:
             raise CheckpointError(
                 f"{folder}: folds {first.fold.name} and {other.fold.name} do not agree on {', '.join(different)}; "
-                "they are not folds of one training. Name the folds to use"
+                "they are not folds of one training",
+                remedy="name-folds",
             )
     notes += _check_plans(folder, first)
     sources = tuple(source for reading in readings for source in reading.spec.source.folds)

@@ -224,7 +224,8 @@ def _check_agreement(folder: Path, first: _Reading, other: _Reading) -> None:
     if different:
         raise CheckpointError(
             f"{folder}: folds {first.fold.name} and {other.fold.name} do not agree on {', '.join(different)}; "
-            "they are not folds of one training. Name the folds to use"
+            "they are not folds of one training",
+            remedy="name-folds",
         )
 
 

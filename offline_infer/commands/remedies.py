@@ -1,0 +1,37 @@
+"""What the library's remedy codes mean on the command line: the only place that turns advice into options."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from offline_infer.errors import Remedy, RemedyCode, spell_out
+
+WORDS: Mapping[RemedyCode, str] = {
+    "export-precision": "export the checkpoint with --precision {precision}",
+    "export-unverified": "export with --no-verify, which leaves the comparison out",
+    "install-engine": "install an engine: pip install openvino, or pip install 'offline-infer[ort]'",
+    "install-export": "install what export needs: pip install 'offline-infer[export]'",
+    "name-checkpoint": "name another one with --checkpoint-name",
+    "name-configuration": "say which with --configuration",
+    "name-folds": "say which with --folds {folds}",
+    "name-temporary-folder": "set TMPDIR to a folder on a larger disk, or unpack the archive yourself and name the folder",
+    "overwrite-bundle": "use --overwrite to replace it, or name another folder with --output",
+}
+"""Remedy code -> a clause with the option's name; ``{name}`` is one of the remedy's values."""
+
+
+def advise(text: str) -> str:
+    """The text of an error or a recorded reason, with every remedy code as command-line advice."""
+    return spell_out(text, _words)
+
+
+def _words(remedy: Remedy) -> str:
+    template = WORDS.get(remedy.code, "")  # a record may have been written by a later release
+    return template.format_map(_Values(remedy.values))
+
+
+class _Values(dict[str, str]):
+    """A value the error did not give is shown as a placeholder, as in a usage line."""
+
+    def __missing__(self, name: str) -> str:
+        return name.upper()
