@@ -196,7 +196,7 @@ def _measure(
     options = EngineOptions(
         device=plan.device, precision=precision, threads=plan.threads, cache=plan.cache, extra=dict(plan.extra)
     )
-    wanted = "fp16" if precision == "fp16" and engine != "openvino" else "fp32"
+    wanted = get_engine(engine).graph_precision(precision)
     graph, sha256 = bundle.graph_path(fold, wanted), bundle.graph(fold, wanted).sha256
     before = psutil.Process().memory_info().rss
     start = time.perf_counter()
@@ -210,7 +210,7 @@ def _measure(
         info = session.info
     row: dict[str, Any] = {
         "library": info.version,
-        "threads": info.details.get("threads", plan.threads),
+        "threads": info.threads,
         "open_s": round(opened, 3),
         "first_call_s": round(first, 4),
         **{f"p{level}_s": round(float(np.percentile(seconds, level)), 4) for level in (5, 50, 95)},

@@ -1,4 +1,4 @@
-"""Threads: how many, a team that shares small jobs, and buffers that each thread keeps for itself."""
+"""Threads: how many, a team that shares small jobs, and what each thread keeps for itself."""
 
 from __future__ import annotations
 
@@ -7,11 +7,13 @@ import os
 import threading
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor, wait
+from typing import Generic, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 Single = npt.NDArray[np.float32]
+T = TypeVar("T")
 
 
 def worker_count(threads: int | None) -> int:
@@ -56,6 +58,26 @@ def one_after_the_other(work: Callable[[int], None], items: Iterable[int]) -> No
     """Run ``work`` on every item."""
     for item in items:
         work(item)
+
+
+class PerThread(Generic[T]):
+    """One value for every thread that asks, made at its first call and freed when the thread ends."""
+
+    def __init__(self, make: Callable[[], T]) -> None:
+        self._make = make
+        self._held = threading.local()
+
+    def get(self) -> T:
+        """The calling thread's value."""
+        held = self._held
+        if not hasattr(held, "value"):
+            held.value = self._make()
+        value: T = held.value
+        return value
+
+    def clear(self) -> None:
+        """Forget every thread's value."""
+        self._held = threading.local()
 
 
 class ThreadBuffers:

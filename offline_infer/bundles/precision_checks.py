@@ -115,15 +115,14 @@ def checks_path(bundle: Bundle) -> Path:
 
 def subject_of(info: SessionInfo, fold: str, graph_sha256: str) -> Subject:
     """What is really running, as a session says it."""
-    processor = str(info.details.get("processor") or _processor())
+    processor = info.processor or _processor()
     return Subject(
         engine=info.engine,
         library=info.version,
         processor=processor[:300],
         device=info.device,
         precision=info.precision,
-        # A way of normalising may come with the reason why it is not another one.
-        norms=str(info.details.get("norms") or "").partition(":")[0][:300],
+        norms=info.norms.mode if info.norms is not None else "",
         fold=fold,
         graph_sha256=graph_sha256,
     )

@@ -1,4 +1,4 @@
-"""What an engine is: something that opens an ONNX graph and answers fixed-shape inputs.
+"""What an engine is: something that opens an ONNX graph and answers inputs with named arrays.
 
 An engine module imports this file, ``errors``, ``files`` and its own library, nothing else of ours; the library is
 imported inside the functions that need it, so that listing engines costs nothing. The registry knows engines by exact
@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -20,6 +20,11 @@ import numpy.typing as npt
 from offline_infer.errors import BundleError, EngineFailed, EngineUnavailable, UsageError
 
 FloatArray = npt.NDArray[np.float32]
+AnyArray = npt.NDArray[Any]
+OPEN = -1
+"""Size of an axis that the graph leaves open: any height and width, an unknown number of boxes."""
+OUTPUT_TYPES = ("float32", "float16", "int64", "int32", "uint8", "bool")
+"""NumPy types an output may have."""
 
 
 @dataclass(frozen=True)
@@ -31,6 +36,7 @@ class EngineOptions:
         precision: ``fp32``, ``bf16`` or ``fp16``; what the engine computes in where the graph leaves it open.
         threads: 0 leaves it to the engine (all cores).
         cache: folder for compiled graphs, or None.
+        outputs: names of the outputs that are kept, in the order wanted; empty = the graph's first one.
         extra: engine-specific options, passed through as they are.
     """
 
@@ -38,12 +44,51 @@ class EngineOptions:
     precision: str = "fp32"
     threads: int = 0
     cache: Path | None = None
+    outputs: tuple[str, ...] = ()
     extra: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
+class Norms:
+    """How a session computes instance normalisation.
+
+    Attributes:
+        mode: ``exact``: float32 statistics summed axis by axis; ``native``: the library's own kernel.
+        reason: why it is not ``exact`` although that was wanted; None otherwise.
+    """
+
+    mode: Literal["exact", "native"]
+    reason: str | None = None
+
+    def __str__(self) -> str:
+        return self.mode if self.reason is None else f"{self.mode}: {self.reason}"
+
+
+@dataclass(frozen=True)
+class CacheUse:
+    """What the cache of compiled graphs did when a session was opened; ``reason``: why nothing was stored."""
+
+    outcome: Literal["off", "hit", "stored", "not stored"]
+    reason: str | None = None
+
+    def __str__(self) -> str:
+        return self.outcome if self.reason is None else f"{self.outcome}: {self.reason}"
+
+
+@dataclass(frozen=True)
 class SessionInfo:
-    """What is really running: for reports and for the benchmark's honesty."""
+    """What is really running: for reports and for the benchmark's honesty.
+
+    Attributes:
+        input_shape: (n, c, *sizes); ``OPEN`` (-1) where the graph takes any size.
+        output_names: all outputs, in graph order.
+        kept: those that ``answer`` gives, in the order asked for; ``run`` gives the first.
+        processor: name of the processor or device, where the library knows it.
+        threads: that the engine uses; 0 = it decides.
+        norms: None where the engine has no such choice.
+        open_seconds: time it took to open the graph.
+        details: further facts of this engine, for reports only; nothing is decided by them.
+    """
 
     engine: str
     version: str
@@ -51,30 +96,45 @@ class SessionInfo:
     precision: str
     input_shape: tuple[int, ...]
     output_names: tuple[str, ...]
+    kept: tuple[str, ...] = ()
+    processor: str | None = None
+    threads: int = 0
+    norms: Norms | None = None
+    cache: CacheUse = CacheUse("off")
+    open_seconds: float = 0.0
     details: Mapping[str, Any] = field(default_factory=dict)
 
 
 class Session(Protocol):
-    """An opened graph. Use as a context manager; ``close`` may be called twice."""
+    """An opened graph. Use as a context manager; ``close`` may be called twice.
+
+    Several threads may call a session: their calls queue, and every thread has buffers of its own, so one thread's answer
+    stays valid until that same thread's next call.
+    """
 
     @property
     def info(self) -> SessionInfo: ...
 
-    def run(self, batch: FloatArray) -> FloatArray:
-        """Logits for a batch.
+    def answer(self, batch: FloatArray) -> Mapping[str, AnyArray]:
+        """All kept outputs by name.
 
         Args:
-            batch: float32, C-contiguous, (n, c, *patch), n fixed by the graph (see ``info.input_shape``).
+            batch: float32, C-contiguous, of ``info.input_shape``; any positive size where that is open.
 
         Returns:
-            The kept output, float32, (n, k, *patch). The array may be a buffer that the next call overwrites.
+            Floating-point outputs as float32, integer ones in their own type. The arrays may be buffers that the calling
+            thread's next call overwrites.
 
         Raises:
-            EngineFailed: the engine reported an error.
+            EngineFailed: a wrong input, or the engine reported an error.
         """
         ...
 
-    def run_all(self, batch: FloatArray) -> dict[str, FloatArray]:
+    def run(self, batch: FloatArray) -> FloatArray:
+        """The first kept output; otherwise like :meth:`answer`."""
+        ...
+
+    def run_all(self, batch: FloatArray) -> dict[str, AnyArray]:
         """All outputs by name, copies the caller owns."""
         ...
 
@@ -191,6 +251,10 @@ class Engine(Protocol):
         """None when the engine can run here, otherwise the reason and the remedy."""
         ...
 
+    def graph_precision(self, precision: str) -> str:
+        """Precision of the graph to open where ``precision`` is to be computed in: ``fp32`` or ``fp16``."""
+        ...
+
     def open(self, graph: Path, options: EngineOptions) -> Session:
         """Open a graph.
 
@@ -232,7 +296,7 @@ def check_batch(batch: object, shape: tuple[int, ...], engine: str) -> None:
 
     Args:
         batch: what the caller gave.
-        shape: (n, c, *patch) of the graph.
+        shape: (n, c, *sizes) of the graph; ``OPEN`` takes any positive size.
         engine: named in the message.
 
     Raises:
@@ -240,12 +304,20 @@ def check_batch(batch: object, shape: tuple[int, ...], engine: str) -> None:
     """
     if not isinstance(batch, np.ndarray):
         raise EngineFailed(f"{engine}: the input is a {type(batch).__name__}, expected a NumPy array")
-    if batch.shape != shape:
+    if not fits(batch.shape, shape):
         raise EngineFailed(f"{engine}: the input has shape {batch.shape}, the graph takes {shape}")
     if batch.dtype != np.float32 or not batch.dtype.isnative:
         raise EngineFailed(f"{engine}: the input is {batch.dtype}, expected float32")
     if not batch.flags.c_contiguous:
         raise EngineFailed(f"{engine}: the input is not C-contiguous (a flipped view?); use numpy.ascontiguousarray")
+
+
+def fits(shape: tuple[int, ...], declared: tuple[int, ...]) -> bool:
+    """Whether an array of ``shape`` may go where ``declared`` (with ``OPEN`` axes) is expected; no size may be 0."""
+    pairs = zip(shape, declared, strict=False)
+    return len(shape) == len(declared) and all(
+        size == wanted or (wanted == OPEN and size > 0) for size, wanted in pairs
+    )
 
 
 def check_graph_file(graph: Path) -> None:
@@ -267,17 +339,22 @@ def telling_line(error: BaseException) -> str:
     return (told[-1] if told else type(error).__name__)[:500]
 
 
-def kept_output(names: tuple[str, ...], wanted: str | None, engine: str) -> int:
-    """Index of the output that ``run`` gives: the one asked for by ``extra["output"]``, else the first.
+def kept_outputs(names: tuple[str, ...], options: EngineOptions, engine: str) -> tuple[int, ...]:
+    """Indices of the kept outputs: the one named by ``extra["output"]``, else ``options.outputs``, else the first.
 
     Raises:
         EngineUnavailable: the graph has no such output.
     """
-    if wanted is None:
-        return 0
-    if wanted not in names:
-        raise EngineUnavailable(f"{engine}: the graph has no output {wanted!r}; it has {', '.join(names)}")
-    return names.index(wanted)
+    wanted = (options.extra["output"],) if "output" in options.extra else options.outputs or names[:1]
+    for name in wanted:
+        if name not in names:
+            raise EngineUnavailable(f"{engine}: the graph has no output {name!r}; it has {', '.join(names)}")
+    return tuple(names.index(name) for name in wanted)
+
+
+def as_answer(array: AnyArray) -> AnyArray:
+    """An output as :meth:`Session.answer` gives it: floating point as float32, whole numbers and truth values as they are."""
+    return array.astype(np.float32) if array.dtype.kind == "f" and array.dtype != np.float32 else array
 
 
 def single_input(count: int, graph: Path) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import threading
 import time
 from pathlib import Path
 from types import TracebackType
@@ -15,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from offline_infer.engines.base import EngineOptions, FloatArray, SessionInfo, check_batch
+from offline_infer.engines.base import OPEN, AnyArray, EngineOptions, FloatArray, SessionInfo, check_batch, kept_outputs
 from offline_infer.errors import BundleError, EngineFailed, EngineUnavailable
 
 LEGAL = ("shape", "classes", "fail_at", "nan_at", "exit_at", "sleep", "device_exists")
@@ -48,6 +49,10 @@ class FakeEngine:
         """Always."""
         return None
 
+    def graph_precision(self, precision: str) -> str:
+        """As ONNX Runtime."""
+        return "fp16" if precision == "fp16" else "fp32"
+
     def open(self, graph: Path, options: EngineOptions) -> FakeSession:
         """Open a graph that need not exist.
 
@@ -75,11 +80,14 @@ class FakeSession:
 
     def __init__(self, graph: Path, options: EngineOptions) -> None:
         extra = options.extra
-        shape, classes = _shapes(graph, extra.get("shape"), extra.get("classes"))
+        shape, heads = _shapes(graph, extra.get("shape"), extra.get("classes"))
         self._faults = {name: _number(extra[name], name) for name in ("fail_at", "nan_at", "exit_at") if name in extra}
         self._sleep = float(extra.get("sleep", 0))
         self._shape = shape
-        self._answer: FloatArray = np.empty((shape[0], classes, *shape[2:]), np.float32)
+        self._heads = heads
+        names = tuple(heads)
+        self._kept = tuple(names[index] for index in kept_outputs(names, options, ENGINE.name))
+        self._lock = threading.Lock()
         self._calls = 0
         self._open = True
         self.info = SessionInfo(
@@ -88,34 +96,44 @@ class FakeSession:
             device=options.device,
             precision=options.precision,
             input_shape=shape,
-            output_names=("logits",),
-            details={"kept": "logits", "threads": options.threads},
+            output_names=names,
+            kept=self._kept,
+            threads=options.threads,
         )
 
-    def run(self, batch: FloatArray) -> FloatArray:
-        """:func:`fake_logits` of the batch; the next call overwrites the array.
+    def answer(self, batch: FloatArray) -> dict[str, AnyArray]:
+        """:func:`fake_logits` of the batch for every kept output.
 
         Raises:
             EngineFailed: a wrong input, or ``fail_at``.
         """
+        return self._answers(batch, self._kept)
+
+    def run(self, batch: FloatArray) -> FloatArray:
+        """The first kept output."""
+        return self._answers(batch, self._kept[:1])[self._kept[0]]
+
+    def run_all(self, batch: FloatArray) -> dict[str, AnyArray]:
+        """All outputs by name."""
+        return self._answers(batch, tuple(self._heads))
+
+    def _answers(self, batch: FloatArray, names: tuple[str, ...]) -> dict[str, AnyArray]:
         if not self._open:
             raise EngineFailed("fake: the session is closed")
         check_batch(batch, self._shape, "fake")
-        call, self._calls = self._calls, self._calls + 1
+        with self._lock:
+            call, self._calls = self._calls, self._calls + 1
         if self._sleep:
             time.sleep(self._sleep)
         if self._faults.get("exit_at") == call:
             os._exit(EXIT_STATUS)
         if self._faults.get("fail_at") == call:
             raise EngineFailed(f"fake: call {call} was to fail")
-        np.copyto(self._answer, fake_logits(batch, self._answer.shape[1]))
+        answers = {name: fake_logits(batch, self._heads[name]) for name in names}
         if self._faults.get("nan_at") == call:
-            self._answer[..., 0] = np.nan
-        return self._answer
-
-    def run_all(self, batch: FloatArray) -> dict[str, FloatArray]:
-        """The one output, a copy."""
-        return {"logits": self.run(batch).copy()}
+            for answer in answers.values():
+                answer[..., 0] = np.nan
+        return answers
 
     def close(self) -> None:
         """May be called twice."""
@@ -130,23 +148,29 @@ class FakeSession:
         self.close()
 
 
-def _shapes(graph: Path, shape: str | None, classes: str | None) -> tuple[tuple[int, ...], int]:
-    """Input shape and number of output channels."""
-    if shape is not None and classes is not None:
-        return tuple(_number(part, "shape") for part in shape.split(",")), _number(classes, "classes")
-    spec = _bundle_json(graph)
+def _shapes(graph: Path, shape: str | None, classes: str | None) -> tuple[tuple[int, ...], dict[str, int]]:
+    """Input shape, and the channels of every output by its name.
+
+    A bundle of a volume model gives both; for other tasks the options say the shape, ``outputs`` in bundle.json the rest.
+    """
+    given = None if shape is None else tuple(_number(part, "shape") for part in shape.split(","))
+    spec = None if given is not None and classes is not None else _bundle_json(graph)
     if spec is None:
-        raise EngineUnavailable(f"fake: no bundle.json near {graph}; say shape and classes in the engine's options")
+        if given is None or classes is None:
+            raise EngineUnavailable(f"fake: no bundle.json near {graph}; say shape and classes in the engine's options")
+        return given, {"logits": _number(classes, "classes")}
     try:
-        channels = len(spec["channels"]) + len((spec.get("previous_stage") or {"labels": []})["labels"])
-        found = (1, channels, *(int(size) for size in spec["patch_size"]))
+        if given is None:
+            channels = len(spec["channels"]) + len((spec.get("previous_stage") or {"labels": []})["labels"])
+            given = (1, channels, *(int(size) for size in spec["patch_size"]))
+        if classes is not None:
+            return given, {"logits": _number(classes, "classes")}
+        if spec.get("outputs"):
+            return given, {str(output["name"]): int(output["shape"][1]) for output in spec["outputs"]}
         regions = spec["labels"].get("regions_class_order")
-        outputs = len(spec["labels"]["channel_values"] if regions is None else regions)
-    except (KeyError, TypeError, ValueError) as error:
+        return given, {"logits": len(spec["labels"]["channel_values"] if regions is None else regions)}
+    except (KeyError, TypeError, ValueError, IndexError) as error:
         raise BundleError(f"fake: bundle.json near {graph} is damaged: {error!r}") from error
-    if shape is not None:
-        found = tuple(_number(part, "shape") for part in shape.split(","))
-    return found, outputs if classes is None else _number(classes, "classes")
 
 
 def _bundle_json(graph: Path) -> dict[str, Any] | None:
@@ -162,6 +186,6 @@ def _bundle_json(graph: Path) -> dict[str, Any] | None:
 
 
 def _number(text: str, name: str) -> int:
-    if not text.strip().isdecimal():
+    if not text.strip().isdecimal() and (name, text) != ("shape", str(OPEN)):
         raise EngineUnavailable(f"fake: {name} is {text!r}, expected whole numbers")
     return int(text)

@@ -273,7 +273,7 @@ def _verify(
                     "version": session.info.version,
                     "device": session.info.device,
                     "arithmetic": "float32" if job.precision == "fp32" else "float32, with half-precision weights",
-                    "norms": session.info.details.get("norms"),
+                    "norms": None if session.info.norms is None else session.info.norms.mode,
                     "inputs": inputs,
                 }
             )

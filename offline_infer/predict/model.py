@@ -113,7 +113,7 @@ class Model:
         """
         if not self._sessions:
             engine = get_engine(self.engine)
-            graph_precision = "fp16" if self.options.precision == "fp16" and self.engine != "openvino" else "fp32"
+            graph_precision = engine.graph_precision(self.options.precision)
             self._sessions = [
                 engine.open(self.bundle.graph_path(fold, graph_precision), self.options) for fold in self.folds
             ]

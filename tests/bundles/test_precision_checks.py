@@ -27,14 +27,14 @@ from offline_infer.bundles.precision_checks import (
     subject_of,
 )
 from offline_infer.cli import main
-from offline_infer.engines.base import SessionInfo
+from offline_infer.engines.base import Norms, SessionInfo
 from offline_infer.engines.fake import FakeSession
 from offline_infer.errors import UsageError
 from offline_infer.events import Event
 from offline_infer.predict.model import load
 
 INFO = SessionInfo(
-    "fake", "1", "cpu", "bf16", (1, 1, 8, 12, 16), ("logits",), {"processor": "P", "norms": "native: no reason"}
+    "fake", "1", "cpu", "bf16", (1, 1, 8, 12, 16), ("logits",), processor="P", norms=Norms("native", "no reason")
 )
 
 

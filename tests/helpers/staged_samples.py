@@ -75,6 +75,9 @@ class RampSession:
             answer[..., 0] = np.nan
         return answer
 
+    def answer(self, batch: FloatArray) -> dict[str, FloatArray]:
+        return {self.info.output_names[0]: self.run(batch)}
+
     def run_all(self, batch: FloatArray) -> dict[str, FloatArray]:
         """The kept head first; every other head is a different array of the same shape."""
         first = self.run(batch)

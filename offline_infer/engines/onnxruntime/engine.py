@@ -15,38 +15,48 @@ from __future__ import annotations
 import importlib.metadata
 import json
 import os
+import threading
 import time
 import warnings
-from collections.abc import Mapping
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
 from offline_infer.engines.base import (
+    OPEN,
+    OUTPUT_TYPES,
+    AnyArray,
     EngineOptions,
     FloatArray,
+    Norms,
     SessionInfo,
     Stitcher,
     StitchPlan,
+    as_answer,
     check_batch,
     check_graph_file,
-    kept_output,
+    kept_outputs,
     single_input,
     telling_line,
 )
 from offline_infer.engines.onnxruntime.device import Device, Network, OnnxRuntimeStitcher, Origin
 from offline_infer.engines.onnxruntime.options import PROVIDERS, chain, device_of, session_options, stitching
 from offline_infer.errors import BundleError, EngineFailed, EngineUnavailable, OfflineInferError
+from offline_infer.threads import PerThread
 
 OLDEST = (1, 18)
 _INSTALL = (
     "pip install 'onnxruntime>=1.18' (CPU), onnxruntime-gpu (NVIDIA) or onnxruntime-cann (Ascend); only one of them"
 )
 _WHEELS = {"cpu": "onnxruntime", "cuda": "onnxruntime-gpu", "tensorrt": "onnxruntime-gpu", "npu": "onnxruntime-cann"}
-_TYPES = {"tensor(float)": np.dtype(np.float32), "tensor(float16)": np.dtype(np.float16)}
+_TYPES = {
+    "tensor(float)": np.dtype(np.float32),
+    **{f"tensor({name})": np.dtype(name) for name in OUTPUT_TYPES if name != "float32"},
+}
 
 
 class OnnxRuntimeEngine:
@@ -66,18 +76,22 @@ class OnnxRuntimeEngine:
             return f"ONNX Runtime {ort.__version__} is too old; {_INSTALL}"
         return None
 
+    def graph_precision(self, precision: str) -> str:
+        """``fp16`` for ``fp16``: half precision stands in the graph."""
+        return "fp16" if precision == "fp16" else "fp32"
+
     def open(self, graph: Path, options: EngineOptions) -> OnnxRuntimeSession:
         """Open a graph; see :class:`offline_infer.engines.base.Engine`.
 
-        ``options.extra``: ``output`` names the output :meth:`OnnxRuntimeSession.run` gives (default: the first);
+        ``options.extra``: ``output`` names the one output that is kept, over ``options.outputs``;
         ``provider=tensorrt`` uses TensorRT on a ``cuda:N`` device; ``optimization`` is ``none``, ``basic``,
         ``extended`` or ``all``; ``norms`` is ``exact`` (default on the CPU) or ``native``; ``stitch`` is ``device`` (default
         on CUDA and TensorRT) or ``host``; ``mirror_batch=N``: mirrors a call of the network when stitching on the device;
         ``provider.KEY`` is passed to the provider, ``session.KEY`` to the session as it is.
 
         Raises:
-            EngineUnavailable: ONNX Runtime, the device, the precision or an option is not to be had.
-            BundleError: the graph cannot be read, or its shapes are not fixed.
+            EngineUnavailable: ONNX Runtime, the device, the precision or an option is unavailable.
+            BundleError: the graph cannot be read, or has inputs or outputs of an unknown kind.
         """
         reason = self.available()
         if reason is not None:
@@ -89,66 +103,120 @@ class OnnxRuntimeEngine:
 ENGINE = OnnxRuntimeEngine()
 
 
+@dataclass(frozen=True)
+class _Port:
+    """An input or output of the graph. ``shape``: ``OPEN`` for open sizes, None where the rank is open too."""
+
+    name: str
+    shape: tuple[int, ...] | None
+    dtype: np.dtype[Any]
+
+    @property
+    def fixed(self) -> tuple[int, ...] | None:
+        """The shape, if no size of it is open."""
+        return None if self.shape is None or OPEN in self.shape else self.shape
+
+
+class _Lane(Protocol):
+    """One thread's way through the session."""
+
+    def ask(self, array: AnyArray) -> list[AnyArray]:
+        """The kept outputs, floating point as float32; the next call may overwrite them."""
+
+
+class _BoundLane:
+    """Fixed sizes: buffers are written by the session and used again, because fresh memory is slow to touch."""
+
+    def __init__(
+        self, ort: Any, session: Any, source: _Port, outputs: Sequence[_Port], device: tuple[str, int]
+    ) -> None:
+        self._session = session
+        self._source = source
+        self._binding = session.io_binding()
+        self._outputs: list[AnyArray] = []
+        self._answers: list[AnyArray] = []
+        for port in outputs:
+            assert port.fixed is not None
+            answer = np.empty(port.fixed, port.dtype)
+            self._binding.bind_output(port.name, "cpu", 0, port.dtype, port.fixed, answer.ctypes.data)
+            self._outputs.append(answer)
+            self._answers.append(np.empty(port.fixed, np.float32) if port.dtype == np.float16 else answer)
+        self._device_input: Any = None
+        if device[0] != "cpu":  # one buffer on the device, refilled for every call
+            self._device_input = ort.OrtValue.ortvalue_from_shape_and_type(source.fixed, source.dtype, *device)
+            self._binding.bind_ortvalue_input(source.name, self._device_input)
+        self._held: AnyArray | None = None
+
+    def ask(self, array: AnyArray) -> list[AnyArray]:
+        """See :class:`_Lane`."""
+        if self._device_input is not None:
+            self._device_input.update_inplace(array)
+        elif array is not self._held:
+            source = self._source
+            self._binding.bind_input(source.name, "cpu", 0, source.dtype, source.fixed, array.ctypes.data)
+            self._held = array  # the binding points into it
+        self._session.run_with_iobinding(self._binding)
+        self._binding.synchronize_outputs()
+        for output, answer in zip(self._outputs, self._answers, strict=True):
+            if answer is not output:
+                np.copyto(answer, output)
+        return self._answers
+
+
+class _FreeLane:
+    """Open sizes: every answer is a new array."""
+
+    def __init__(self, session: Any, source: _Port, outputs: Sequence[_Port]) -> None:
+        self._session = session
+        self._input = source.name
+        self._outputs = [port.name for port in outputs]
+
+    def ask(self, array: AnyArray) -> list[AnyArray]:
+        """See :class:`_Lane`."""
+        return [as_answer(np.asarray(answer)) for answer in self._session.run(self._outputs, {self._input: array})]
+
+
 class OnnxRuntimeSession:
-    """An opened graph with bound buffers that are used again. Not for two threads at once."""
+    """An opened graph. Every thread that calls it has its own buffers; the calls queue here, one at a time."""
 
     def __init__(self, graph: Path, options: EngineOptions) -> None:
         ort = _library()
         start = time.perf_counter()
         kind, index = device_of(options)
-        provider = PROVIDERS[kind]
         _check_provider(ort, kind, options.device)
         if kind == "tensorrt" and options.precision == "fp32":
             # TensorRT shortens float32 to TF32 too, and no option of the provider stops it.
             os.environ.setdefault("NVIDIA_TF32_OVERRIDE", "0")
-        self._stitch, self._mirror_batch = stitching(kind, options)
-        providers = chain(kind, index, options)
+        stitch, self._mirror_batch = stitching(kind, options)
         source, norms = _source(graph, kind, options)
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", UserWarning)  # what it warns of is checked below
-                session = ort.InferenceSession(
-                    source, session_options(ort, options, kind), providers=providers, enable_fallback=0
-                )
-        except Exception as error:  # its exceptions share no base class
-            raise _opening_failed(graph, kind, error) from error
-        session.disable_fallback()
-        running = list(session.get_providers())
-        if not running or running[0] != provider:
-            got = running[0] if running else "nothing"
-            raise EngineUnavailable(
-                f"onnxruntime: {provider} was asked for, but the session runs on {got}; "
-                f"see that driver, libraries and the {_WHEELS[kind]} wheel fit together"
-            )
+        session = _opened(ort, graph, source, kind, index, options)
         _check_precision(session, kind, options)
+        image, outputs = _input(session.get_inputs(), graph), _outputs(session.get_outputs(), graph)
+        names = tuple(port.name for port in outputs)
+        chosen = [outputs[number] for number in kept_outputs(names, options, ENGINE.name)]
         self._session: Any = session
-        self._binding: Any = session.io_binding()
-        single_input(len(session.get_inputs()), graph)
-        (self._input_name, self._shape, self._input_type) = _ports(session.get_inputs(), graph)[0]
-        outputs = _ports(session.get_outputs(), graph)
-        self._names = tuple(name for name, _, _ in outputs)
-        kept = kept_output(self._names, options.extra.get("output"), ENGINE.name)
-        _, shape, dtype = outputs[kept]
-        self._origin = Origin(ort, graph, options, kind, index, self._names[kept], norms == "exact")
-        self._network = Network(
-            session, self._input_name, self._shape, self._input_type, self._names[kept], shape, dtype
+        self._lock = threading.Lock()
+        self._input = image
+        assert image.shape is not None
+        self._shape = image.shape
+        self._chosen = chosen
+        fixed = image.fixed is not None and all(port.fixed is not None for port in chosen)
+        device = ("cuda", index) if kind in ("cuda", "tensorrt") else ("cpu", 0)
+        self._lanes: PerThread[_Lane] = PerThread(
+            lambda: _BoundLane(ort, session, image, chosen, device) if fixed else _FreeLane(session, image, chosen)
         )
+        self._lanes.get()  # the opening thread's, now: what cannot be allocated fails here
+        self._origin = Origin(ort, graph, options, kind, index, chosen[0].name, norms.mode == "exact")
+        self._network: Network | None = None
+        if image.fixed is not None and chosen[0].fixed is not None and len(chosen) == 1:
+            self._network = Network(
+                session, image.name, image.fixed, image.dtype, chosen[0].name, chosen[0].fixed, chosen[0].dtype
+            )
+        self._stitch = stitch and self._network is not None
         self._batched: dict[int, Network] = {}
         self._stitcher: OnnxRuntimeStitcher | None = None
-        # Written by the session, read by the caller, used again: fresh memory is slow to touch.
-        self._output = np.empty(shape, dtype)
-        self._answer: FloatArray = self._output if dtype == np.float32 else np.empty(shape, np.float32)
-        self._binding.bind_output(self._names[kept], "cpu", 0, dtype, shape, self._output.ctypes.data)
-        self._device_input: Any = None
-        if kind in ("cuda", "tensorrt"):  # one buffer on the device, refilled for every call
-            self._device_input = ort.OrtValue.ortvalue_from_shape_and_type(self._shape, self._input_type, "cuda", index)
-            self._binding.bind_ortvalue_input(self._input_name, self._device_input)
-        self._held: Any = None
         self._details: dict[str, Any] = {
-            "kept": self._names[kept],
-            "providers": running,
-            "threads": options.threads,
-            "norms": norms,
+            "providers": list(session.get_providers()),
             "wheels": installed_wheels(),
             "stitching": "device, where memory allows" if self._stitch else "host",
         }
@@ -158,40 +226,43 @@ class OnnxRuntimeSession:
             device=options.device,
             precision=options.precision,
             input_shape=self._shape,
-            output_names=self._names,
+            output_names=names,
+            kept=tuple(port.name for port in chosen),
+            threads=options.threads,
+            norms=norms,
+            open_seconds=round(time.perf_counter() - start, 3),
             details=self._details,
         )
-        self._details["open_seconds"] = round(time.perf_counter() - start, 3)
 
-    def run(self, batch: FloatArray) -> FloatArray:
-        """Logits (n, k, *patch) of the kept output; the next call overwrites the array.
+    def answer(self, batch: FloatArray) -> dict[str, AnyArray]:
+        """All kept outputs by name; the calling thread's next call overwrites the arrays.
 
         Raises:
             EngineFailed: a wrong input, or ONNX Runtime failed.
         """
         array = self._checked(batch)
+        lane = self._lanes.get()
         try:
-            if self._device_input is not None:
-                self._device_input.update_inplace(array)
-            elif array is not self._held:
-                self._binding.bind_input(self._input_name, "cpu", 0, self._input_type, self._shape, array.ctypes.data)
-                self._held = array  # the binding points into it
-            self._session.run_with_iobinding(self._binding)
-            self._binding.synchronize_outputs()
+            with self._lock:  # side by side, two calls would need the activations' memory twice
+                answers = lane.ask(array)
         except Exception as error:  # its exceptions share no base class
             raise EngineFailed(f"onnxruntime: {telling_line(error)}") from error
-        if self._answer is not self._output:
-            np.copyto(self._answer, self._output)
-        return self._answer
+        return {port.name: answer for port, answer in zip(self._chosen, answers, strict=True)}
 
-    def run_all(self, batch: FloatArray) -> dict[str, FloatArray]:
+    def run(self, batch: FloatArray) -> FloatArray:
+        """The first kept output; the calling thread's next call overwrites the array."""
+        return self.answer(batch)[self._chosen[0].name]
+
+    def run_all(self, batch: FloatArray) -> dict[str, AnyArray]:
         """All outputs by name, copies."""
         array = self._checked(batch)
+        names = self.info.output_names
         try:
-            outputs = self._session.run(list(self._names), {self._input_name: array})
+            with self._lock:
+                answers = self._session.run(list(names), {self._input.name: array})
         except Exception as error:  # its exceptions share no base class
             raise EngineFailed(f"onnxruntime: {telling_line(error)}") from error
-        return {name: np.asarray(array, dtype=np.float32) for name, array in zip(self._names, outputs, strict=True)}
+        return {name: as_answer(np.asarray(answer)) for name, answer in zip(names, answers, strict=True)}
 
     def stitcher(self, plan: StitchPlan, beside: Stitcher | None = None) -> Stitcher | None:
         """See :class:`offline_infer.engines.base.StitchingSession`; kept for the next case with the same plan."""
@@ -213,13 +284,16 @@ class OnnxRuntimeSession:
 
     def _with_images(self, images: int) -> Network:
         """The network with so many images a call."""
+        assert self._network is not None
         if images == 1:
             return self._network
         if images not in self._batched:
-            session = self._origin.open_batched(images)
-            shapes = [(images, *shape[1:]) for shape in (self._shape, self._network.output_shape)]
+            network = self._network
             self._batched[images] = replace(
-                self._network, session=session, input_shape=shapes[0], output_shape=shapes[1]
+                network,
+                session=self._origin.open_batched(images),
+                input_shape=(images, *network.input_shape[1:]),
+                output_shape=(images, *network.output_shape[1:]),
             )
         return self._batched[images]
 
@@ -228,21 +302,17 @@ class OnnxRuntimeSession:
         self._batched = {}
         self._details["stitching"] = said
 
-    def _checked(self, batch: FloatArray) -> Any:
+    def _checked(self, batch: FloatArray) -> AnyArray:
         if self._session is None:
             raise EngineFailed("onnxruntime: the session is closed")
         check_batch(batch, self._shape, "onnxruntime")
-        return batch if self._input_type == np.float32 else batch.astype(self._input_type)
+        return batch if self._input.dtype == np.float32 else batch.astype(self._input.dtype)
 
     def close(self) -> None:
         """Free the session. May be called twice; arrays that ``run`` gave stay valid."""
-        self._binding = None
-        self._device_input = None
-        self._stitcher = None
+        self._session = self._network = self._stitcher = None
         self._batched = {}
-        self._network = replace(self._network, session=None)
-        self._session = None
-        self._held = None
+        self._lanes.clear()
 
     def __enter__(self) -> OnnxRuntimeSession:
         return self
@@ -298,24 +368,51 @@ def _check_provider(ort: Any, kind: str, device: str) -> None:
         )
 
 
-def _source(graph: Path, kind: str, options: EngineOptions) -> tuple[str | bytes, str]:
-    """What to open, and what became of the norms: ``exact``, ``native``, or ``native: why they are not exact``."""
+def _source(graph: Path, kind: str, options: EngineOptions) -> tuple[str | bytes, Norms]:
+    """What to open, and what became of the norms."""
     norms = options.extra.get("norms", "exact" if kind == "cpu" else "native")
     if norms not in ("exact", "native") or (norms == "exact" and kind != "cpu"):
         raise EngineUnavailable(f"onnxruntime: norms is {norms!r} on {options.device}; legal: native, and exact on cpu")
     if norms == "native":
-        return str(graph), "native"
+        return str(graph), Norms("native")
     try:
         from offline_infer.graph import decompose_instance_norm, load_model
 
         model = load_model(graph)
         if any(node.op_type == "InstanceNormalization" for node in model.graph.node):
-            return decompose_instance_norm(model, axis_by_axis=True).SerializeToString(), "exact"
+            return decompose_instance_norm(model, axis_by_axis=True).SerializeToString(), Norms("exact")
     except BundleError:
         raise
     except OfflineInferError as error:  # no onnx package, or a graph the pass cannot take
-        return str(graph), f"native: {telling_line(error)}"
-    return str(graph), "exact"
+        return str(graph), Norms("native", telling_line(error))
+    return str(graph), Norms("exact")
+
+
+def _opened(ort: Any, graph: Path, source: str | bytes, kind: str, index: int, options: EngineOptions) -> Any:
+    """ONNX Runtime's session, on the provider that was asked for and no other.
+
+    Raises:
+        BundleError: the graph cannot be read.
+        EngineUnavailable: the provider cannot run it.
+    """
+    providers = chain(kind, index, options)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # what it warns of is checked below
+            session = ort.InferenceSession(
+                source, session_options(ort, options, kind), providers=providers, enable_fallback=0
+            )
+    except Exception as error:  # its exceptions share no base class
+        raise _opening_failed(graph, kind, error) from error
+    session.disable_fallback()
+    running = list(session.get_providers())
+    if not running or running[0] != PROVIDERS[kind]:
+        got = running[0] if running else "nothing"
+        raise EngineUnavailable(
+            f"onnxruntime: {PROVIDERS[kind]} was asked for, but the session runs on {got}; "
+            f"see that driver, libraries and the {_WHEELS[kind]} wheel fit together"
+        )
+    return session
 
 
 def _opening_failed(graph: Path, kind: str, error: Exception) -> Exception:
@@ -350,13 +447,28 @@ def _graph_precision(session: Any) -> str:
     return str(record.get("precision", "")) if isinstance(record, dict) else ""
 
 
-def _ports(ports: Any, graph: Path) -> list[tuple[str, tuple[int, ...], Any]]:
-    """Name, shape and NumPy type of every input or output, in order."""
-    found = []
-    for port in ports:
-        if not all(isinstance(size, int) and size > 0 for size in port.shape):
-            raise BundleError(f"{graph}: {port.name} has shape {port.shape}, expected fixed sizes; export it again")
-        if port.type not in _TYPES:
-            raise BundleError(f"{graph}: {port.name} is {port.type}, expected float32 or float16")
-        found.append((str(port.name), tuple(port.shape), _TYPES[port.type]))
-    return found
+def _input(ports: Any, graph: Path) -> _Port:
+    """The only input: a number of axes, some of them perhaps open.
+
+    Raises:
+        BundleError: not exactly one, of open rank, or not floating point.
+    """
+    single_input(len(ports), graph)
+    port = _port(ports[0], graph)
+    if port.shape is None:
+        raise BundleError(f"{graph}: the rank of {port.name} is open, expected (n, c, sizes ...); export it again")
+    if port.dtype.kind != "f":
+        raise BundleError(f"{graph}: {port.name} is {port.dtype}, expected float32 or float16")
+    return port
+
+
+def _outputs(ports: Any, graph: Path) -> list[_Port]:
+    return [_port(port, graph) for port in ports]
+
+
+def _port(port: Any, graph: Path) -> _Port:
+    if port.type not in _TYPES:
+        raise BundleError(f"{graph}: {port.name} is {port.type}, expected one of {', '.join(OUTPUT_TYPES)}")
+    # ONNX Runtime gives an open size as its name or None, and an open rank as no axes at all - as it does for a scalar.
+    shape = tuple(size if isinstance(size, int) and size > 0 else OPEN for size in port.shape) or None
+    return _Port(str(port.name), shape, _TYPES[port.type])

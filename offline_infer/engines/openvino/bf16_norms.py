@@ -25,6 +25,8 @@ from typing import Any
 
 import numpy as np
 
+from offline_infer.engines.openvino.norms import has_fixed_sizes, is_spatial_norm, norm_shape
+
 VERSION = "2"
 """Part of the key of a cached graph: change it with this module."""
 
@@ -45,23 +47,25 @@ _MARKED = b"""<?xml version="1.0"?><net name="marked" version="11"><layers>
 
 
 def make_norms_float32(core: Any, model: Any) -> int:
-    """Replace every MVN over the spatial axes of a fixed-shape ``openvino.Model``, in place.
+    """Replace every MVN over the spatial axes of an ``openvino.Model``, in place.
 
     One over a single line of voxels stays: its one sum is short.
 
     Returns:
-        How many were replaced.
+        How many had to stay because the size of an axis they sum over is open.
 
     Raises:
         RuntimeError, AttributeError, TypeError: this OpenVINO has no such mark.
     """
-    nodes = [node for node in model.get_ordered_ops() if node.get_type_name() == "MVN" and _replaceable(node)]
-    if nodes:
+    nodes = [node for node in model.get_ordered_ops() if node.get_type_name() == "MVN" and is_spatial_norm(node)]
+    fixed = [node for node in nodes if has_fixed_sizes(node)]
+    several_lines = [node for node in fixed if len(_long_axes(node.input_value(0))) > 1]
+    if several_lines:
         keep = _Keeper(core)
-        for node in nodes:
+        for node in several_lines:
             _write_out(node, keep)
         model.validate_nodes_and_infer_types()
-    return len(nodes)
+    return len(nodes) - len(fixed)
 
 
 def keep_ends_float32(core: Any, model: Any) -> int:
@@ -137,28 +141,15 @@ class _Keeper:
         return node
 
 
-def _replaceable(node: Any) -> bool:
-    source, axes_node = node.input_value(0), node.input_value(1).get_node()
-    attributes = node.get_attributes()
-    if axes_node.get_type_name() != "Constant" or attributes.get("eps_mode") != "INSIDE_SQRT":
-        return False
-    rank = len(source.get_shape())
-    axes = sorted(int(axis) % rank for axis in np.asarray(axes_node.data).ravel())
-    if len(_long_axes(source)) < 2:
-        return False
-    single = np.dtype(source.get_element_type().to_dtype()) == np.float32
-    return single and axes == list(range(2, rank)) and bool(attributes.get("normalize_variance"))
-
-
 def _long_axes(source: Any) -> list[int]:
     """Spatial axes with more than one voxel."""
-    return [axis for axis, size in enumerate(source.get_shape()) if axis >= 2 and size > 1]
+    return [axis for axis, size in enumerate(norm_shape(source)) if axis >= 2 and size > 1]
 
 
 def _write_out(node: Any, keep: _Keeper) -> None:
     import openvino.opset13 as ops
 
-    shape = [int(size) for size in node.input_value(0).get_shape()]
+    shape = norm_shape(node.input_value(0))
     *others, last = _long_axes(node.input_value(0))
 
     def constant(value: Any, dtype: Any = np.float32) -> Any:

@@ -15,7 +15,8 @@ import json
 import os
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -23,12 +24,18 @@ from typing import Any
 import numpy as np
 
 from offline_infer.engines.base import (
+    OPEN,
+    OUTPUT_TYPES,
+    AnyArray,
+    CacheUse,
     EngineOptions,
     FloatArray,
+    Norms,
     SessionInfo,
+    as_answer,
     check_batch,
     check_graph_file,
-    kept_output,
+    kept_outputs,
     single_input,
     telling_line,
 )
@@ -38,6 +45,7 @@ from offline_infer.engines.openvino.norms import VERSION as NORMS_VERSION
 from offline_infer.engines.openvino.norms import make_norms_exact
 from offline_infer.errors import BundleError, EngineFailed, EngineUnavailable
 from offline_infer.files import sha256_file, write_bytes
+from offline_infer.threads import PerThread
 
 OLDEST = (2025, 0)
 _HINTS = {"fp32": ("f32", "FP32"), "bf16": ("bf16", "BF16"), "fp16": ("f16", "FP16")}
@@ -66,17 +74,21 @@ class OpenVinoEngine:
             return f"OpenVINO {ov.__version__} is too old; pip install -U 'openvino>={OLDEST[0]}.{OLDEST[1]}'"
         return None
 
+    def graph_precision(self, precision: str) -> str:
+        """Always ``fp32``: OpenVINO lowers the precision by itself."""
+        return "fp32"
+
     def open(self, graph: Path, options: EngineOptions) -> OpenVinoSession:
         """Open a graph; see :class:`offline_infer.engines.base.Engine`.
 
-        ``options.extra``: ``output`` names the output :meth:`OpenVinoSession.run` gives (default: the first);
+        ``options.extra``: ``output`` names the one output that is kept, over ``options.outputs``;
         ``norms`` is ``exact`` (default, in float32 and bfloat16: float32 statistics, summed axis by axis; in bfloat16 the
         first and last convolutions stay float32 as well) or ``native`` (the plugin's kernel); every other entry is passed
         on as a property of OpenVINO's CPU plugin.
 
         Raises:
-            EngineUnavailable: OpenVINO, the device, the precision or a property is not to be had.
-            BundleError: the graph cannot be read, or its shapes are not fixed.
+            EngineUnavailable: OpenVINO, the device, the precision or a property is unavailable.
+            BundleError: the graph cannot be read, or has inputs or outputs of an unknown kind.
         """
         reason = self.available()
         if reason is not None:
@@ -92,74 +104,53 @@ class OpenVinoEngine:
 ENGINE = OpenVinoEngine()
 
 
-class OpenVinoSession:
-    """A compiled graph with one request and buffers that are used again. Not for two threads at once."""
+@dataclass(frozen=True)
+class _Port:
+    """An input or output of the compiled graph. ``shape``: ``OPEN`` for open sizes, None where the rank is open too."""
 
-    def __init__(self, graph: Path, options: EngineOptions) -> None:
-        ov = _library()
-        start = time.perf_counter()
-        core = ov.Core()
-        capabilities = [str(item) for item in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")]
-        config = _config(options, capabilities)
-        norms = _norms(options)
-        compiled, norms, cache = _compile(ov, core, graph, config, norms, options.cache)
-        _check_precision(compiled, options.precision)
+    name: str
+    shape: tuple[int, ...] | None
+    dtype: np.dtype[Any]
+
+    @property
+    def fixed(self) -> tuple[int, ...] | None:
+        """The shape, if no size of it is open."""
+        return None if self.shape is None or OPEN in self.shape else self.shape
+
+
+class _Lane:
+    """One thread's request with its buffers, which live as long as the session: fresh memory is slow to touch."""
+
+    def __init__(self, ov: Any, compiled: Any, source: _Port, outputs: Sequence[_Port]) -> None:
         self._ov = ov
-        self._request: Any = compiled.create_infer_request()
-        self._shape, self._input_type = _fixed(compiled.inputs, graph)[0]
-        self._names = tuple(str(output.any_name) for output in compiled.outputs)
-        self._kept = kept_output(self._names, options.extra.get("output"), ENGINE.name)
-        # Buffers live as long as the session: fresh memory is slow to touch, so nothing is allocated per tile.
-        self._outputs = [np.empty(shape, dtype) for shape, dtype in _fixed(compiled.outputs, graph)]
-        for index, buffer in enumerate(self._outputs):
-            self._request.set_output_tensor(index, ov.Tensor(buffer, shared_memory=True))
-        kept = self._outputs[self._kept]
-        self._answer: FloatArray = kept if kept.dtype == np.float32 else np.empty(kept.shape, np.float32)
-        self._copy: Any = None
-        self._held: Any = None
-        self.info = SessionInfo(
-            engine=ENGINE.name,
-            version=str(ov.__version__),
-            device="cpu",
-            precision=options.precision,
-            input_shape=self._shape,
-            output_names=self._names,
-            details={
-                "kept": self._names[self._kept],
-                "processor": str(core.get_property("CPU", "FULL_DEVICE_NAME")).strip(),
-                "capabilities": capabilities,
-                "threads": int(compiled.get_property("INFERENCE_NUM_THREADS")),
-                "norms": norms,
-                "cache": cache,
-                "open_seconds": round(time.perf_counter() - start, 3),
-            },
-        )
+        self._request = compiled.create_infer_request()
+        self._source = source
+        self._outputs = outputs
+        self._buffers: list[AnyArray | None] = []
+        for index, port in enumerate(outputs):
+            buffer = None if port.fixed is None else np.empty(port.fixed, port.dtype)
+            self._buffers.append(buffer)
+            if buffer is not None:
+                self._request.set_output_tensor(index, ov.Tensor(buffer, shared_memory=True))
+        # What a half-precision output is widened into.
+        self._wide = [
+            np.empty(port.fixed, np.float32) if port.fixed is not None and port.dtype == np.float16 else None
+            for port in outputs
+        ]
+        self._copy: AnyArray | None = None
+        self._held: AnyArray | None = None
 
-    def run(self, batch: FloatArray) -> FloatArray:
-        """Logits (n, k, *patch) of the kept output; the next call overwrites the array.
+    def infer(self, batch: FloatArray) -> None:
+        """Run the graph on a checked batch.
 
         Raises:
-            EngineFailed: a wrong input, or OpenVINO failed.
+            EngineFailed: OpenVINO failed.
         """
-        self._infer(batch)
-        if self._answer is not self._outputs[self._kept]:
-            np.copyto(self._answer, self._outputs[self._kept])
-        return self._answer
-
-    def run_all(self, batch: FloatArray) -> dict[str, FloatArray]:
-        """All outputs by name, copies."""
-        self._infer(batch)
-        return {name: array.astype(np.float32) for name, array in zip(self._names, self._outputs, strict=True)}
-
-    def _infer(self, batch: FloatArray) -> None:
-        if self._request is None:
-            raise EngineFailed("openvino: the session is closed")
-        check_batch(batch, self._shape, "openvino")
-        if batch.flags.writeable and self._input_type == np.float32:
-            array: Any = batch  # read in place, not copied
-        else:  # OpenVINO refuses memory that it could not write to
-            if self._copy is None:
-                self._copy = np.empty(self._shape, self._input_type)
+        array: AnyArray = batch
+        if not batch.flags.writeable or self._source.dtype != np.float32:
+            # OpenVINO refuses memory that it could not write to; otherwise the batch is read in place.
+            if self._copy is None or self._copy.shape != batch.shape:
+                self._copy = np.empty(batch.shape, self._source.dtype)
             np.copyto(self._copy, batch, casting="same_kind")
             array = self._copy
         try:
@@ -172,11 +163,82 @@ class OpenVinoSession:
         except RuntimeError as error:
             raise EngineFailed(f"openvino: {telling_line(error)}") from error
 
+    def output(self, index: int) -> AnyArray:
+        """An output of the last call, as :meth:`OpenVinoSession.answer` gives it."""
+        buffer, wide = self._buffers[index], self._wide[index]
+        if buffer is None:
+            return as_answer(self._request.get_output_tensor(index).data)
+        if wide is None:
+            return buffer
+        np.copyto(wide, buffer)
+        return wide
+
+
+class OpenVinoSession:
+    """A compiled graph. Every thread that calls it has its own request and buffers; the requests queue in OpenVINO."""
+
+    def __init__(self, graph: Path, options: EngineOptions) -> None:
+        ov = _library()
+        start = time.perf_counter()
+        core = ov.Core()
+        capabilities = [str(item) for item in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")]
+        config = _config(options, capabilities)
+        compiled, norms, cache = _compile(ov, core, graph, config, _norms(options), options.cache)
+        _check_precision(compiled, options.precision)
+        source = _input(compiled.inputs, graph)
+        outputs = _outputs(compiled.outputs, graph)
+        self._names = tuple(port.name for port in outputs)
+        self._kept = kept_outputs(self._names, options, ENGINE.name)
+        self._lanes: PerThread[_Lane] | None = PerThread(lambda: _Lane(ov, compiled, source, outputs))
+        self._lanes.get()  # the opening thread's, now: what cannot be allocated fails here
+        assert source.shape is not None
+        self._shape = source.shape
+        self.info = SessionInfo(
+            engine=ENGINE.name,
+            version=str(ov.__version__),
+            device="cpu",
+            precision=options.precision,
+            input_shape=self._shape,
+            output_names=self._names,
+            kept=tuple(self._names[index] for index in self._kept),
+            processor=str(core.get_property("CPU", "FULL_DEVICE_NAME")).strip(),
+            threads=int(compiled.get_property("INFERENCE_NUM_THREADS")),
+            norms=norms,
+            cache=cache,
+            open_seconds=round(time.perf_counter() - start, 3),
+            details={"capabilities": capabilities},
+        )
+
+    def answer(self, batch: FloatArray) -> dict[str, AnyArray]:
+        """All kept outputs by name; the calling thread's next call overwrites the arrays.
+
+        Raises:
+            EngineFailed: a wrong input, or OpenVINO failed.
+        """
+        lane = self._inferred(batch)
+        return {self._names[index]: lane.output(index) for index in self._kept}
+
+    def run(self, batch: FloatArray) -> FloatArray:
+        """The first kept output; the calling thread's next call overwrites the array."""
+        return self._inferred(batch).output(self._kept[0])
+
+    def run_all(self, batch: FloatArray) -> dict[str, AnyArray]:
+        """All outputs by name, copies."""
+        lane = self._inferred(batch)
+        return {name: lane.output(index).copy() for index, name in enumerate(self._names)}
+
+    def _inferred(self, batch: FloatArray) -> _Lane:
+        """The calling thread's lane after it has run the batch."""
+        if self._lanes is None:
+            raise EngineFailed("openvino: the session is closed")
+        check_batch(batch, self._shape, "openvino")
+        lane = self._lanes.get()
+        lane.infer(batch)
+        return lane
+
     def close(self) -> None:
         """Free the compiled graph. May be called twice; arrays that ``run`` gave stay valid."""
-        self._request = None
-        self._held = None
-        self._copy = None
+        self._lanes = None
 
     def __enter__(self) -> OpenVinoSession:
         return self
@@ -230,7 +292,7 @@ def _config(options: EngineOptions, capabilities: list[str]) -> dict[str, str]:
     return config
 
 
-def _norms(options: EngineOptions) -> str:
+def _norms(options: EngineOptions) -> Norms:
     """``exact`` or ``native``. In float16 the plugin's own kernel stays."""
     default = "native" if options.precision == "fp16" else "exact"
     norms = options.extra.get("norms", default)
@@ -238,66 +300,80 @@ def _norms(options: EngineOptions) -> str:
         raise EngineUnavailable(
             f"openvino: norms is {norms!r} at {options.precision}; legal: native, and exact in fp32 and bf16"
         )
-    return norms
+    return Norms("exact" if norms == "exact" else "native")
 
 
 def _compile(
-    ov: Any, core: Any, graph: Path, config: Mapping[str, str], norms: str, cache: Path | None
-) -> tuple[Any, str, str]:
-    """The compiled graph, its norms, and what the cache did: ``off``, ``hit``, ``stored`` or ``not stored: reason``.
+    ov: Any, core: Any, graph: Path, config: Mapping[str, str], norms: Norms, cache: Path | None
+) -> tuple[Any, Norms, CacheUse]:
+    """The compiled graph, its norms, and what the cache did.
 
     OpenVINO's own CACHE_DIR is not used: a file there is written in place, and another process may read half of it.
     """
     if cache is None:
-        return *_compile_afresh(ov, core, graph, config, norms), "off"
+        return *_compile_afresh(ov, core, graph, config, norms), CacheUse("off")
     place = cache / f"{_key(ov, core, graph, config, norms)}.openvino"
     blob = _read_cached(place)
     if blob is not None:
         try:
-            return core.import_model(io.BytesIO(blob), "CPU", dict(config)), norms, "hit"
+            return core.import_model(io.BytesIO(blob), "CPU", dict(config)), norms, CacheUse("hit")
         except RuntimeError:
             pass  # written by another build after all; made again below
     compiled, made = _compile_afresh(ov, core, graph, config, norms)
     if made != norms:
-        return compiled, made, "not stored: the norms are not those that were asked for"
+        return compiled, made, CacheUse("not stored", "the norms are not those that were asked for")
     try:
         exported = compiled.export_model()
         data = exported.getvalue() if isinstance(exported, io.BytesIO) else bytes(exported)
         write_bytes(place, _MAGIC + hashlib.sha256(data).digest() + data)
     except (OSError, RuntimeError) as error:
-        return compiled, made, f"not stored: {telling_line(error)}"
-    return compiled, made, "stored"
+        return compiled, made, CacheUse("not stored", telling_line(error))
+    return compiled, made, CacheUse("stored")
 
 
-def _compile_afresh(ov: Any, core: Any, graph: Path, config: Mapping[str, str], norms: str) -> tuple[Any, str]:
-    """The compiled graph, and its norms: as asked for, or ``native: reason`` where this OpenVINO rounds them after all."""
+def _compile_afresh(ov: Any, core: Any, graph: Path, config: Mapping[str, str], norms: Norms) -> tuple[Any, Norms]:
+    """The compiled graph, and its norms: as asked for, or native with the reason."""
     model = _read(ov, graph)
     half = config["INFERENCE_PRECISION_HINT"] != _HINTS["fp32"][0]
-    reason = None
-    if norms == "exact" and half:
-        try:
-            make_norms_float32(core, model)
-            keep_ends_float32(core, model)
-        except (RuntimeError, AttributeError, TypeError) as error:
-            reason = telling_line(error)
-    elif norms == "exact":
-        make_norms_exact(model)
     try:
-        compiled = None if reason else core.compile_model(model, "CPU", dict(config))
-        if compiled is not None and norms == "exact" and half:
-            reason = rounded_node(compiled)
-        if reason:
-            return core.compile_model(_read(ov, graph), "CPU", dict(config)), f"native: {reason}"
+        if norms.mode == "exact" and half:
+            return _compile_half(core, model, config)
+    except (RuntimeError, AttributeError, TypeError) as error:
+        # Such errors come from marking nodes as float32, which needs more of OpenVINO than its documented interface.
+        model, norms = _read(ov, graph), Norms("native", telling_line(error))
+    if norms.mode == "exact":
+        left = make_norms_exact(model)
+        norms = Norms("native", _open_sizes(left)) if left else norms
+    try:
+        return core.compile_model(model, "CPU", dict(config)), norms
     except RuntimeError as error:
         raise EngineUnavailable(f"openvino: {graph.name} cannot be compiled: {telling_line(error)}") from error
-    return compiled, norms
+
+
+def _compile_half(core: Any, model: Any, config: Mapping[str, str]) -> tuple[Any, Norms]:
+    """The graph compiled for reduced precision with what must stay float32 marked.
+
+    Raises:
+        RuntimeError, AttributeError, TypeError: this OpenVINO has no such mark, or ignores it.
+    """
+    left = make_norms_float32(core, model)
+    keep_ends_float32(core, model)
+    compiled = core.compile_model(model, "CPU", dict(config))
+    rounded = rounded_node(compiled)
+    if rounded:
+        raise RuntimeError(rounded)
+    return compiled, Norms("native", _open_sizes(left)) if left else Norms("exact")
+
+
+def _open_sizes(count: int) -> str:
+    return f"{count} normalisations have open sizes"
 
 
 def _read(ov: Any, graph: Path) -> Any:
     """The graph as OpenVINO's model.
 
     Raises:
-        BundleError: it cannot be read, or its shapes are not fixed.
+        BundleError: it cannot be read, or has another input than one image.
     """
     try:
         # The ONNX reader by name: otherwise a damaged file is offered to every other reader, each with its complaint.
@@ -305,12 +381,11 @@ def _read(ov: Any, graph: Path) -> Any:
         model = reader.convert(reader.load(str(graph)))
     except Exception as error:  # the reader's exceptions share no base class
         raise BundleError(f"{graph} cannot be read by OpenVINO: {telling_line(error)}") from error
-    single_input(len(model.inputs), graph)
-    _fixed(model.inputs, graph)
+    _input(model.inputs, graph)
     return model
 
 
-def _key(ov: Any, core: Any, graph: Path, config: Mapping[str, str], norms: str) -> str:
+def _key(ov: Any, core: Any, graph: Path, config: Mapping[str, str], norms: Norms) -> str:
     """Everything a compiled graph depends on, as one hash."""
     facts = {
         "graph": sha256_file(graph),
@@ -318,7 +393,7 @@ def _key(ov: Any, core: Any, graph: Path, config: Mapping[str, str], norms: str)
         "processor": str(core.get_property("CPU", "FULL_DEVICE_NAME")),
         "capabilities": sorted(str(item) for item in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")),
         "config": dict(sorted(config.items())),
-        "norms": f"{norms} {NORMS_VERSION} {BF16_NORMS_VERSION}",
+        "norms": f"{norms.mode} {NORMS_VERSION} {BF16_NORMS_VERSION}",
     }
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:40]
 
@@ -354,16 +429,39 @@ def _lacks(precision: str, capabilities: list[str]) -> str:
     )
 
 
-def _fixed(ports: Any, graph: Path) -> list[tuple[tuple[int, ...], Any]]:
-    """Shape and NumPy type of every port, in order."""
-    found = []
-    for port in ports:
-        if port.partial_shape.is_dynamic:
-            raise BundleError(
-                f"{graph}: {port.any_name} has shape {port.partial_shape}, expected fixed sizes; export it again"
-            )
-        dtype = np.dtype(port.element_type.to_dtype())
-        if dtype not in (np.dtype(np.float32), np.dtype(np.float16)):
-            raise BundleError(f"{graph}: {port.any_name} is {dtype}, expected float32 or float16")
-        found.append((tuple(int(size) for size in port.shape), dtype))
+def _input(ports: Any, graph: Path) -> _Port:
+    """The only input: a number of axes, some of them perhaps open.
+
+    Raises:
+        BundleError: not exactly one, of open rank, or not floating point.
+    """
+    single_input(len(ports), graph)
+    port = _port(ports[0])
+    if port.shape is None:
+        raise BundleError(f"{graph}: the rank of {port.name} is open, expected (n, c, sizes ...); export it again")
+    if port.dtype not in (np.dtype(np.float32), np.dtype(np.float16)):
+        raise BundleError(f"{graph}: {port.name} is {port.dtype}, expected float32 or float16")
+    return port
+
+
+def _outputs(ports: Any, graph: Path) -> list[_Port]:
+    found = [_port(port) for port in ports]
+    for port in found:
+        if port.dtype.name not in OUTPUT_TYPES:
+            raise BundleError(f"{graph}: {port.name} is {port.dtype}, expected one of {', '.join(OUTPUT_TYPES)}")
     return found
+
+
+def _port(port: Any) -> _Port:
+    partial = port.partial_shape
+    shape = None
+    if not partial.rank.is_dynamic:
+        shape = tuple(OPEN if size.is_dynamic else int(size.get_length()) for size in partial)
+    return _Port(_name(port), shape, np.dtype(port.element_type.to_dtype()))
+
+
+def _name(port: Any) -> str:
+    """The name of an input or output in the graph; a tensor that is passed on unchanged has several."""
+    names = [str(name) for name in port.names]
+    result = str(port.get_node().get_friendly_name()).partition("/sink_port_")[0]
+    return result if result in names else str(port.any_name)
