@@ -1,0 +1,97 @@
+"""What a bundle says about an image model, beside what every bundle says."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from offline_infer.spec import BundleSpec, Count, Extent, Positive, Record
+
+Activation = Literal["none", "sigmoid", "softmax"]
+"""What turns an output into probabilities; ``none``: the graph gives probabilities itself."""
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+class Pixels(Record):
+    """How pixel values reach the network: ``(pixel / scale - mean) / std`` per channel.
+
+    ``order``: of the channels, ``rgb`` or ``bgr``; ``gray`` is the luma of the image in one channel.
+    ``sixteen_bit``: of 16-bit grey images ``clip`` cuts values off at 255 (what Pillow does, and with it most training
+    code), ``high_byte`` keeps the upper eight bits.
+    ``exif``: whether the orientation a camera noted is ``ignored`` or ``applied``.
+    """
+
+    mean: tuple[float, ...] = IMAGENET_MEAN
+    std: tuple[Positive, ...] = IMAGENET_STD
+    scale: Positive = 255.0
+    order: Literal["rgb", "bgr", "gray"] = "rgb"
+    sixteen_bit: Literal["clip", "high_byte"] = "clip"
+    exif: Literal["ignored", "applied"] = "ignored"
+
+    @model_validator(mode="after")
+    def _one_figure_per_channel(self) -> Pixels:
+        if len(self.mean) != self.channels or len(self.std) != self.channels:
+            raise ValueError(f"mean and std need {self.channels} figures each for {self.order} images")
+        return self
+
+    @property
+    def channels(self) -> int:
+        """Channels of the network's input."""
+        return 1 if self.order == "gray" else 3
+
+
+class MaskOutput(Record):
+    """The output that holds the mask: (1, k, y, x) or (1, y, x) at the network's size, or a fraction of it.
+
+    ``channel``: which of the k channels is the mask.
+    """
+
+    name: str
+    activation: Activation = "none"
+    channel: Annotated[int, Field(ge=0)] = 0
+
+
+class ScoreOutput(Record):
+    """The output that holds the image's score: (1,) or (1, k). ``channel``: which of the k values."""
+
+    name: str
+    activation: Activation = "none"
+    channel: Annotated[int, Field(ge=0)] = 0
+
+
+class ImageSpec(BundleSpec):
+    """Everything a run of an image model needs to know.
+
+    ``height``, ``width``: of the network's input in pixels; -1 where the graph takes any size, which is then the
+    image's own, padded to a multiple of ``multiple_of``.
+    ``geometry``: ``resize`` stretches every image to that size; ``pad`` puts it at the top left, unscaled, and fills the
+    rest with zeros before normalising.
+    ``mask``, ``score``: which outputs hold them; a model has one of them at least.
+    """
+
+    task: Literal["image"] = "image"
+    height: Extent
+    width: Extent
+    geometry: Literal["resize", "pad"] = "resize"
+    multiple_of: Count = 1
+    pixels: Pixels = Pixels()
+    mask: MaskOutput | None = None
+    score: ScoreOutput | None = None
+
+    @model_validator(mode="after")
+    def _consistent(self) -> ImageSpec:
+        if self.mask is None and self.score is None:
+            raise ValueError("the model has neither a mask nor a score")
+        if 0 in (self.height, self.width) or (self.height < 0) != (self.width < 0):
+            raise ValueError("height and width must both be positive, or both -1 for a graph that takes any size")
+        if self.height < 0 and self.geometry != "pad":
+            raise ValueError("resizing needs a height and a width; a graph that takes any size pads")
+        return self
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        """Shape of the graph's input, (1, c, y, x)."""
+        return (1, self.pixels.channels, self.height, self.width)
