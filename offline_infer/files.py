@@ -1,7 +1,8 @@
-"""Files that are either absent or complete: write to a temporary name beside the place, flush, rename.
+"""Files that are either absent or complete, and names from strangers' files that become paths.
 
-The temporary name starts with a dot and holds ``.partial``, so a glob for results never meets it. It carries the
-process id and a random part: two processes may write the same file, and the last rename wins with a complete file.
+A file is written to a temporary name beside its place, flushed and renamed. The temporary name starts with a dot and holds
+``.partial``, so a glob for results never meets it. It carries the process id and a random part: two processes may write
+the same file, and the last rename wins with a complete file.
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
+
+from offline_infer.errors import UsageError
 
 PARTIAL = ".partial"
 """Part of every temporary name; what a killed process leaves behind holds it (see :func:`is_partial`)."""
@@ -109,6 +112,47 @@ def write_json(path: Path | str, value: Any, *, indent: int | None = 2) -> None:
         TypeError: the value holds something JSON cannot say.
     """
     write_text(path, json.dumps(value, indent=indent, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def plain_name(text: object, what: str = "name") -> str:
+    """``text``, if it can be one part of a path: the only way in which a name from a stranger's file becomes a path.
+
+    Args:
+        text: a case's name, the name of a file inside a folder, a file's ending...
+        what: what to call it in the message.
+
+    Raises:
+        UsageError: not text, empty, longer than a file name may be, hidden (``.x``, ``.``, ``..``), or with a separator of
+            any system, a control character or a character that is no Unicode.
+    """
+    if not isinstance(text, str):
+        raise UsageError(f"the {what} is {type(text).__name__}, expected text that can be a file's name")
+    if not text or text.startswith(".") or not text.isprintable() or any(c in text for c in "/\\"):
+        raise UsageError(f"the {what} {text[:80]!a} is no plain file name; rename it")
+    if len(text.encode()) > _NAME_MAX:
+        raise UsageError(f"the {what} {text[:40]!a}... is longer than the {_NAME_MAX} bytes of a file name; shorten it")
+    return text
+
+
+def inside(root: Path | str, path: Path | str) -> Path:
+    """``path``, if it lies in ``root`` once all symbolic links are followed; neither needs to exist.
+
+    Args:
+        path: a whole path, not one relative to ``root``.
+
+    Raises:
+        UsageError: it lies elsewhere.
+    """
+    real_root, real_path = Path(os.path.realpath(root)), Path(os.path.realpath(path))
+    if real_path == real_root or real_root not in real_path.parents:
+        raise UsageError(f"{printable(path)}: lies outside {printable(root)}; refused")
+    return Path(path)
+
+
+def printable(text: object) -> str:
+    """A path or a foreign text for a message: what a terminal cannot show, or would obey, is written as an escape."""
+    shown = str(text)
+    return shown if shown.isprintable() else "".join(c if c.isprintable() else ascii(c)[1:-1] for c in shown)
 
 
 def sha256_file(path: Path | str) -> str:

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from offline_infer import files
+from offline_infer.errors import UsageError
 
 
 def names(folder: Path) -> list[str]:
@@ -163,3 +164,65 @@ def test_folder_made_meanwhile_by_somebody_else_is_not_lost(tmp_path: Path) -> N
         make()
     assert names(target) == ["theirs"]
     assert names(tmp_path) == ["b"]
+
+
+@pytest.mark.parametrize("name", ["case_1", "a", "liver 12", "Ünal", "x" * 255, "scan.2024", "a..b", "名前"])
+def test_plain_names_are_kept(name: str) -> None:
+    assert files.plain_name(name) == name
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "",
+        ".",
+        "..",
+        ".hidden",
+        "a/b",
+        "/a",
+        "../x",
+        "a\\b",
+        "a\0b",
+        "a\nb",
+        "a\x1b[2J",
+        "\udcff",
+        "x" * 256,
+        "ü" * 128,
+        None,
+    ],
+)
+def test_what_is_no_plain_name_is_refused_in_a_message_that_can_be_printed(name: object) -> None:
+    with pytest.raises(UsageError, match="the case's name") as refused:
+        files.plain_name(name, "case's name")
+    assert str(refused.value).isprintable()
+
+
+def test_inside_follows_links(tmp_path: Path) -> None:
+    root, other = tmp_path / "root", tmp_path / "other"
+    root.mkdir()
+    other.mkdir()
+    (other / "secret").write_text("x")
+    (root / "link").symlink_to(other)
+    (root / "file").symlink_to(other / "secret")
+    (root / "here").symlink_to(root / "real")
+    (root / "loop").symlink_to(root / "loop")
+    for good in ("a", "a/b", "here", "a/../b", "loop"):
+        assert files.inside(root, root / good) == root / good
+    for bad in ("", "..", "../other/x", "link", "link/secret", "file", "a/../../other"):
+        with pytest.raises(UsageError, match="outside"):
+            files.inside(root, root / bad)
+
+
+def test_inside_takes_relative_paths_and_linked_roots(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "root").mkdir()
+    (tmp_path / "alias").symlink_to(tmp_path / "root")
+    monkeypatch.chdir(tmp_path)
+    assert files.inside("root", "root/a") == Path("root/a")
+    assert files.inside(tmp_path / "alias", tmp_path / "root" / "a")
+    with pytest.raises(UsageError, match="outside"):
+        files.inside("root", "rootless/a")
+
+
+def test_printable() -> None:
+    assert files.printable("plain ü") == "plain ü"
+    assert files.printable("a\x1b[2J\udcffb") == "a\\x1b[2J\\udcffb"

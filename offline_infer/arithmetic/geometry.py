@@ -6,19 +6,22 @@ Axis order is ``(z, y, x)`` of the array the reader gives; "network order" is th
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from scipy import ndimage
 
+from offline_infer.arithmetic.axes import Axes, FileAxes, axes_from_first_schema, axes_from_json, finite, three_positive
 from offline_infer.errors import GeometryError
 
 Box = tuple[tuple[int, int], tuple[int, int], tuple[int, int]]
 """Half-open interval per axis: ((z0, z1), (y0, y1), (x0, x1))."""
 Shape3 = tuple[int, int, int]
 Spacing3 = tuple[float, float, float]
+
+_LONGEST_AXIS = 2**31
 
 
 @dataclass(frozen=True)
@@ -32,7 +35,7 @@ class ImageGeometry:
         direction: ITK, nine numbers, row-major.
         itk_spacing: (x, y, z) in mm.
         reader: nnU-Net reader class that was followed.
-        extra: what that reader's writer needs beside (an affine, a page count), JSON-able.
+        axes: how the array's axes relate to the file's, and what a label map needs to be written in the file's frame.
     """
 
     shape: Shape3
@@ -41,22 +44,43 @@ class ImageGeometry:
     direction: tuple[float, ...]
     itk_spacing: tuple[float, ...]
     reader: str = "SimpleITKIO"
-    extra: Mapping[str, Any] = field(default_factory=dict)
+    axes: Axes = field(default_factory=FileAxes)
+
+    @property
+    def dimensions(self) -> int:
+        """2 where the file holds a single slice without a third axis, else 3."""
+        return self.axes.dimensions if isinstance(self.axes, FileAxes) else 3
 
     def to_json(self) -> dict[str, Any]:
-        return {**asdict(self), "extra": dict(self.extra)}
+        return {
+            "shape": list(self.shape),
+            "spacing": list(self.spacing),
+            "origin": list(self.origin),
+            "direction": list(self.direction),
+            "itk_spacing": list(self.itk_spacing),
+            "reader": self.reader,
+            "axes": self.axes.to_json(),
+        }
 
     @classmethod
     def from_json(cls, record: Mapping[str, Any]) -> ImageGeometry:
-        return cls(
-            shape=_three_ints(record["shape"]),
-            spacing=_three_floats(record["spacing"]),
-            origin=tuple(record["origin"]),
-            direction=tuple(record["direction"]),
-            itk_spacing=tuple(record["itk_spacing"]),
-            reader=record["reader"],
-            extra=dict(record["extra"]),
-        )
+        """The frame that :meth:`to_json` wrote, in this release or an earlier one.
+
+        Raises:
+            GeometryError: the record is damaged.
+        """
+        try:
+            return cls(
+                shape=_shape(record["shape"]),
+                spacing=three_positive(record["spacing"]),
+                origin=finite(record["origin"], 3),
+                direction=finite(record["direction"], 9),
+                itk_spacing=three_positive(record["itk_spacing"]),
+                reader=_text(record["reader"]),
+                axes=axes_from_json(record["axes"]) if "axes" in record else axes_from_first_schema(record["extra"]),
+            )
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise _damaged(error) from error
 
 
 @dataclass(frozen=True)
@@ -99,14 +123,25 @@ class CaseGeometry:
 
     @classmethod
     def from_json(cls, record: Mapping[str, Any]) -> CaseGeometry:
-        crop = record["crop"]
-        return cls(
-            image=ImageGeometry.from_json(record["image"]),
-            crop=(tuple(crop[0]), tuple(crop[1]), tuple(crop[2])),
-            network_shape=_three_ints(record["network_shape"]),
-            network_spacing=_three_floats(record["network_spacing"]),
-            transpose_forward=_three_ints(record["transpose_forward"]),
-        )
+        """The record that :meth:`to_json` wrote.
+
+        Raises:
+            GeometryError: the record is damaged: something is missing, no number, or does not fit the rest.
+        """
+        try:
+            image = ImageGeometry.from_json(record["image"])
+            order = _three_ints(record["transpose_forward"])
+            if sorted(order) != [0, 1, 2]:
+                raise GeometryError(f"the record of a case names the axes {order}; expected 0, 1 and 2, each once")
+            return cls(
+                image=image,
+                crop=_box(record["crop"], image.shape),
+                network_shape=_shape(record["network_shape"]),
+                network_spacing=three_positive(record["network_spacing"]),
+                transpose_forward=order,
+            )
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise _damaged(error) from error
 
 
 def nonzero_mask(image: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
@@ -162,6 +197,28 @@ def _three_ints(values: Sequence[Any]) -> tuple[int, int, int]:
     return (int(a), int(b), int(c))
 
 
-def _three_floats(values: Sequence[Any]) -> tuple[float, float, float]:
-    a, b, c = values
-    return (float(a), float(b), float(c))
+def _text(value: object) -> str:
+    if not isinstance(value, str):
+        raise TypeError("a reader's name is text")
+    return value
+
+
+def _shape(values: Sequence[Any]) -> Shape3:
+    shape = _three_ints(values)
+    if not all(0 < size < _LONGEST_AXIS for size in shape):
+        raise GeometryError("the record of an image holds a shape with an impossible axis")
+    return shape
+
+
+def _box(pairs: Sequence[Sequence[Any]], shape: Shape3) -> Box:
+    (a, b), (c, d), (e, f) = ((int(first), int(last)) for first, last in pairs)
+    box: Box = ((a, b), (c, d), (e, f))
+    if not all(0 <= first < last <= size for (first, last), size in zip(box, shape, strict=True)):
+        raise GeometryError(f"the record of a case crops an image of shape {shape} outside its bounds")
+    return box
+
+
+def _damaged(error: Exception) -> GeometryError:
+    return GeometryError(
+        f"the record of a case's geometry is damaged ({type(error).__name__}: {error!s:.80}); prepare it again"
+    )

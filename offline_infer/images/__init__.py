@@ -3,7 +3,6 @@
 ===================  =====================================================================================
 ``formats``          endings and readers by name
 ``frame``            :class:`Image`, and the tests a frame must pass
-``orientation``      turning to RAS axes and back
 ``streams, nifti``   decoding NIfTI voxels, checksum verified
 ``metaimage``        the same for MetaImage
 ``integrity``        are NRRD and GIPL files complete?

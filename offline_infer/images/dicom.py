@@ -102,7 +102,6 @@ def open_series(path: Path, reader: str) -> Source:
         (steps[0], steps[1], spacing),
         first.info.GetOrigin(),
         first.info.GetDirection(),
-        extra={"dicom_series": first.series},
     )
     return itk.volume_source(
         path, geometry, reader, partial(_read_slices, [part.path for part in slices]), floats=True, notes=notes
@@ -165,7 +164,6 @@ def _single(part: _Slice, path: Path, reader: str) -> Source:
         (*geometry.itk_spacing[:2], spacing),
         geometry.origin,
         geometry.direction,
-        extra={"dicom_series": part.series},
     )
 
     return itk.volume_source(path, geometry, reader, partial(itk.copy_voxels, part.path), floats=True)

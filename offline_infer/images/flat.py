@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from offline_infer.arithmetic.axes import PictureAxes
 from offline_infer.errors import GeometryError, ImageError
 from offline_infer.images.formats import TIFF_ENDINGS, ending_of
 from offline_infer.images.frame import FloatArray, Source, make_geometry, require_finite
@@ -46,7 +47,7 @@ def open_flat(path: Path) -> Source:
         )
     size = (channels.shape[3], channels.shape[2], 1)
     geometry = make_geometry(
-        path, "NaturalImage2DIO", size, (1.0, 1.0, 999.0), (0.0, 0.0, 0.0), _IDENTITY, extra={"flat": True}
+        path, "NaturalImage2DIO", size, (1.0, 1.0, 999.0), (0.0, 0.0, 0.0), _IDENTITY, axes=PictureAxes()
     )
 
     def fill(out: FloatArray) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from offline_infer.arithmetic.axes import Axes, FileAxes
 from offline_infer.arithmetic.geometry import ImageGeometry
 from offline_infer.errors import GeometryError, ImageError
 
@@ -61,29 +62,29 @@ def make_geometry(
     origin: Sequence[float],
     direction: Sequence[float],
     array_spacing: Sequence[float] | None = None,
-    extra: dict[str, Any] | None = None,
+    axes: Axes | None = None,
 ) -> ImageGeometry:
     """An :class:`ImageGeometry` from ITK's order, two- or three-dimensional.
 
     A two-dimensional image becomes one slice; nnU-Net's SimpleITKIO gives that axis 999 times the largest spacing, and
-    the same is done here. ``extra['dimensions']`` then says 2, so that the label map is written two-dimensional.
+    the same is done here. Its axes then say so, and the label map is written two-dimensional.
 
     Args:
         size, spacing, origin: (x, y) or (x, y, z); mm, LPS.
         direction: row-major, four or nine numbers.
         array_spacing: spacing of the array's axes (z, y, x) where the reader's differs from ``spacing``.
+        axes: how the array relates to the file; by default its axes are the file's.
 
     Raises:
         GeometryError: zero, negative or non-finite spacing, or a singular direction.
     """
-    facts = dict(extra or {})
     matrix = np.asarray(direction, dtype=np.float64).reshape(len(size), len(size))
     steps = [float(value) for value in spacing]
     check_spacing(path, steps)
     corner = [float(value) for value in origin]
     counts = [int(value) for value in size]
     if len(counts) == 2:
-        facts["dimensions"] = 2
+        axes = axes or FileAxes(2)
         steps.append(999.0 * max(steps))
         corner.append(0.0)
         counts.append(1)
@@ -98,7 +99,7 @@ def make_geometry(
         direction=tuple(float(value) for value in matrix.ravel()),
         itk_spacing=tuple(steps),
         reader=reader,
-        extra=facts,
+        axes=axes or FileAxes(),
     )
 
 

@@ -14,12 +14,12 @@ import numpy as np
 import numpy.typing as npt
 import SimpleITK as sitk
 
+from offline_infer.arithmetic.axes import Turn, TurnedAxes, three_finite
 from offline_infer.arithmetic.geometry import ImageGeometry
 from offline_infer.errors import CaseError, GeometryError, ImageError
 from offline_infer.images import integrity, metaimage, nifti
 from offline_infer.images.formats import META_ENDINGS, NIFTI_ENDINGS, ending_of, is_dicom
 from offline_infer.images.frame import FloatArray, Source, make_geometry, require_finite, require_orthonormal
-from offline_infer.images.orientation import Turn
 
 IMAGE_IO = {
     ".nii.gz": "NiftiImageIO",
@@ -194,29 +194,26 @@ def stored_frame(path: Path, info: sitk.ImageFileReader, reader: str) -> ImageGe
 
 
 def turned_to_ras(path: Path, stored: ImageGeometry, reader: str) -> tuple[Turn, ImageGeometry]:
-    """The frame after turning to RAS axes; ``extra`` keeps what is needed to write in the stored frame.
+    """The frame after turning to RAS axes; its ``axes`` keep what is needed to write in the stored frame.
 
     Raises:
         ImageError: a two-dimensional image, which has no such axes.
     """
-    if stored.extra.get("dimensions") == 2:
+    if stored.dimensions == 2:
         raise ImageError(f"{path}: is two-dimensional; {reader} turns volumes only")
     codes = sitk.DICOMOrientImageFilter.GetOrientationFromDirectionCosines(stored.direction)
     turn = Turn.from_codes(codes)
     size, spacing, origin, direction = turn.turn_frame(
         stored.shape[::-1], stored.itk_spacing, stored.origin, stored.direction
     )
-    kept = {
-        "origin": list(stored.origin),
-        "direction": list(stored.direction),
-        "spacing": list(stored.itk_spacing),
-    }
-    extra = {**stored.extra, "turn": turn.to_json(), "stored": kept}
-    return turn, make_geometry(path, reader, size, spacing, origin, direction, extra=extra)
+    axes = TurnedAxes(turn, three_finite(stored.itk_spacing), three_finite(stored.origin), stored.direction)
+    return turn, make_geometry(path, reader, size, spacing, origin, direction, axes=axes)
 
 
 def to_itk(labels: npt.NDArray[Any], geometry: ImageGeometry) -> sitk.Image:
     """A label map as an ITK image in its image's stored frame, two-dimensional where that was.
+
+    What nibabel turned to RAS axes stays so: the frame says where it lies.
 
     Args:
         labels: (z, y, x) in the reader's axes.
@@ -224,11 +221,11 @@ def to_itk(labels: npt.NDArray[Any], geometry: ImageGeometry) -> sitk.Image:
     spacing: Sequence[float] = geometry.itk_spacing
     origin: Sequence[float] = geometry.origin
     direction: Sequence[float] = geometry.direction
-    if "turn" in geometry.extra and "stored" in geometry.extra:
-        labels = Turn.from_json(geometry.extra["turn"]).undo(labels)
-        stored = geometry.extra["stored"]
-        spacing, origin, direction = stored["spacing"], stored["origin"], stored["direction"]
-    if geometry.extra.get("dimensions") == 2:
+    axes = geometry.axes
+    if isinstance(axes, TurnedAxes):
+        labels = axes.turn.undo(labels)
+        spacing, origin, direction = axes.spacing, axes.origin, axes.direction
+    if geometry.dimensions == 2:
         labels, spacing, origin = labels[0], spacing[:2], origin[:2]
         direction = (direction[0], direction[1], direction[3], direction[4])
     image = sitk.GetImageFromArray(np.ascontiguousarray(labels))

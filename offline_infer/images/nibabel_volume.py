@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from offline_infer.arithmetic.axes import IDENTITY, AffineAxes, Turn
 from offline_infer.arithmetic.geometry import ImageGeometry
 from offline_infer.errors import CaseError, ImageError
 from offline_infer.images import nifti
@@ -21,7 +22,6 @@ from offline_infer.images.frame import (
     require_finite,
     shear,
 )
-from offline_infer.images.orientation import Turn
 
 _TO_LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
 
@@ -43,7 +43,7 @@ def open_volume(path: Path, reader: str) -> Source:
 
     header = nifti.read_header(path)
     nifti.require_three_dimensions(path, header.dims, least=3)
-    turn: Turn | None = None
+    turn = IDENTITY
     try:
         with LoggingOutputSuppressor():
             image = nibabel.load(path)
@@ -61,11 +61,9 @@ def open_volume(path: Path, reader: str) -> Source:
         raise ImageError(
             f"{path}: nibabel cannot read it ({error}); it is damaged - copy or export it again"
         ) from error
-    extra: dict[str, Any] = {"affine": affine.tolist()}
-    if turn is not None:
-        extra["turn"] = turn.to_json()
+    axes = AffineAxes(tuple(tuple(row) for row in affine.tolist()), turn)
     zooms = [float(value) for value in image.header.get_zooms()[:3]]
-    geometry = _geometry(path, reader, header.dims, turn, np.asarray(image.affine), zooms, extra)
+    geometry = _geometry(path, reader, header.dims, np.asarray(image.affine), zooms, axes)
     notes: tuple[str, ...] = ()
     if shear(geometry) > ORTHONORMAL_TOLERANCE:
         notes = (f"{path}: its axes are not perpendicular; distances in mm are approximate",)
@@ -75,7 +73,7 @@ def open_volume(path: Path, reader: str) -> Source:
     floats = nifti.may_hold_nan(header, scaling)
 
     def fill(out: FloatArray) -> None:
-        if turn is None or turn.identity:
+        if turn.identity:
             read(out[0])
         else:
             volume = np.empty(shape, np.float32)
@@ -87,7 +85,7 @@ def open_volume(path: Path, reader: str) -> Source:
     return Source(path, geometry, fill, notes=notes)
 
 
-def write(path: Path, labels: npt.NDArray[Any], geometry: ImageGeometry) -> None:
+def write(path: Path, labels: npt.NDArray[Any], axes: AffineAxes) -> None:
     """Write a label map with the affine its image was stored with.
 
     Args:
@@ -98,9 +96,8 @@ def write(path: Path, labels: npt.NDArray[Any], geometry: ImageGeometry) -> None
     """
     import nibabel
 
-    if "turn" in geometry.extra:
-        labels = Turn.from_json(geometry.extra["turn"]).undo(labels)
-    image = nibabel.Nifti1Image(labels.transpose(2, 1, 0), np.asarray(geometry.extra["affine"], dtype=np.float64))
+    stored = axes.turn.undo(labels)
+    image = nibabel.Nifti1Image(stored.transpose(2, 1, 0), np.asarray(axes.affine, dtype=np.float64))
     try:
         nibabel.save(image, path)
         nifti.check_complete(path)
@@ -116,10 +113,9 @@ def _geometry(
     path: Path,
     reader: str,
     dims: tuple[int, ...],
-    turn: Turn | None,
     affine: npt.NDArray[np.float64],
     zooms: list[float],
-    extra: dict[str, Any],
+    axes: AffineAxes,
 ) -> ImageGeometry:
     """The frame in ITK's words: LPS, columns of unit length."""
     lps = _TO_LPS @ affine
@@ -128,12 +124,12 @@ def _geometry(
     return make_geometry(
         path,
         reader,
-        turn.permuted(dims) if turn is not None else dims,
+        axes.turn.permuted(dims),
         [float(value) for value in steps],
         [float(value) for value in lps[:3, 3]],
         (lps[:3, :3] / steps).ravel().tolist(),
         array_spacing=zooms[::-1],
-        extra=extra,
+        axes=axes,
     )
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from offline_infer.arithmetic.axes import AffineAxes, PictureAxes
 from offline_infer.arithmetic.geometry import ImageGeometry
 from offline_infer.errors import GeometryError, ImageError, UsageError
 from offline_infer.files import replacing
@@ -44,7 +45,7 @@ def write_labels(path: Path, labels: npt.NDArray[np.integer[Any]], geometry: Ima
     if labels.shape != geometry.shape:
         raise GeometryError(f"{path}: the label map has shape {labels.shape}, its image {geometry.shape} (z, y, x)")
     final = _as_unsigned(path, labels)
-    two_dimensional = geometry.reader == "NaturalImage2DIO" or geometry.extra.get("dimensions") == 2
+    two_dimensional = isinstance(geometry.axes, PictureAxes) or geometry.dimensions == 2
     stack = ending in TIFF_ENDINGS and not two_dimensional
     if stack:  # its spacing first: where the stack exists, its spacing does
         with whole_file(flat.spacing_file(path)) as temporary:
@@ -54,8 +55,8 @@ def write_labels(path: Path, labels: npt.NDArray[np.integer[Any]], geometry: Ima
             flat.write_stack(temporary, final)
         elif ending in FLAT_ENDINGS:
             flat.write_flat(temporary, final)
-        elif "affine" in geometry.extra and ending in NIFTI_ENDINGS:
-            nibabel_volume.write(temporary, final, geometry)
+        elif isinstance(geometry.axes, AffineAxes) and ending in NIFTI_ENDINGS:
+            nibabel_volume.write(temporary, final, geometry.axes)
         else:
             itk.write_image(temporary, itk.to_itk(final, geometry))
 

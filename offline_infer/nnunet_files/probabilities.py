@@ -2,12 +2,12 @@
 
 nnU-Net v2: ``case.npz`` with ``probabilities`` (k, z, y, x) float32 of the whole image, and ``case.pkl``. nnU-Net v1:
 ``case.npz`` with ``softmax`` (k, z, y, x) float16 of the *cropped* image, and ``case.pkl`` with the properties that place
-it. The pickles hold plain lists, numbers and strings only, so any version of NumPy can read them.
+it; see ``properties``.
 """
 
 from __future__ import annotations
 
-import pickle  # only to write: reading goes through checkpoints.safe_pickle
+import pickle  # only to write: reading goes through checkpoints.pickles
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ import numpy.typing as npt
 from offline_infer.arithmetic.geometry import CaseGeometry
 from offline_infer.errors import ImageError
 from offline_infer.files import replacing
+from offline_infer.nnunet_files.properties import v1_properties, v2_properties
 from offline_infer.spec import VolumeSpec
 
 FAST_DEFLATE = 1
@@ -41,10 +42,10 @@ def write_probabilities(
     array_file, record_file = probability_files(stem)
     array: npt.NDArray[np.floating[Any]]
     if spec.aggregation.domain == "probabilities":
-        name, record = "softmax", _v1_properties(geometry)
+        name, record = "softmax", v1_properties(geometry)
         array = probabilities.astype(np.float16)
     else:
-        name, record = "probabilities", _v2_properties(geometry)
+        name, record = "probabilities", v2_properties(geometry, spec.reader)
         array = whole_image(probabilities, geometry, spec)
     with replacing(record_file) as temporary:
         temporary.write_bytes(pickle.dumps(record, protocol=4))
@@ -97,41 +98,3 @@ def _write_npz(path: Path, name: str, array: npt.NDArray[Any]) -> None:
         archive.open(f"{name}.npy", "w", force_zip64=True) as stream,
     ):
         np.lib.format.write_array(stream, np.ascontiguousarray(array), allow_pickle=False)
-
-
-def _v1_properties(geometry: CaseGeometry) -> dict[str, Any]:
-    frame = geometry.image
-    return {
-        "original_size_of_raw_data": list(frame.shape),
-        "original_spacing": list(frame.spacing),
-        "list_of_data_files": [],
-        "seg_file": None,
-        "itk_origin": tuple(frame.origin),
-        "itk_spacing": tuple(frame.itk_spacing),
-        "itk_direction": tuple(frame.direction),
-        "crop_bbox": [list(pair) for pair in geometry.crop],
-        "size_after_cropping": geometry.cropped_shape,
-        "size_after_resampling": geometry.network_shape,
-        "spacing_after_resampling": list(geometry.network_spacing),
-        "regions_class_order": None,
-    }
-
-
-def _v2_properties(geometry: CaseGeometry) -> dict[str, Any]:
-    frame = geometry.image
-    record: dict[str, Any] = {
-        "spacing": list(frame.spacing),
-        "shape_before_cropping": tuple(frame.shape[axis] for axis in geometry.transpose_forward),
-        "bbox_used_for_cropping": [list(geometry.crop[axis]) for axis in geometry.transpose_forward],
-        "shape_after_cropping_and_before_resampling": tuple(
-            geometry.cropped_shape[axis] for axis in geometry.transpose_forward
-        ),
-    }
-    if frame.reader.startswith("SimpleITK"):
-        record["sitk_stuff"] = {
-            "spacing": tuple(frame.itk_spacing),
-            "origin": tuple(frame.origin),
-            "direction": tuple(frame.direction),
-        }
-    record.update(frame.extra)
-    return record

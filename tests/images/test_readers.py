@@ -18,10 +18,10 @@ from image_samples import DIRECTIONS, ORIGIN, SPACING, itk_image, save, save_pla
 from nibabel.orientations import axcodes2ornt, io_orientation, ornt_transform
 from skimage.io import imread, imsave
 
+from offline_infer.arithmetic.axes import Turn
 from offline_infer.arithmetic.geometry import ImageGeometry
 from offline_infer.errors import GeometryError, ImageError, UsageError
 from offline_infer.images import read_image, read_labels, write_labels
-from offline_infer.images.orientation import Turn
 
 
 def labels_of(array: np.ndarray) -> np.ndarray:
