@@ -1,0 +1,1 @@
+"""Checkpoints of mmdetection's detectors; of these, RefineMask's."""
