@@ -16,7 +16,8 @@ from collections.abc import Sequence
 from typing import Any, NoReturn
 
 from offline_infer._version import __version__
-from offline_infer.commands import bench, data, model, proof, run, stages
+from offline_infer.commands import bench, data, model, proof, run, stages, statistics
+from offline_infer.commands.printable import forgive_encodings, printable
 from offline_infer.commands.remedies import advise
 from offline_infer.errors import CasesFailed, OfflineInferError
 
@@ -28,7 +29,7 @@ class Parser(argparse.ArgumentParser):
         super().__init__(**{"allow_abbrev": False, **settings})
 
     def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: error: {message}; see {self.prog} --help\n")
+        self.exit(2, printable(f"{self.prog}: error: {message}; see {self.prog} --help\n"))
 
 
 def build_parser() -> Parser:
@@ -40,7 +41,7 @@ def build_parser() -> Parser:
     )
     parser.add_argument("--version", action="version", version=f"offline-infer {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=Parser)
-    for module in (model, run, stages, bench, proof, data):
+    for module in (model, run, stages, bench, proof, statistics, data):
         module.register(commands)
     for command in commands.choices.values():
         shared = command.add_argument_group("output")
@@ -52,6 +53,7 @@ def build_parser() -> Parser:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit status."""
+    forgive_encodings()
     parser = build_parser()
     options = parser.parse_args(arguments)
     name = f"{parser.prog} {options.command}"
@@ -100,7 +102,7 @@ def _explain(error: OSError) -> str:
 
 def _report_error(name: str, error: OfflineInferError, as_json: bool) -> None:
     message = advise(" ".join(str(error).split()))
-    print(f"{name}: error: {message}", file=sys.stderr)
+    print(printable(f"{name}: error: {message}"), file=sys.stderr)
     if as_json:
         record: dict[str, Any] = {"error": type(error).__name__, "message": message, "exit_status": error.exit_status}
         if error.remedies:

@@ -5,6 +5,7 @@ The work is done in :mod:`offline_infer.proof.evaluation`.
 
 from __future__ import annotations
 
-from offline_infer.proof.evaluation.label_maps import Evaluation, evaluate, evaluate_case
+from offline_infer.proof.evaluation.label_maps import evaluate, evaluate_case
+from offline_infer.proof.evaluation.options import Evaluation, EvaluationOptions
 
-__all__ = ["Evaluation", "evaluate", "evaluate_case"]
+__all__ = ["Evaluation", "EvaluationOptions", "evaluate", "evaluate_case"]

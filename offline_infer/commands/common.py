@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from offline_infer.commands.printable import printable
 from offline_infer.errors import UsageError
 from offline_infer.events import Sink, silent
 
@@ -241,4 +242,4 @@ def say(options: argparse.Namespace, *lines: str) -> None:
     """Print for a person; nothing when a machine listens."""
     if not options.json:
         for line in lines:
-            print(line)
+            print(printable(line))

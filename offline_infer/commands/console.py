@@ -6,6 +6,7 @@ import atexit
 import json
 from typing import TextIO
 
+from offline_infer.commands.printable import printable
 from offline_infer.commands.remedies import advise
 from offline_infer.events import Event, Sink
 
@@ -27,6 +28,7 @@ def json_lines(stream: TextIO) -> Sink:
 def terminal() -> Sink:
     """A progress bar per case and a line for whatever finished or failed."""
     from rich.console import Console
+    from rich.markup import escape
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
     console = Console(stderr=True)
@@ -46,7 +48,7 @@ def terminal() -> Sink:
         key = (event.stage, event.case)
         if event.kind == "progress":
             if key not in tasks:
-                tasks[key] = bars.add_task(f"{event.stage} {event.case or ''}", total=event.total)
+                tasks[key] = bars.add_task(escape(printable(f"{event.stage} {event.case or ''}")), total=event.total)
             bars.update(tasks[key], completed=event.done, total=event.total)
             if event.done == event.total:
                 bars.remove_task(tasks.pop(key))
@@ -56,8 +58,8 @@ def terminal() -> Sink:
             colour = {"case-failed": "red", "case-finished": "green"}.get(event.kind, "yellow")
             shown = {name: value for name, value in event.data.items() if not isinstance(value, dict)}
             facts = advise(" ".join(f"{name}={value}" for name, value in shown.items()))
-            console.print(
-                f"[{colour}]{event.kind}[/{colour}] {event.stage} {event.case or ''} {facts}", highlight=False
-            )
+            # Names and reasons come from files: they are text, whatever brackets and control characters they hold.
+            words = escape(printable(f"{event.stage} {event.case or ''} {facts}"))
+            console.print(f"[{colour}]{event.kind}[/{colour}] {words}", highlight=False)
 
     return write

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from offline_infer.commands.common import Subparsers, command, existing, say, sink_for
+from offline_infer.commands.common import Subparsers, command, existing, say, share, sink_for
 from offline_infer.errors import CasesFailed
+
+if TYPE_CHECKING:
+    from offline_infer.proof.evaluation.options import Evaluation, EvaluationOptions
 
 
 def register(commands: Subparsers) -> None:
@@ -30,6 +33,22 @@ def register(commands: Subparsers) -> None:
     parser.add_argument(
         "--surface", action="store_true", help="also surface distances (HD95, ASSD, NSD), in surface.json"
     )
+    parser.add_argument(
+        "--lesions",
+        nargs="*",
+        metavar="L",
+        help="also match lesions (connected components): found, missed, invented; of these labels, default all",
+    )
+    parser.add_argument(
+        "--lesion-iou",
+        type=share,
+        default=0.1,
+        metavar="F",
+        help="overlap (IoU) above which lesions match, default 0.1",
+    )
+    parser.add_argument(
+        "--lesion-min-ml", type=float, default=0.0, metavar="V", help="smaller lesions are left out, default 0 mL"
+    )
     parser.add_argument("--csv", type=Path, metavar="FILE", help="also the Dice table as CSV")
     parser.add_argument("--jobs", type=int, default=1, metavar="N", help="cases at a time")
 
@@ -40,8 +59,16 @@ def register(commands: Subparsers) -> None:
     parser.add_argument("b", type=Path, help="the other one, e.g. the framework's own predictions")
     parser.add_argument("-o", "--output", type=Path, metavar="FILE", help="write the whole comparison as JSON")
     parser.add_argument(
-        "--tie-margin", type=float, default=1e-3, metavar="P", help="a narrower margin between the top classes is a tie"
+        "--tie-margin",
+        type=float,
+        default=1e-3,
+        metavar="P",
+        help="a narrower margin between the top classes is a tie, default 0.001",
     )
+    parser.add_argument(
+        "--fail-below", type=share, metavar="F", help="exit with 3 if the Dice of any class of any case is below this"
+    )
+    parser.add_argument("--bundle", type=Path, help="take label names from this bundle")
     parser.add_argument("--jobs", type=int, default=1, metavar="N", help="cases at a time")
 
     parser = command(commands, "ensemble", ensemble, "average runs of several models from their saved probabilities")
@@ -69,57 +96,111 @@ def register(commands: Subparsers) -> None:
 def evaluate(options: argparse.Namespace) -> dict[str, Any]:
     """``offline-infer evaluate``."""
     from offline_infer.proof.evaluation.label_maps import evaluate as run
+    from offline_infer.proof.evaluation.outputs import refuse_replacing_inputs
+    from offline_infer.proof.evaluation.pairs import label_files
+    from offline_infer.proof.evaluation.tables import write_csv
+
+    predictions, references = existing(options.predictions), existing(options.references)
+    folder = predictions if predictions.is_dir() else predictions.parent
+    output = options.output if options.output is not None else folder / "summary.json"
+    if options.csv is not None:
+        inputs = [file for side in (predictions, references) if side.is_dir() for file in label_files(side).values()]
+        refuse_replacing_inputs([options.csv], [*inputs, predictions, references])
+    result = run(predictions, references, _evaluation_options(options), output=output, sink=sink_for(options))
+    _show_evaluation(options, result, output)
+    if result.summary is not None and options.csv is not None:
+        write_csv(result.summary, options.csv)
+    if result.failed:
+        raise CasesFailed(result.failed, result.total)
+    shown = {"summary": result.summary, "surface": result.surface, "details": result.details}
+    return {"file": str(output), **shown, "missing": list(result.missing)}
+
+
+def _evaluation_options(options: argparse.Namespace) -> EvaluationOptions:
     from offline_infer.proof.evaluation.labels import EvaluatedLabels, labels_of_bundle, parse_label
-    from offline_infer.proof.evaluation.tables import dice_table, format_table, write_csv
+    from offline_infer.proof.evaluation.lesions import LesionOptions
+    from offline_infer.proof.evaluation.options import EvaluationOptions
 
     labels: EvaluatedLabels | list[Any] | None = None
     if options.labels:
         labels = [parse_label(text) for text in options.labels]
     elif options.bundle:
         labels = labels_of_bundle(_spec(options.bundle).labels, options.format)
-    predictions = existing(options.predictions)
-    folder = predictions if predictions.is_dir() else predictions.parent
-    output = options.output if options.output is not None else folder / "summary.json"
-    result = run(
-        predictions,
-        existing(options.references),
+    lesions = None
+    if options.lesions is not None:
+        chosen = tuple(parse_label(text) for text in options.lesions) or None
+        lesions = LesionOptions(options.lesion_iou, options.lesion_min_ml, chosen)
+    return EvaluationOptions(
         labels=labels,
         ignore=options.ignore,
         format=options.format,
-        output=output,
         allow_missing=options.allow_missing,
         jobs=options.jobs,
         surface=options.surface,
-        sink=sink_for(options),
+        lesions=lesions,
     )
-    names = {str(key): name for key, name in labels.names.items()} if isinstance(labels, EvaluatedLabels) else None
+
+
+def _show_evaluation(options: argparse.Namespace, result: Evaluation, output: Path) -> None:
+    """Print Dice per case and label, surface distances and lesions."""
+    from offline_infer.proof.evaluation.outputs import lesion_rows
+    from offline_infer.proof.evaluation.tables import dice_table, format_table, surface_table
+
+    names = {str(key): name for key, name in result.labels.names.items()}
     if result.summary is not None:
-        say(options, format_table(dice_table(result.summary), names=names), f"written: {output}")
-        if options.csv is not None:
-            write_csv(result.summary, options.csv)
-    if result.failed:
-        raise CasesFailed(result.failed, result.total)
-    return {"file": str(output), "summary": result.summary, "missing": list(result.missing)}
+        say(options, format_table(dice_table(result.summary), names=names))
+    if result.surface is not None:
+        say(options, "", "Surface distances, means over the cases, mm (NSD: a share):")
+        say(options, format_table(surface_table(result.surface, names), digits=3))
+    rows = lesion_rows(result.details or {}, names)
+    if rows:
+        say(
+            options,
+            "",
+            f"Lesions matched with an overlap (IoU) above {options.lesion_iou:g}:",
+            format_table(rows, digits=3),
+        )
+    if result.summary is not None:
+        say(options, f"written: {output}")
 
 
 def compare(options: argparse.Namespace) -> dict[str, Any]:
     """``offline-infer compare``."""
     from offline_infer.files import write_json
     from offline_infer.proof.comparison.label_maps import compare_folders
+    from offline_infer.proof.comparison.text import below, comparison_text
+    from offline_infer.proof.evaluation.outputs import refuse_replacing_inputs
+    from offline_infer.proof.evaluation.pairs import label_files
 
-    result = compare_folders(
-        existing(options.a),
-        existing(options.b),
-        jobs=options.jobs,
-        tie_margin=options.tie_margin,
-        sink=sink_for(options),
-    )
-    say(options, result.to_text())
+    a, b = existing(options.a), existing(options.b)
     if options.output is not None:
-        write_json(options.output, result.to_json())
+        inputs = [file for side in (a, b) if side.is_dir() for file in label_files(side).values()]
+        refuse_replacing_inputs([options.output], [*inputs, a, b])
+    names = _label_names(options.bundle, a, b)
+    result = compare_folders(a, b, jobs=options.jobs, tie_margin=options.tie_margin, sink=sink_for(options))
+    say(options, comparison_text(result, names))
+    if options.output is not None:
+        write_json(options.output, {**result.to_json(), "label_names": names})
+    total = len(result.cases) + len(result.failed) + len(result.only_in_a) + len(result.only_in_b)
+    if options.fail_below is not None and (low := below(result, options.fail_below, names)):
+        say(options, *(f"{case}: {reason}" for case, reason in low.items()))
+        raise CasesFailed(low, total)
     if result.failed:
-        raise CasesFailed(result.failed, len(result.cases) + len(result.failed))
+        raise CasesFailed(result.failed, total)
     return result.to_json()
+
+
+def _label_names(bundle: Path | None, *sides: Path) -> dict[str, str]:
+    """Label key -> name, from a bundle or from a ``dataset.json`` beside either side's files."""
+    from offline_infer.proof.evaluation.labels import label_key, labels_of_bundle, labels_of_dataset
+
+    if bundle is not None:
+        return {label_key(v): name for v, name in labels_of_bundle(_spec(bundle).labels).names.items()}
+    for side in sides:
+        found = (side if side.is_dir() else side.parent) / "dataset.json"
+        if found.is_file():
+            return {label_key(v): name for v, name in labels_of_dataset(found).names.items()}
+    return {}
 
 
 def ensemble(options: argparse.Namespace) -> dict[str, Any]:

@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import json
 import pickle
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import pytest
 import SimpleITK as sitk
+from scipy.ndimage import gaussian_filter
 
+from offline_infer.cli import main
 from offline_infer.errors import ImageError, UsageError
 from offline_infer.proof.comparison.differences import component_counts, confusion, differing_coordinates, place_of
 from offline_infer.proof.comparison.label_maps import compare_folders
 from offline_infer.proof.comparison.margins import find_probabilities, largest_difference, margins_at
+from offline_infer.proof.comparison.records import CaseComparison
+from offline_infer.proof.comparison.text import comparison_text
 from offline_infer.proof.evaluation.metrics import joint_histogram
 
 SHAPE = (6, 10, 12)
@@ -48,7 +53,7 @@ def test_identical_folders(tmp_path: Path) -> None:
     assert report.verdict == "identical"
     assert report.cases[0].agreement == 1.0
     assert report.cases[0].lowest_dice == 1.0
-    assert "100.0000 %" in report.to_text()
+    assert "100.0000 %" in comparison_text(report)
 
 
 def test_counts_and_place(tmp_path: Path) -> None:
@@ -237,7 +242,7 @@ def test_cases_that_cannot_be_compared_are_listed(tmp_path: Path) -> None:
     assert (report.only_in_a, report.only_in_b) == (("mine",), ("theirs",))
     assert "shape" in report.failed["shape"]
     assert report.verdict == "unknown"
-    text = report.to_text()
+    text = comparison_text(report)
     assert "mine: only in a" in text
     assert "theirs: only in b" in text
     assert "shape: not compared" in text
@@ -272,3 +277,84 @@ def test_recorded_probabilities_decide_the_recorded_labels(goldens: Path) -> Non
     top = np.sort(softmaxes[(slice(None), *local)], axis=0)
     np.testing.assert_allclose(margins_at(stored, voxels), top[-1] - top[-2])
     assert (softmaxes[(slice(None), *local)].argmax(axis=0) == labels[tuple(voxels.T)]).mean() > 0.99
+
+
+def organ(seed: int = 0) -> npt.NDArray[np.uint8]:
+    """A smooth organ with a lump in it, of no symmetry."""
+    z, y, x = np.ogrid[:24, :30, :36]
+    ripple = np.random.default_rng(seed).normal(size=(24, 30, 36))
+    surface = ((z - 11) / 7) ** 2 + ((y - 13) / 9) ** 2 + ((x - 20) / 11) ** 2 + 1.5 * gaussian_filter(ripple, 1.5)
+    labels = (surface < 1).astype(np.uint8)
+    labels[8:12, 10:15, 14:20] = 2
+    return labels
+
+
+def compared(tmp_path: Path, a: npt.NDArray[np.uint8], b: npt.NDArray[np.uint8]) -> CaseComparison:
+    save(tmp_path / "a" / "x.nii.gz", a)
+    save(tmp_path / "b" / "x.nii.gz", b)
+    return compare_folders(tmp_path / "a", tmp_path / "b").cases[0]
+
+
+@pytest.mark.parametrize(
+    ("mistake", "kind", "words"),
+    [
+        (lambda m: m[:, :, ::-1], "flip", "flipped along x"),
+        (lambda m: m[::-1, ::-1], "flip", "flipped along z and y"),
+        (lambda m: np.roll(m, 1, axis=0), "shift", "shifted by 1 voxel along z"),
+        (lambda m: np.array([0, 2, 1], np.uint8)[m], "labels", "1 of b is 2 in a, 2 of b is 1 in a"),
+        (np.zeros_like, "empty", "a holds nothing but background"),
+    ],
+)
+def test_a_single_mistake_is_named(tmp_path: Path, mistake: Callable, kind: str, words: str) -> None:  # type: ignore[type-arg]
+    case = compared(tmp_path, mistake(organ()), organ())
+    assert case.explanation is not None
+    assert (case.explanation.kind, case.verdict) == (kind, "bug")
+    assert words in case.explanation.text
+
+
+def write_run_record(folder: Path, digest: str) -> None:
+    record = {"folds": ["0"], "source": {"folds": [{"fold": "0", "sha256": digest * 64}]}}
+    (folder / "offline_infer_run.json").write_text(json.dumps(record))
+
+
+def test_two_models_are_told_from_a_bug(tmp_path: Path) -> None:
+    assert compared(tmp_path, organ(1), organ(2)).verdict == "different"  # differs a little everywhere
+    write_run_record(tmp_path / "a", "a")
+    write_run_record(tmp_path / "b", "b")
+    assert compared(tmp_path, organ(1), organ(2)).verdict == "different"
+    write_run_record(tmp_path / "b", "a")
+    same = compared(tmp_path, organ(1), organ(2))
+    assert (same.same_model, same.verdict) == (True, "unknown")  # no probabilities to tell ties from mistakes
+    (tmp_path / "b" / "offline_infer_run.json").write_text("[" * 100_000)
+    assert compared(tmp_path, organ(1), organ(2)).same_model is None
+
+
+def test_the_command_prints_dice_per_class_and_fails_below(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    a, b = organ(1), organ(2)
+    case = compared(tmp_path, a, b)
+    (tmp_path / "a" / "dataset.json").write_text(json.dumps({"labels": {"background": 0, "liver": 1, "tumour": 2}}))
+    folders = [str(tmp_path / "a"), str(tmp_path / "b")]
+    assert main(["compare", *folders, "--quiet"]) == 0
+    text = capsys.readouterr().out
+    assert "Dice liver" in text
+    assert "Dice tumour" in text
+    assert f"{case.labels['1']['dice']:.4f}" in text
+    assert "two different models" in text
+    assert main(["compare", *folders, "--quiet", "--fail-below", "0.999"]) == 3
+    assert "Dice of liver" in capsys.readouterr().out
+    assert main(["compare", *folders, "--quiet", "--fail-below", "0.5"]) == 0
+
+
+@pytest.mark.parametrize("margin", ["inf", "nan", "-1", "2"])
+def test_a_tie_margin_is_a_difference_of_probabilities(tmp_path: Path, margin: str) -> None:
+    compared(tmp_path, organ(), organ())
+    folders = [str(tmp_path / "a"), str(tmp_path / "b")]
+    assert main(["compare", *folders, "--quiet", f"--tie-margin={margin}"]) == 2
+
+
+def test_a_comparison_replaces_no_label_file(tmp_path: Path) -> None:
+    compared(tmp_path, organ(1), organ(2))
+    before = (tmp_path / "b" / "x.nii.gz").read_bytes()
+    folders = [str(tmp_path / "a"), str(tmp_path / "b")]
+    assert main(["compare", *folders, "--quiet", "-o", str(tmp_path / "b" / "x.nii.gz")]) == 2
+    assert (tmp_path / "b" / "x.nii.gz").read_bytes() == before

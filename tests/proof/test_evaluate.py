@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import math
 import os
@@ -12,6 +13,7 @@ import numpy.typing as npt
 import pytest
 import SimpleITK as sitk
 
+from offline_infer.cli import main
 from offline_infer.errors import CasesFailed, ImageError, UsageError
 from offline_infer.events import Event
 from offline_infer.proof.evaluation.label_maps import evaluate, evaluate_folders
@@ -24,6 +26,7 @@ from offline_infer.proof.evaluation.labels import (
     parse_label,
 )
 from offline_infer.proof.evaluation.metrics import joint_histogram, label_counts, metrics_v1, metrics_v2
+from offline_infer.proof.evaluation.options import EvaluationOptions
 from offline_infer.proof.evaluation.pairs import case_of, pair_cases
 from offline_infer.proof.evaluation.pool import run_cases
 from offline_infer.proof.evaluation.summary import Header, read_summary
@@ -120,7 +123,7 @@ def test_undefined_figures_are_nan_as_in_the_frameworks() -> None:
 
 def test_summary_v2(folders: tuple[Path, Path], tmp_path: Path) -> None:
     output = tmp_path / "out" / "summary.json"
-    summary = evaluate_folders(*folders, labels=[1, 2, 3, (1, 2)], output=output)
+    summary = evaluate_folders(*folders, EvaluationOptions(labels=[1, 2, 3, (1, 2)]), output=output)
     assert read_summary(output)["foreground_mean"]["TP"] == summary["foreground_mean"]["TP"]
     assert [Path(c["prediction_file"]).name for c in summary["metric_per_case"]] == [
         "case_1.nii.gz",
@@ -137,7 +140,7 @@ def test_summary_v2(folders: tuple[Path, Path], tmp_path: Path) -> None:
 
 
 def test_a_label_that_occurs_nowhere_makes_the_foreground_mean_nan(folders: tuple[Path, Path]) -> None:
-    summary = evaluate_folders(*folders, labels=[1, 77])
+    summary = evaluate_folders(*folders, EvaluationOptions(labels=[1, 77]))
     assert math.isnan(summary["mean"]["77"]["Dice"])
     assert math.isnan(summary["foreground_mean"]["Dice"])
     assert summary["mean"]["77"]["n_ref"] == 0
@@ -146,7 +149,7 @@ def test_a_label_that_occurs_nowhere_makes_the_foreground_mean_nan(folders: tupl
 def test_summary_v1_has_the_framework_header(folders: tuple[Path, Path], tmp_path: Path) -> None:
     output = tmp_path / "summary.json"
     header = Header(name="trainer", task="Task003_Liver")
-    evaluate_folders(*folders, labels=[0, 1, 2], format="nnunet-v1", output=output, header=header)
+    evaluate_folders(*folders, EvaluationOptions(labels=[0, 1, 2], format="nnunet-v1", header=header), output=output)
     content = json.loads(output.read_text())
     assert list(content) == ["author", "description", "id", "name", "results", "task", "timestamp"]
     assert len(content["id"]) == 12
@@ -157,8 +160,8 @@ def test_summary_v1_has_the_framework_header(folders: tuple[Path, Path], tmp_pat
 
 
 def test_jobs_give_the_same_answer(folders: tuple[Path, Path]) -> None:
-    one = evaluate(*folders, labels=[1, 2, 3], surface=True)
-    two = evaluate(*folders, labels=[1, 2, 3], surface=True, jobs=2)
+    one = evaluate(*folders, EvaluationOptions(labels=[1, 2, 3], surface=True))
+    two = evaluate(*folders, EvaluationOptions(labels=[1, 2, 3], surface=True, jobs=2))
     assert json.dumps(one.summary) == json.dumps(two.summary)
     assert one.surface == two.surface
 
@@ -183,7 +186,7 @@ def test_a_bad_case_fails_alone(folders: tuple[Path, Path], tmp_path: Path) -> N
     output = tmp_path / "summary.json"
     events: list[Event] = []
     with pytest.raises(CasesFailed) as caught:
-        evaluate_folders(predictions, references, labels=[1], output=output, sink=events.append)
+        evaluate_folders(predictions, references, EvaluationOptions(labels=[1]), output=output, sink=events.append)
     assert set(caught.value.failures) == {"case_10", "case_2"}
     assert caught.value.exit_status == 3
     assert "(6, 9, 10)" in caught.value.failures["case_2"]
@@ -199,16 +202,16 @@ def test_missing_predictions(folders: tuple[Path, Path], tmp_path: Path) -> None
     save(predictions / "extra.nii.gz", random_labels(5))
     output = tmp_path / "summary.json"
     with pytest.raises(CasesFailed) as caught:
-        evaluate_folders(predictions, references, labels=[1], output=output)
+        evaluate_folders(predictions, references, EvaluationOptions(labels=[1]), output=output)
     assert "no prediction" in caught.value.failures["case_2"]
-    found = evaluate(predictions, references, labels=[1], output=output, allow_missing=True)
+    found = evaluate(predictions, references, EvaluationOptions(labels=[1], allow_missing=True), output=output)
     assert not found.failed
     assert (found.missing, found.extra, found.total) == (("case_2",), ("extra",), 3)
     assert (tmp_path / "summary.problems.json").exists()
     # Once everything is in order the complaint of the earlier run goes away.
     save(predictions / "case_2.nii.gz", random_labels(2))
     (predictions / "extra.nii.gz").unlink()
-    evaluate_folders(predictions, references, labels=[1], output=output)
+    evaluate_folders(predictions, references, EvaluationOptions(labels=[1]), output=output)
     assert not (tmp_path / "summary.problems.json").exists()
 
 
@@ -216,17 +219,17 @@ def test_another_frame_is_remarked_on(folders: tuple[Path, Path]) -> None:
     predictions, references = folders
     save(predictions / "case_1.nii.gz", random_labels(0), spacing=(1.0, 1.0, 3.0))
     events: list[Event] = []
-    found = evaluate(predictions, references, labels=[1], sink=events.append)
+    found = evaluate(predictions, references, EvaluationOptions(labels=[1]), sink=events.append)
     assert not found.failed
     assert "spacing differs" in found.notes["case_1"][0]
     assert any(e.kind == "note" and e.case == "case_1" for e in events)
 
 
 def test_single_files(folders: tuple[Path, Path]) -> None:
-    one = evaluate_folders(folders[0] / "case_1.nii.gz", folders[1] / "case_1.nii.gz", labels=[1])
+    one = evaluate_folders(folders[0] / "case_1.nii.gz", folders[1] / "case_1.nii.gz", EvaluationOptions(labels=[1]))
     assert len(one["metric_per_case"]) == 1
     with pytest.raises(UsageError, match="one is a file and the other a folder"):
-        evaluate_folders(folders[0] / "case_1.nii.gz", folders[1], labels=[1])
+        evaluate_folders(folders[0] / "case_1.nii.gz", folders[1], EvaluationOptions(labels=[1]))
 
 
 def test_files_of_one_case_may_have_different_endings(tmp_path: Path) -> None:
@@ -259,7 +262,7 @@ def test_files_of_one_case_may_have_different_endings(tmp_path: Path) -> None:
 )
 def test_wrong_options(folders: tuple[Path, Path], change: dict, words: str) -> None:
     with pytest.raises(UsageError, match=words):
-        evaluate_folders(*folders, **{"labels": [1], **change})
+        evaluate_folders(*folders, EvaluationOptions(**{"labels": [1], **change}))
 
 
 def test_wrong_places(folders: tuple[Path, Path], tmp_path: Path) -> None:
@@ -277,8 +280,8 @@ def test_labels_are_found_where_nobody_names_them(folders: tuple[Path, Path]) ->
     v2 = evaluate(*folders)
     assert v2.labels.labels == (1, 2, 3)
     assert "values found" in v2.labels.origin
-    assert evaluate(*folders, format="nnunet-v1").labels.labels == (0, 1, 2, 3)
-    assert evaluate(*folders, ignore=3).labels.labels == (1, 2)
+    assert evaluate(*folders, EvaluationOptions(format="nnunet-v1")).labels.labels == (0, 1, 2, 3)
+    assert evaluate(*folders, EvaluationOptions(ignore=3)).labels.labels == (1, 2)
     content = {"labels": {"background": 0, "liver": 1, "whole": [1, 2], "ignore": 3}}
     (folders[0] / "dataset.json").write_text(json.dumps(content))
     named = evaluate(*folders)
@@ -324,20 +327,19 @@ def test_label_keys() -> None:
 
 @pytest.mark.parametrize("layout", ["nnunet-v2", "nnunet-v1"])
 def test_tables(folders: tuple[Path, Path], tmp_path: Path, layout: str) -> None:
-    import pandas as pd
-
-    summary = evaluate_folders(*folders, labels=[0, 1, 2, 3], format=layout)  # type: ignore[arg-type]
+    summary = evaluate_folders(*folders, EvaluationOptions(labels=[0, 1, 2, 3], format=layout))  # type: ignore[arg-type]
     rows = dice_table(summary)
     assert [row["case"] for row in rows] == ["case_1", "case_10", "case_2", "mean"]
     first = [rows[0][key] for key in ("1", "2", "3")]
     assert rows[0]["mean"] == pytest.approx(np.mean(first))
     assert rows[1]["mean"] == pytest.approx(np.mean([rows[1]["1"], rows[1]["2"]]))
     write_csv(summary, tmp_path / "wide.csv")
-    wide = pd.read_csv(tmp_path / "wide.csv")
-    assert wide["1"].tolist() == [row["1"] for row in rows]
-    assert math.isnan(wide["3"][1])
+    wide = list(csv.DictReader((tmp_path / "wide.csv").read_text().splitlines()))
+    assert [float(row["1"]) for row in wide] == [row["1"] for row in rows]
+    assert wide[1]["3"] == ""
     write_csv(summary, tmp_path / "long.csv", layout="long")
-    assert len(pd.read_csv(tmp_path / "long.csv")) == len(long_table(summary)) == 16
+    long = list(csv.DictReader((tmp_path / "long.csv").read_text().splitlines()))
+    assert len(long) == len(long_table(summary)) == 16
     text = format_table(rows, names={"1": "liver"})
     assert "liver" in text.splitlines()[0]
     assert len({len(line) for line in text.splitlines()}) == 1
@@ -374,10 +376,10 @@ def test_v1_validation_summaries_digit_for_digit(
     evaluate_folders(
         goldens / predictions,
         goldens / references,
-        labels=[parse_label(key) for key in theirs["results"]["mean"]],
-        format="nnunet-v1",
+        EvaluationOptions(
+            labels=[parse_label(key) for key in theirs["results"]["mean"]], format="nnunet-v1", allow_missing=True
+        ),
         output=tmp_path / "s.json",
-        allow_missing=True,
     )
     ours = json.loads((tmp_path / "s.json").read_text())
     assert json.dumps(_strip(ours)) == json.dumps(_strip(theirs))
@@ -408,9 +410,38 @@ def test_recorded_cases_digit_for_digit(goldens: Path, summary: str, layout: str
             continue
         figures = case["metrics"] if v2 else {k: v for k, v in case.items() if k not in ("test", "reference")}
         labels = [parse_label(key) for key in figures]
-        ours = evaluate_folders(prediction, goldens / references / named.name, labels=labels, format=layout)  # type: ignore[arg-type]
+        ours = evaluate_folders(
+            prediction, goldens / references / named.name, EvaluationOptions(labels=labels, format=layout)
+        )  # type: ignore[arg-type]
         found = ours["metric_per_case"][0]["metrics"] if v2 else ours["results"]["all"][0]
         for key, row in figures.items():
             assert json.dumps(found[key], sort_keys=True) == json.dumps(row, sort_keys=True)
         checked += 1
     assert checked >= 1
+
+
+def test_an_evaluation_replaces_no_label_file(folders: tuple[Path, Path], tmp_path: Path) -> None:
+    predictions, references = folders
+    reference = references / "case_1.nii.gz"
+    before = reference.read_bytes()
+    (tmp_path / "alias.json").symlink_to(reference)
+    (tmp_path / "hard.json").hardlink_to(reference)
+    command = ["evaluate", str(predictions), str(references), "--labels", "1", "--quiet"]
+    for output in (reference, tmp_path / "alias.json", tmp_path / "hard.json", references):
+        assert main([*command, "-o", str(output)]) == 2
+    assert main([*command, "-o", str(tmp_path / "s.json"), "--csv", str(reference)]) == 2
+    assert reference.read_bytes() == before
+
+
+def test_the_command_names_labels_and_prints_surfaces(
+    folders: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    predictions, references = folders
+    content = {"labels": {"background": 0, "liver": 1, "tumour": 2, "cyst": 3}}
+    (predictions / "dataset.json").write_text(json.dumps(content))
+    output = str(tmp_path / "s.json")
+    command = ["evaluate", str(predictions), str(references), "--quiet", "-o", output]
+    assert main([*command, "--surface", "--lesions", "2"]) == 0
+    text = capsys.readouterr().out
+    for words in ("liver", "tumour", "cyst", "HD95", "NSD 1 mm", "invented"):
+        assert words in text, words

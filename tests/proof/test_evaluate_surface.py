@@ -14,6 +14,7 @@ from scipy.spatial.distance import cdist
 
 from offline_infer.errors import GeometryError
 from offline_infer.proof.evaluation.label_maps import evaluate
+from offline_infer.proof.evaluation.options import EvaluationOptions
 from offline_infer.proof.evaluation.surface_distances import (
     surface_distances,
     surface_metrics,
@@ -119,7 +120,12 @@ def test_surface_file(tmp_path: Path) -> None:
             (tmp_path / side).mkdir(exist_ok=True)
             sitk.WriteImage(image, str(tmp_path / side / f"{name}.nii.gz"))
     output = tmp_path / "summary.json"
-    evaluate(tmp_path / "pred", tmp_path / "ref", labels=[0, 1, 5], output=output, surface=True, tolerances=(1.5,))
+    evaluate(
+        tmp_path / "pred",
+        tmp_path / "ref",
+        EvaluationOptions(labels=[0, 1, 5], surface=True, tolerances=(1.5,)),
+        output=output,
+    )
     content = json.loads((tmp_path / "surface.json").read_text())
     assert set(content["empty_mask_policy"]) == {"both empty", "prediction empty", "reference empty"}
     assert set(content["mean"]) == {"1", "5"}

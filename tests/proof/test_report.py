@@ -13,8 +13,9 @@ import numpy as np
 import pytest
 
 from offline_infer.errors import UsageError
+from offline_infer.proof.comparison.arrays import compare_arrays
 from offline_infer.proof.comparison.differences import Place
-from offline_infer.proof.comparison.label_maps import CaseComparison, ComparisonReport, Margins, compare_arrays
+from offline_infer.proof.comparison.records import CaseComparison, ComparisonReport, Margins
 from offline_infer.proof.report import write_report
 from offline_infer.proof.report.charts import bars, heat, strip_plot
 from offline_infer.proof.report.inputs import PNG_MAGIC, recognise

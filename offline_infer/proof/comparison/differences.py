@@ -21,6 +21,7 @@ LabelArray = npt.NDArray[Any]
 Coordinates = npt.NDArray[np.int64]
 
 SHOWN = 20
+_CUBE = 8
 LARGEST = 10
 SAMPLE = 200_000
 """At most this many differing voxels are looked at one by one; more are sampled evenly."""
@@ -40,6 +41,8 @@ class Place:
             those on the border; None where ``b`` has one label only.
         components: connected regions of differing voxels (corners count as contact).
         largest: voxels of the largest ten.
+        reach: share of the border of ``b``, in cubes of eight voxels a side, that has a difference near it; None where
+            ``b`` has one label only.
     """
 
     box: tuple[tuple[int, int], ...]
@@ -51,6 +54,7 @@ class Place:
     border_distance_mean: float | None
     components: int
     largest: tuple[int, ...]
+    reach: float | None = None
 
     @property
     def all_on_border(self) -> bool:
@@ -84,7 +88,8 @@ def place_of(coordinates: Coordinates, b: LabelArray, spacing: Sequence[float]) 
     sizes = _component_sizes(coordinates, low, high)
     judged = evenly(coordinates)
     touching = _on_border(b, judged)
-    distances = _border_distances(b, judged[~touching], spacing)
+    border = border_voxels(b)
+    distances = _border_distances(border, judged[~touching], spacing)
     return Place(
         box=tuple((int(first), int(last)) for first, last in zip(low, high, strict=True)),
         centroid=tuple(round(float(value), 3) for value in coordinates.mean(axis=0)),
@@ -95,6 +100,7 @@ def place_of(coordinates: Coordinates, b: LabelArray, spacing: Sequence[float]) 
         border_distance_mean=None if distances is None else float(distances.sum() / len(judged)),
         components=len(sizes),
         largest=tuple(int(size) for size in np.sort(sizes)[::-1][:LARGEST]),
+        reach=_reach(border, judged),
     )
 
 
@@ -148,22 +154,36 @@ def _on_border(b: LabelArray, coordinates: Coordinates) -> npt.NDArray[np.bool_]
     return touching
 
 
-def _border_distances(
-    b: LabelArray, coordinates: Coordinates, spacing: Sequence[float]
-) -> npt.NDArray[np.float64] | None:
-    """mm from each coordinate to the nearest border voxel of ``b``; None if ``b`` has no border."""
-    if not len(coordinates):
-        return np.zeros(0)
-    border = np.zeros(b.shape, dtype=bool)
-    for axis in range(b.ndim):
-        ahead = tuple(slice(1, None) if i == axis else slice(None) for i in range(b.ndim))
-        behind = tuple(slice(None, -1) if i == axis else slice(None) for i in range(b.ndim))
-        changes = b[ahead] != b[behind]
+def border_voxels(labels: LabelArray) -> Coordinates:
+    """Coordinates (n, 3) of the voxels with a face neighbour of another label."""
+    border = np.zeros(labels.shape, dtype=bool)
+    for axis in range(labels.ndim):
+        ahead = tuple(slice(1, None) if i == axis else slice(None) for i in range(labels.ndim))
+        behind = tuple(slice(None, -1) if i == axis else slice(None) for i in range(labels.ndim))
+        changes = labels[ahead] != labels[behind]
         border[ahead] |= changes
         border[behind] |= changes
-    points = np.argwhere(border)
-    if not len(points):
+    return np.argwhere(border).astype(np.int64)
+
+
+def _border_distances(
+    border: Coordinates, coordinates: Coordinates, spacing: Sequence[float]
+) -> npt.NDArray[np.float64] | None:
+    """mm from each coordinate to the nearest border voxel; None if there is no border."""
+    if not len(coordinates):
+        return np.zeros(0)
+    if not len(border):
         return None
     scale = np.asarray(spacing, np.float64)
-    distances, _ = cKDTree(points * scale).query(coordinates * scale)
+    distances, _ = cKDTree(border * scale).query(coordinates * scale)
     return np.asarray(distances, np.float64)
+
+
+def _reach(border: Coordinates, coordinates: Coordinates) -> float | None:
+    """Share of the cubes with border in them that also hold one of the coordinates."""
+    if not len(border):
+        return None
+    cubes = np.unique(border // _CUBE, axis=0)
+    both = np.concatenate([cubes, np.unique(coordinates // _CUBE, axis=0)])
+    _, counts = np.unique(both, axis=0, return_counts=True)
+    return float((counts == 2).sum() / len(cubes))

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from offline_infer.errors import UsageError
-from offline_infer.files import replacing
+from offline_infer.proof.csv_tables import write_table
 from offline_infer.proof.evaluation.metrics import mean_of
 from offline_infer.proof.evaluation.pairs import case_of
 from offline_infer.proof.evaluation.summary import layout_of
@@ -49,6 +49,19 @@ def long_table(summary: Mapping[str, Any]) -> list[Row]:
     ]
 
 
+def surface_table(surface: Mapping[str, Any], names: Mapping[str, str] | None = None) -> list[dict[str, Any]]:
+    """One row per label of the means in a ``surface.json``; undefined figures are None."""
+    return [
+        {
+            "label": (names or {}).get(key, key),
+            **{name: value for name, value in figures.items() if name != "cases"},
+            "cases": figures["cases"]["present"],
+            "one side empty": figures["cases"]["prediction empty"] + figures["cases"]["reference empty"],
+        }
+        for key, figures in surface["mean"].items()
+    ]
+
+
 def write_csv(
     summary: Mapping[str, Any], path: Path, *, layout: Literal["wide", "long"] = "wide", metric: str = "Dice"
 ) -> None:
@@ -56,13 +69,10 @@ def write_csv(
 
     Numbers are written with all their digits.
     """
-    import pandas as pd
-
     if layout not in ("wide", "long"):
         raise UsageError(f"unknown table layout {layout!r}; legal names: wide, long")
     rows = dice_table(summary, metric=metric) if layout == "wide" else long_table(summary)
-    with replacing(path) as temporary:
-        pd.DataFrame(rows).to_csv(temporary, index=False)
+    write_table(path, rows)
 
 
 def format_table(

@@ -1,0 +1,41 @@
+"""CSV files that are safe to open in a spreadsheet.
+
+A spreadsheet takes a cell that begins with ``=``, ``+``, ``-`` or ``@`` for a formula and runs it. Case names come from
+other people's files, so such text gets an apostrophe in front, which spreadsheets hide.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from offline_infer.files import write_bytes
+
+_FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")
+_CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]")
+
+
+def safe_cell(value: Any) -> str:
+    """A value as the text of a cell: numbers with all their digits, nothing for None and NaN, text made harmless."""
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return ""
+    if isinstance(value, int | float):
+        return repr(value) if isinstance(value, bool | int) else repr(float(value))
+    text = _CONTROL.sub("\N{REPLACEMENT CHARACTER}", str(value))
+    return f"'{text}" if text.lstrip(" ").startswith(_FORMULA) else text
+
+
+def write_table(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Write rows as CSV (UTF-8, comma, a heading), atomically. The columns are all keys in the order they first occur."""
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow([safe_cell(column) for column in columns])
+    writer.writerows([safe_cell(row.get(column)) for column in columns] for row in rows)
+    # Bytes of a file name that are not UTF-8 arrive here as lone surrogates.
+    write_bytes(path, text.getvalue().encode("utf-8", errors="backslashreplace"))
