@@ -176,8 +176,8 @@ def _deep_grey(values: npt.NDArray[Any], sixteen_bit: str) -> Bytes:
     if values.dtype.kind == "f" and not np.isfinite(values).all():
         raise ImageError("the image holds NaN or infinite values")
     if sixteen_bit == "high_byte" and values.dtype.itemsize == 2:
-        return (values >> 8).astype(np.uint8)
-    return np.clip(values, 0, 255).astype(np.uint8)
+        return np.asarray(values >> 8, np.uint8)
+    return np.asarray(np.clip(values, 0, 255), np.uint8)
 
 
 def _orientation(image: Image) -> int:

@@ -58,9 +58,8 @@ def test_soft_masks_are_resized_as_torch_does() -> None:
         expected = torch.nn.functional.interpolate(
             torch.from_numpy(soft)[None, None], size=target, mode="bilinear", align_corners=False
         )
-        np.testing.assert_allclose(
-            resize_soft(soft, *target), expected[0, 0].numpy(), atol=2e-5
-        )  # torch rounds coordinates to float32
+        # torch rounds coordinates to float32.
+        np.testing.assert_allclose(resize_soft(soft, *target), expected[0, 0].numpy(), atol=2e-5)
 
 
 def test_bands_are_the_whole() -> None:
