@@ -18,10 +18,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from offline_infer.ascend.error_codes import sentences, warnings
+from offline_infer.engines.om.error_codes import sentences, warnings
 from offline_infer.ascend.flags import Flags, build_flags
 from offline_infer.ascend.preflight import ATC_PATH, Preflight, check_graph, resolve_outputs
-from offline_infer.ascend.process import (
+from offline_infer.processes import (
     Finished,
     describe_status,
     find_program,

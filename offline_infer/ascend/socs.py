@@ -52,12 +52,6 @@ def check_soc(soc: str, *, allow_unlisted: bool = False) -> str:
     )
 
 
-def soc_of_chip(name: str) -> str:
-    """The soc name of a chip as ``npu-smi`` prints it: ``310P3`` or ``Ascend 310P3`` is ``Ascend310P3``."""
-    plain = name.replace(" ", "")
-    return plain if plain.startswith("Ascend") else f"Ascend{plain}"
-
-
 def _nearest(soc: str) -> str | None:
     by_key = {name.lower(): name for name in SOCS}
     key = soc.lower().replace(" ", "").replace("-", "").replace("_", "")

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from offline_infer.ascend.devices import DeviceQuery, list_devices
+from offline_infer.engines.om.npu_smi import DeviceQuery, list_devices
 
 _VERSION_FILES = (
     "version.cfg",

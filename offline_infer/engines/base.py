@@ -17,6 +17,7 @@ from typing import Any, Literal, Protocol, runtime_checkable
 import numpy as np
 import numpy.typing as npt
 
+from offline_infer.engines.compiled import CompiledGraph
 from offline_infer.errors import BundleError, EngineFailed, EngineUnavailable, UsageError
 
 FloatArray = npt.NDArray[np.float32]
@@ -38,6 +39,7 @@ class EngineOptions:
         cache: folder for compiled graphs, or None.
         outputs: names of the outputs that are kept, in the order wanted; empty = the graph's first one.
         extra: engine-specific options, passed through as they are.
+        compiled: what the bundle has compiled from the graph, for engines that run that instead.
     """
 
     device: str = "cpu"
@@ -46,6 +48,7 @@ class EngineOptions:
     cache: Path | None = None
     outputs: tuple[str, ...] = ()
     extra: Mapping[str, str] = field(default_factory=dict)
+    compiled: tuple[CompiledGraph, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -267,6 +270,7 @@ class Engine(Protocol):
 ENGINES: dict[str, str] = {
     "openvino": "offline_infer.engines.openvino.engine",
     "onnxruntime": "offline_infer.engines.onnxruntime.engine",
+    "om": "offline_infer.engines.om.engine",
     "fake": "offline_infer.engines.fake",
 }
 """Engine name -> module. Exact names only."""

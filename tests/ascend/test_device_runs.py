@@ -19,9 +19,9 @@ import psutil
 import pytest
 from ascend_specimens import STANDINS, check_answers, tiny_bundle, use_standins, work_folder
 
-from offline_infer.ascend import process
+from offline_infer import processes as process
 from offline_infer.ascend.compile import compile_bundle
-from offline_infer.ascend.devices import Device, DeviceQuery
+from offline_infer.engines.om.npu_smi import Device, DeviceQuery
 from offline_infer.ascend.figures import read_folder
 from offline_infer.ascend.runs import device_runs
 from offline_infer.ascend.runs.device_runs import DeviceRunner, doubts, run_tool, share

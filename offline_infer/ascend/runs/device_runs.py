@@ -20,9 +20,9 @@ from pathlib import Path
 from typing import Any
 
 from offline_infer.ascend.compiled import Compiled, select
-from offline_infer.ascend.devices import DeviceQuery, list_devices
+from offline_infer.engines.om.npu_smi import DeviceQuery, list_devices
 from offline_infer.ascend.figures import DevicePerformance, combine
-from offline_infer.ascend.process import termination_as_interrupt
+from offline_infer.processes import termination_as_interrupt
 from offline_infer.ascend.runs.device_report import DeviceRunReport, SessionReport
 from offline_infer.ascend.runs.device_session import (
     Collector,

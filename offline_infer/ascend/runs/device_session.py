@@ -19,7 +19,7 @@ import psutil
 
 from offline_infer.ascend.compiled import Compiled
 from offline_infer.ascend.figures import DevicePerformance
-from offline_infer.ascend.process import read_log, start, stop, terminate
+from offline_infer.processes import read_log, start, stop, terminate
 from offline_infer.ascend.tools import Program, SessionPlan, Tool
 from offline_infer.files import write_json
 from offline_infer.staging.outputs import OutputEntry, OutputsManifest, Writer

@@ -245,7 +245,7 @@ def _save(
     elif options.outfmt == "TXT":
         path.write_text("\n".join(map(str, np.frombuffer(answer, dtype))))
     else:
-        write_output(faults, position, path, answer)
+        write_output(faults, position, path, answer, dtype)
     return str(path)
 
 

@@ -110,7 +110,8 @@ def _dataset(model: Om, options: dict[str, str], device: int, faults: list[Fault
         for number, data in enumerate(outputs, start=1):
             name = f"{path.name.rpartition('.')[0] or path.name}_{number}"
             if binary:
-                write_output(faults, position, folder / f"{name}.bin", data)
+                dtype = model.meta["outputs"][number - 1]["dtype"]
+                write_output(faults, position, folder / f"{name}.bin", data, dtype)
             else:
                 values = np.frombuffer(data, model.meta["outputs"][number - 1]["dtype"])
                 write_output(faults, position, folder / f"{name}.txt", " ".join(map(str, values)).encode())

@@ -20,6 +20,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
 
+import numpy as np
+
+LARGEST_HALF = 65504.0
+
 MODES = {
     "crash-after": "dies by a signal after N inputs",
     "exit-after": "ends with status 1 after N inputs",
@@ -29,6 +33,14 @@ MODES = {
     "hang": "stops for ever after N inputs, ignoring SIGTERM",
     "disk-full": "after N inputs writes half an output, says 'No space left on device', ends with status 1",
     "no-summary": "ais_bench: no summary file",
+    "nan": "answers NaN to the first N inputs",
+    "zeros": "answers zeros everywhere to the first N inputs",
+    "overflow": "half precision overflows in the answers to the first N inputs",
+    "flat": "bindings: answers without a shape",
+    "short": "bindings: the last output is cut in half",
+    "fewer": "bindings: the last output is left out",
+    "busy": "bindings: the device cannot be opened (507033)",
+    "fail-call": "bindings: call N (from 0) fails with 507011, and its memory is lost",
     "code": "atc: fails with the given error code",
     "success-without-om": "atc: says success and writes nothing",
     "warn": "atc: succeeds with a coded warning",
@@ -74,6 +86,29 @@ def before_input(faults: list[Fault], position: int) -> None:
             hang()
 
 
+def before_call(faults: list[Fault], call: int) -> None:
+    """Called by a binding before call number ``call`` (from 0): crash or hang if a rule says so."""
+    for each in faults:
+        if each.mode == "crash-after" and call >= each.count:
+            os.kill(os.getpid(), signal.SIGSEGV)
+        if each.mode == "hang" and call >= each.count:
+            hang()
+
+
+def spoiled(faults: list[Fault], position: int, data: bytes, dtype: str, *, saturates: bool = True) -> bytes:
+    """An answer as it is, or as NaN, zeros or with overflow where a rule says so."""
+    for each in faults:
+        if each.mode not in ("nan", "zeros", "overflow") or position >= (each.count or position + 1):
+            continue
+        array = np.frombuffer(data, dtype).copy()
+        if each.mode == "overflow":
+            array[: max(1, array.size // 8)] = LARGEST_HALF if saturates else np.inf
+        else:
+            array[:] = np.nan if each.mode == "nan" else 0
+        data = array.tobytes()
+    return data
+
+
 def hang() -> NoReturn:
     """Stop for ever; only SIGKILL ends it."""
     sys.stdout.flush()
@@ -82,8 +117,9 @@ def hang() -> NoReturn:
         time.sleep(3600)
 
 
-def write_output(faults: list[Fault], position: int, path: Path, data: bytes) -> None:
+def write_output(faults: list[Fault], position: int, path: Path, data: bytes, dtype: str = "float32") -> None:
     """Write one output file of input number ``position``, or leave it out or spoil it as a rule says."""
+    data = spoiled(faults, position, data, dtype)
     for each in faults:
         if each.mode == "missing-outputs" and position < each.count:
             return

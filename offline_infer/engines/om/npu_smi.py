@@ -12,8 +12,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from offline_infer.ascend.process import ask
-from offline_infer.ascend.socs import soc_of_chip
+from offline_infer.processes import ask
 
 Ask = Callable[[list[str]], tuple[int | None, str]]
 """Runs a query: command -> (exit status or None, text)."""
@@ -84,6 +83,12 @@ def list_devices(npu_smi: str = "npu-smi", query: Ask = ask) -> DeviceQuery:
     devices = parse_info(text, logic_ids)
     problem = None if devices else "npu-smi lists no device"
     return DeviceQuery(devices, parse_version(text), problem)
+
+
+def soc_of_chip(name: str) -> str:
+    """The soc name of a chip as ``npu-smi`` prints it: ``310P3`` or ``Ascend 310P3`` is ``Ascend310P3``."""
+    plain = name.replace(" ", "")
+    return plain if plain.startswith("Ascend") else f"Ascend{plain}"
 
 
 def parse_version(text: str) -> str | None:

@@ -1,0 +1,519 @@
+"""Workers on several devices that serve one queue: answers come out right and in order, whatever happens to a device.
+
+Each device has a thread here (a :class:`Lane`) that owns its worker process. A worker has the next input at hand while it
+works on one. A failed call discards the worker, because the bindings lose device memory on errors; its inputs are done
+again elsewhere, or in a fresh worker. A device that fails twice is left out.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import threading
+import time
+import weakref
+from collections import deque
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from offline_infer.engines.compiled import Tensor
+from offline_infer.engines.om.answers import EXPLANATIONS, REMEDIES, Fault, fault_of, is_constant
+from offline_infer.engines.om.process import WorkerFailed, WorkerProcess, readable
+from offline_infer.engines.om.slots import Slots, shared_memory
+from offline_infer.errors import EngineUnavailable
+
+FAILURES_ALLOWED = 1
+"""A device that fails more often is left out."""
+ATTEMPTS = 4
+"""An input that made so many workers fail is given up."""
+_AT_HAND = 2  # inputs a worker has: the one it works on, and the next
+_PAUSE_S = 0.5  # before a device that could not be opened is tried again
+
+Referee = Callable[[npt.NDArray[Any]], npt.NDArray[Any] | None]
+"""What another engine answers to an input (its first kept output), or None where there is no other engine."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """How long a worker may stay silent.
+
+    Attributes:
+        open_s: while it starts and loads a model.
+        answer_s: while it answers one input.
+    """
+
+    open_s: float = 600.0
+    answer_s: float = 600.0
+
+
+class Model:
+    """A model in every worker: its tensors, and the slots that hold its inputs and answers."""
+
+    def __init__(
+        self, number: int, path: Path, tensors: Sequence[Tensor], kept: Sequence[int], slots: int, referee: Referee
+    ) -> None:
+        """
+        Args:
+            tensors: the input, then the outputs.
+            kept: positions of the outputs whose numbers are looked at.
+            referee: decides whether an answer of one number only is the model's own.
+        """
+        self.number = number
+        self.path = path
+        self.tensors = tuple(tensors)
+        self.kept = tuple(kept)
+        self.count = slots
+        self.referee = referee
+        self.handle = shared_memory(slots, tensors)
+        weakref.finalize(self, os.close, self.handle)
+        self.slots = Slots(self.handle, slots, tensors)
+        self.reported: dict[int, str | None] = {}
+        """Device -> None where its worker has opened the model, else why it could not."""
+        self.flat_is_right = False
+
+    def opening(self) -> dict[str, Any]:
+        """The message that makes a worker open it."""
+        return {
+            "do": "open",
+            "model": self.number,
+            "path": str(self.path),
+            "slots": self.count,
+            "tensors": [tensor.to_json() for tensor in self.tensors],
+        }
+
+
+@dataclass(eq=False)
+class Job:
+    """One input on its way.
+
+    Attributes:
+        failures: (device, reason) of every worker that failed on it.
+        fault: what was wrong with the numbers of its last answer, and the device that gave it.
+    """
+
+    model: Model
+    slot: int
+    done: threading.Event = field(default_factory=threading.Event)
+    error: str | None = None
+    failures: list[tuple[int, str]] = field(default_factory=list)
+    fault: tuple[Fault, int] | None = None
+    sent_at: float = 0.0
+
+    def finish(self, error: str | None = None) -> None:
+        """Answered, or given up."""
+        self.error = error
+        self.done.set()
+
+
+class Pool:
+    """The devices of a run. Sessions of several folds, and both stages of a cascade, share it."""
+
+    def __init__(self, devices: Sequence[int], binding: str, limits: Limits) -> None:
+        self.devices = tuple(devices)
+        self.binding = binding
+        self.limits = limits
+        self.changed = threading.Condition()
+        self.waiting: deque[Job] = deque()
+        self.models: dict[int, Model] = {}
+        self.about: dict[str, Any] = {}
+        self.closed = False
+        self._numbers = 0
+        self.lanes = [Lane(self, device) for device in devices]
+        self._end = weakref.finalize(self, _end_all, self.lanes)
+        for lane in self.lanes:
+            lane.start()
+
+    # -- for sessions --------------------------------------------------------------------------------------------------
+
+    def started(self) -> dict[str, Any]:
+        """What the first worker that started says of itself; waits for it.
+
+        Raises:
+            EngineUnavailable: no device could be opened.
+        """
+        with self.changed:
+            self.changed.wait_for(lambda: self.about or not self.living())
+            if not self.about:
+                raise EngineUnavailable(f"om: no device could be opened: {self.reasons()}")
+            return dict(self.about)
+
+    def chips(self) -> dict[int, str | None]:
+        """Device -> chip as its worker says; waits until every living device has said it."""
+        with self.changed:
+            self.changed.wait_for(lambda: all(lane.about or lane.out for lane in self.lanes))
+            return {lane.device: lane.about.get("chip") for lane in self.lanes if lane.about}
+
+    def open(
+        self, path: Path, tensors: Sequence[Tensor], kept: Sequence[int], slots: int, referee: Referee
+    ) -> Model:
+        """Have every device open a model.
+
+        Raises:
+            EngineUnavailable: none could.
+        """
+        with self.changed:
+            self._numbers += 1
+            model = Model(self._numbers, path, tensors, kept, slots, referee)
+            self.models[model.number] = model
+            for lane in self.lanes:
+                lane.orders.append(model)
+            self.wake()
+        try:
+            with self.changed:
+                self.changed.wait_for(lambda: all(lane.out or lane.device in model.reported for lane in self.lanes))
+            if not any(reason is None for reason in model.reported.values()):
+                reasons = [f"device {device}: {reason}" for device, reason in model.reported.items()]
+                raise EngineUnavailable(f"om: {path} cannot be opened: {'; '.join(reasons) or self.reasons()}")
+        except BaseException:
+            self.close(model)
+            raise
+        return model
+
+    def close(self, model: Model) -> None:
+        """Let go of a model; with the last one the workers end. May be called twice."""
+        with self.changed:
+            if self.models.pop(model.number, None) is None:
+                return
+            for job in [job for job in self.waiting if job.model is model]:
+                self.waiting.remove(job)
+                job.finish("the session was closed")
+            for lane in self.lanes:
+                lane.orders.append(model)
+            self.wake()
+        self.close_if_unused()
+
+    def close_if_unused(self) -> None:
+        """End the workers where no model is left. A worker that is busy is not waited for."""
+        with self.changed:
+            if self.models or self.closed:
+                return
+            self.closed = True
+            for lane in self.lanes:
+                lane.hurry()
+            self.wake()
+        for lane in self.lanes:
+            lane.join()
+
+    def put(self, job: Job) -> None:
+        """Queue an input that lies in its slot."""
+        with self.changed:
+            if self.closed or not self.serving(job.model):
+                job.finish(f"no device is left: {self.reasons()}")
+                return
+            self.waiting.append(job)
+            self.wake()
+
+    # -- for lanes -----------------------------------------------------------------------------------------------------
+
+    def take(self, lane: Lane, hands_empty: bool) -> Job | None:
+        """The next input for a device. One that has something to do gets none while another device is idle."""
+        with self.changed:
+            for job in self.waiting:
+                serving = self.serving(job.model)
+                if lane not in serving or self._better_elsewhere(job, lane):
+                    continue
+                if not hands_empty and any(other.idle for other in serving):
+                    return None
+                self.waiting.remove(job)
+                return job
+        return None
+
+    def again(self, job: Job, reason: str) -> None:
+        """Put an input back, in front, unless its time is up."""
+        with self.changed:
+            if len(job.failures) >= ATTEMPTS:
+                told = "; ".join(f"device {device}: {why}" for device, why in job.failures)
+                job.finish(f"{len(job.failures)} workers failed on the same input: {told}")
+            elif self.closed or job.model.number not in self.models:
+                job.finish("the session was closed")
+            elif not self.serving(job.model):
+                job.finish(f"no device is left: {self.reasons() or reason}")
+            else:
+                self.waiting.appendleft(job)
+            self.wake()
+
+    def give_up_if_hopeless(self) -> None:
+        """After a device was left out: what no other device can do is ended with the reasons."""
+        with self.changed:
+            for job in [job for job in self.waiting if not self.serving(job.model)]:
+                self.waiting.remove(job)
+                job.finish(f"no device is left: {self.reasons()}")
+            self.changed.notify_all()
+
+    def living(self) -> list[Lane]:
+        """Devices that are not left out."""
+        return [lane for lane in self.lanes if not lane.out]
+
+    def serving(self, model: Model) -> list[Lane]:
+        """Devices that have opened a model and are not left out."""
+        return [lane for lane in self.living() if model.reported.get(lane.device, "") is None]
+
+    def reasons(self) -> str:
+        """Why devices were left out."""
+        return "; ".join(f"device {lane.device}: {lane.failures[-1]}" for lane in self.lanes if lane.failures)
+
+    def wake(self) -> None:
+        """Have every lane look for work."""
+        for lane in self.lanes:
+            lane.wake()
+
+    def _better_elsewhere(self, job: Job, lane: Lane) -> bool:
+        """Whether an input that failed on this device should be done on another one that is well."""
+        tried = {device for device, _ in job.failures} | ({job.fault[1]} if job.fault else set())
+        return lane.device in tried and any(other.device not in tried for other in self.serving(job.model))
+
+
+class _Hold:
+    """The worker of a lane, where whoever ends the program finds it."""
+
+    def __init__(self) -> None:
+        self.worker: WorkerProcess | None = None
+
+
+class Lane:
+    """The thread that looks after one device."""
+
+    def __init__(self, pool: Pool, device: int) -> None:
+        self.device = device
+        self.orders: deque[Model] = deque()
+        self.failures: list[str] = []
+        self.out = False
+        self.idle = False
+        self.about: dict[str, Any] = {}
+        self.hold = _Hold()
+        self._pool = weakref.proxy(pool)
+        self._opened: set[int] = set()
+        self._sent: deque[Job] = deque()
+        self._begun = 0.0
+        self._ears, self._bell = socket.socketpair()  # closed with this object: a wake may come at any time
+        self._ears.setblocking(False)
+        self._bell.setblocking(False)
+        self._thread = threading.Thread(target=self._live, name=f"om device {device}", daemon=True)
+
+    def start(self) -> None:
+        """Start the thread, and the worker in it."""
+        self._thread.start()
+
+    def join(self) -> None:
+        """Wait for the thread, which ends its worker."""
+        self._thread.join()
+
+    def wake(self) -> None:
+        """Interrupt its wait."""
+        with suppress(OSError):  # a full pipe wakes it as well
+            self._bell.send(b"!")
+
+    def hurry(self) -> None:
+        """Kill a worker that is busy, so that nobody waits for it."""
+        worker = self.hold.worker
+        if worker is not None and not self.idle:
+            worker.signal()
+
+    def _live(self) -> None:
+        with suppress(ReferenceError):  # the pool is gone without having been closed
+            try:
+                self._recovering(self._start)
+                while not self._pool.closed and not self.out:
+                    self._recovering(self._step)
+            finally:
+                self._leave()
+
+    def _recovering(self, act: Callable[[], None]) -> None:
+        """Do something with the worker; a failure discards it and is counted."""
+        try:
+            act()
+        except WorkerFailed as error:
+            self._fail(str(error))
+
+    def _step(self) -> None:
+        self._carry_out_orders()
+        self._fill()
+        worker = self.hold.worker
+        watched: list[Any] = [self._ears]
+        timeout = None
+        if self._sent and worker is not None:
+            watched.append(worker.channel)
+            timeout = self._begun + self._pool.limits.answer_s - time.monotonic()
+        ready = readable(watched, timeout)
+        if self._ears in ready:
+            with suppress(BlockingIOError):
+                self._ears.recv(4096)
+        if worker is not None and worker.channel in ready:
+            worker.receive()
+            job = self._sent.popleft()
+            self._begun = time.monotonic()
+            self._fill()
+            self._judge(job)
+        elif self._sent and time.monotonic() - self._begun > self._pool.limits.answer_s:
+            raise WorkerFailed(f"no answer within {self._pool.limits.answer_s:g} s; check the device (npu-smi info)")
+
+    def _start(self) -> None:
+        self._ready_worker()
+
+    def _ready_worker(self) -> WorkerProcess:
+        """The worker, started if there is none."""
+        if self.hold.worker is None:
+            if self.failures:
+                time.sleep(_PAUSE_S)
+            self._opened.clear()
+            self.hold.worker = WorkerProcess(self.device)
+            start = {"do": "start", "binding": self._pool.binding, "device": self.device}
+            reply = self.hold.worker.ask(start, self._pool.limits.open_s)
+            with self._pool.changed:
+                self.about = {name: reply[name] for name in ("binding", "generation", "version", "chip")}
+                self._pool.about = self._pool.about or self.about
+                self._pool.changed.notify_all()
+        return self.hold.worker
+
+    def _open(self, model: Model) -> None:
+        """Have the worker open a model, unless it has."""
+        worker = self._ready_worker()
+        if model.number not in self._opened:
+            worker.ask(model.opening(), self._pool.limits.open_s, model.handle)
+            self._opened.add(model.number)
+
+    def _carry_out_orders(self) -> None:
+        """Open models that are new, close those that are gone. Only between answers, which come in order."""
+        while self.orders and not self._sent:
+            model = self.orders[0]
+            if model.number in self._pool.models:
+                self._report(model)
+            elif model.number in self._opened and self.hold.worker is not None:
+                self.hold.worker.ask({"do": "close", "model": model.number}, self._pool.limits.open_s)
+                self._opened.discard(model.number)
+            self.orders.popleft()
+
+    def _report(self, model: Model) -> None:
+        """Try to open a model, twice, and say how it went. A model that cannot be opened is no fault of the device."""
+        reason: str | None = None
+        for _ in range(FAILURES_ALLOWED + 1):
+            if self._pool.closed:
+                break
+            try:
+                self._open(model)
+                reason = None
+                break
+            except WorkerFailed as error:
+                reason = str(error)
+                self._discard()
+                time.sleep(_PAUSE_S)
+        with self._pool.changed:
+            model.reported[self.device] = reason
+            self._pool.changed.notify_all()
+
+    def _fill(self) -> None:
+        """Send inputs until the worker has one to work on and the next at hand."""
+        while len(self._sent) < _AT_HAND and not (self.orders and self._sent):
+            job = self._pool.take(self, not self._sent)
+            with self._pool.changed:
+                self.idle = job is None and not self._sent
+            if job is None:
+                return
+            if not self._sent:
+                self._begun = time.monotonic()
+            self._sent.append(job)
+            if job.model.number not in self._opened:  # a fresh worker
+                if len(self._sent) > 1:
+                    self._sent.pop()
+                    self._pool.again(job, "")
+                    return
+                self._open(job.model)
+                self._begun = time.monotonic()
+            worker = self._ready_worker()
+            worker.send({"do": "run", "model": job.model.number, "slot": job.slot})
+
+    def _judge(self, job: Job) -> None:
+        """Look at the numbers of an answer before anybody uses them."""
+        outputs = job.model.slots.outputs(job.slot)
+        fault = next((found for position in job.model.kept if (found := fault_of(outputs[position]))), None)
+        if fault == "flat" and (job.model.flat_is_right or is_constant(job.model.slots.input(job.slot))):
+            fault = None
+        if fault is None:
+            self._blame_earlier(job)
+            job.finish()
+        elif job.fault is None:
+            job.fault = (fault, self.device)
+            self._set_aside(job, EXPLANATIONS[fault])
+        elif fault == "flat" and self._is_right(job):
+            job.model.flat_is_right = True
+            job.finish()
+        else:
+            first, devices = job.fault[0], sorted({job.fault[1], self.device})
+            where = f"device {devices[0]}, twice" if len(devices) == 1 else f"devices {devices[0]} and {devices[1]}"
+            job.finish(f"{where}: {EXPLANATIONS[first]}; {REMEDIES[first]}")
+            self._discard()
+
+    def _set_aside(self, job: Job, reason: str) -> None:
+        """Have a doubtful answer done again, elsewhere or by a fresh worker."""
+        self._discard()
+        self._pool.again(job, f"device {self.device}: {reason}")
+
+    def _is_right(self, job: Job) -> bool:
+        """Whether another engine gives one number everywhere too."""
+        answer = job.model.referee(np.array(job.model.slots.input(job.slot), dtype=np.float32))
+        return answer is not None and fault_of(answer) == "flat"
+
+    def _blame_earlier(self, job: Job) -> None:
+        """A doubtful answer that a second try did not confirm was the first device's fault."""
+        if job.fault is None:
+            return
+        fault, device = job.fault
+        for lane in self._pool.lanes:
+            if lane.device == device:
+                lane.count(f"{EXPLANATIONS[fault]} where a second try gave a good one")
+
+    def count(self, reason: str) -> None:
+        """Note a failure of this device; too many, and it is left out."""
+        with self._pool.changed:
+            self.failures.append(reason)
+            if len(self.failures) > FAILURES_ALLOWED:
+                self.out = True
+        self._pool.give_up_if_hopeless()
+        self._pool.wake()
+
+    def _fail(self, reason: str) -> None:
+        """The worker failed: discard it, and have its inputs done again."""
+        if self._sent:
+            # The first one made it fail; the next only waited.
+            self._sent[0].failures.append((self.device, reason))
+        self.count(reason)
+        self._discard(reason)
+        if not self.about and not self.out and not self._pool.closed:
+            self._recovering(self._start)  # somebody waits to learn what the device is
+
+    def _discard(self, reason: str = "") -> None:
+        """End the worker; its inputs go back into the queue, in order."""
+        if self.hold.worker is not None:
+            self.hold.worker.kill()
+            self.hold.worker = None
+        self._opened.clear()
+        for job in reversed(self._sent):
+            self._pool.again(job, reason)
+        self._sent.clear()
+
+    def _leave(self) -> None:
+        """The thread ends: nothing of it stays."""
+        worker, self.hold.worker = self.hold.worker, None
+        if worker is not None:
+            if self._sent or self.out:
+                worker.kill()
+            else:
+                worker.end()
+        for job in reversed(self._sent):
+            self._pool.again(job, "")
+        self._sent.clear()
+        with self._pool.changed:
+            self._pool.changed.notify_all()
+
+
+def _end_all(lanes: Sequence[Lane]) -> None:
+    """End the workers of a pool that nobody closed, and with them their threads."""
+    for lane in lanes:
+        lane.hurry()
+        lane.wake()
