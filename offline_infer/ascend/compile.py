@@ -18,9 +18,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from offline_infer.engines.om.error_codes import sentences, warnings
 from offline_infer.ascend.flags import Flags, build_flags
 from offline_infer.ascend.preflight import ATC_PATH, Preflight, check_graph, resolve_outputs
+from offline_infer.ascend.socs import check_soc
+from offline_infer.ascend.toolkit import toolkit_version
+from offline_infer.bundles.bundle import COMPILED, Bundle, save
+from offline_infer.engines.om.error_codes import sentences, warnings
+from offline_infer.errors import BundleError, ToolError, UsageError
+from offline_infer.events import Event, Sink, silent
+from offline_infer.files import replacing, sha256_file, write_text
 from offline_infer.processes import (
     Finished,
     describe_status,
@@ -30,12 +36,6 @@ from offline_infer.processes import (
     run,
     termination_as_interrupt,
 )
-from offline_infer.ascend.socs import check_soc
-from offline_infer.ascend.toolkit import toolkit_version
-from offline_infer.bundles.bundle import COMPILED, Bundle, save
-from offline_infer.errors import BundleError, ToolError, UsageError
-from offline_infer.events import Event, Sink, silent
-from offline_infer.files import replacing, sha256_file, write_text
 from offline_infer.spec import CompiledRecord, GraphRecord, OutputSpec
 
 SUCCESS = "ATC run success"

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from offline_infer.engines.om.npu_smi import DeviceQuery
 from offline_infer.bundles.bundle import Bundle
+from offline_infer.engines.om.npu_smi import DeviceQuery
 from offline_infer.errors import BundleError, UsageError
 from offline_infer.files import sha256_file
 from offline_infer.spec import CompiledRecord, OutputSpec

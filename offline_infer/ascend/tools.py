@@ -27,7 +27,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from offline_infer.engines.om.error_codes import sentences
 from offline_infer.ascend.figures import (
     DevicePerformance,
     ais_bench_files,
@@ -35,8 +34,9 @@ from offline_infer.ascend.figures import (
     parse_benchmark,
     parse_msame,
 )
-from offline_infer.processes import ask, describe_status, find_program, last_lines
+from offline_infer.engines.om.error_codes import sentences
 from offline_infer.errors import EngineUnavailable, UsageError
+from offline_infer.processes import ask, describe_status, find_program, last_lines
 
 RUN = "run"
 """Name of the output folder ``ais_bench`` is asked to make."""

@@ -17,11 +17,11 @@ from ascend_specimens import STANDINS, graph_bytes, tiny_bundle, use_standins
 
 from offline_infer.ascend.compile import Compilation, compile_bundle
 from offline_infer.ascend.compiled import select
-from offline_infer.engines.om.npu_smi import Device, DeviceQuery
-from offline_infer.engines.om.error_codes import CODES, explain, sentences
 from offline_infer.ascend.flags import build_flags
 from offline_infer.ascend.socs import SOCS, check_soc
 from offline_infer.bundles.bundle import Bundle, creating
+from offline_infer.engines.om.error_codes import CODES, explain, sentences
+from offline_infer.engines.om.npu_smi import Device, DeviceQuery
 from offline_infer.errors import BundleError, EngineUnavailable, ToolError, UsageError
 from offline_infer.files import sha256_file
 

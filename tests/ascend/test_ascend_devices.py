@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from ascend_specimens import use_standins
 
+from offline_infer.ascend.toolkit import ascend_report, driver_version, find_toolkit, toolkit_version
 from offline_infer.engines.om.npu_smi import list_devices, parse_info, parse_list, parse_mapping, parse_version
 from offline_infer.processes import ask, last_lines
-from offline_infer.ascend.toolkit import ascend_report, driver_version, find_toolkit, toolkit_version
 
 INFO_310P = """
 +--------------------------------------------------------------------------------------------------------+

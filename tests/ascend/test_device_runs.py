@@ -21,12 +21,12 @@ from ascend_specimens import STANDINS, check_answers, tiny_bundle, use_standins,
 
 from offline_infer import processes as process
 from offline_infer.ascend.compile import compile_bundle
-from offline_infer.engines.om.npu_smi import Device, DeviceQuery
 from offline_infer.ascend.figures import read_folder
 from offline_infer.ascend.runs import device_runs
 from offline_infer.ascend.runs.device_runs import DeviceRunner, doubts, run_tool, share
 from offline_infer.ascend.runs.device_session import session_stems
 from offline_infer.bundles.bundle import Bundle
+from offline_infer.engines.om.npu_smi import Device, DeviceQuery
 from offline_infer.errors import DiskBudgetError, EngineUnavailable, ToolError, UsageError
 from offline_infer.events import Event
 from offline_infer.staging.clean import clean_outputs

@@ -44,6 +44,14 @@ def use_standins(monkeypatch: pytest.MonkeyPatch, **settings: str) -> None:
         monkeypatch.setenv(f"OFFLINE_INFER_STANDIN_{name.upper()}", value)
 
 
+def use_binding(monkeypatch: pytest.MonkeyPatch, binding: str, **settings: str) -> None:
+    """Have the stand-in of one binding installed: ``v2023``, ``v2024`` (ais_bench) or ``acl``."""
+    if binding != "acl":
+        settings = {"generation": binding, **settings}
+    use_standins(monkeypatch, **settings)
+    monkeypatch.syspath_prepend(str(STANDINS / ("pyacl" if binding == "acl" else "python")))
+
+
 def graph_bytes(heads: int = 1, opset: int = 13, scale: float = 1.0) -> bytes:
     """A small convolutional net (1, 1, z, y, x) -> heads of (1, 3, z, y, x), each head different."""
     onnx = pytest.importorskip("onnx")

@@ -20,9 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from offline_infer.ascend.compiled import Compiled, select
-from offline_infer.engines.om.npu_smi import DeviceQuery, list_devices
 from offline_infer.ascend.figures import DevicePerformance, combine
-from offline_infer.processes import termination_as_interrupt
 from offline_infer.ascend.runs.device_report import DeviceRunReport, SessionReport
 from offline_infer.ascend.runs.device_session import (
     Collector,
@@ -34,9 +32,11 @@ from offline_infer.ascend.runs.device_session import (
 )
 from offline_infer.ascend.tools import Program, SessionPlan, Tool, get_tool
 from offline_infer.bundles.bundle import Bundle
+from offline_infer.engines.om.npu_smi import DeviceQuery, list_devices
 from offline_infer.errors import DiskBudgetError, ToolError, UsageError
 from offline_infer.events import Event, Sink, silent
 from offline_infer.files import write_json
+from offline_infer.processes import termination_as_interrupt
 from offline_infer.staging.disk_budget import free_bytes, size_text
 from offline_infer.staging.outputs import WRITERS, OutputsManifest
 from offline_infer.staging.work_folder import safe_name

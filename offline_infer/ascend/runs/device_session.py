@@ -19,9 +19,9 @@ import psutil
 
 from offline_infer.ascend.compiled import Compiled
 from offline_infer.ascend.figures import DevicePerformance
-from offline_infer.processes import read_log, start, stop, terminate
 from offline_infer.ascend.tools import Program, SessionPlan, Tool
 from offline_infer.files import write_json
+from offline_infer.processes import read_log, start, stop, terminate
 from offline_infer.staging.outputs import OutputEntry, OutputsManifest, Writer
 from offline_infer.staging.work_folder import safe_name
 from offline_infer.staging.worklist import Item, Worklist, output_bytes

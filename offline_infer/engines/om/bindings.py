@@ -57,8 +57,11 @@ class Port:
 class LoadedModel(Protocol):
     """A model on a device."""
 
-    inputs: Sequence[Port]
-    outputs: Sequence[Port]
+    @property
+    def inputs(self) -> Sequence[Port]: ...
+
+    @property
+    def outputs(self) -> Sequence[Port]: ...
 
     def run(self, array: npt.NDArray[Any]) -> list[npt.NDArray[Any]]:
         """The outputs, in the model's order, for one C-contiguous input.

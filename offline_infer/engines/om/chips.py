@@ -58,5 +58,7 @@ def _chip_of(chips: Mapping[int, str | None], query: Callable[[], DeviceQuery], 
     if present:
         return present[0]
     if len(made) > 1:
-        raise UsageError(f"om: the chip of the devices is not known; name it with --engine-option soc=NAME: {', '.join(made)}")
+        raise UsageError(
+            f"om: the chip of the devices is not known; name it with --engine-option soc=NAME: {', '.join(made)}"
+        )
     return made[0]

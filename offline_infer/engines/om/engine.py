@@ -47,6 +47,10 @@ class OmEngine:
             "aclruntime wheels for this Python"
         )
 
+    def graph_precision(self, precision: str) -> str:
+        """The float32 graph: what an OM computes in was settled when it was compiled."""
+        return "fp32"
+
     def open(self, graph: Path, options: EngineOptions) -> OmSession:
         """Open what ``options.compiled`` holds for the devices' chip; ``graph`` is the ONNX graph it was compiled from.
 
@@ -138,11 +142,10 @@ class Pending:
         }
 
     def release(self) -> None:
-        """Give the slot back. May be called twice."""
+        """Give the slot back, as soon as no worker can write into it any more. May be called twice."""
         if not self._released:
             self._released = True
-            self._job.done.wait()  # a worker may still write into it
-            self._session.give_back(self._job.slot)
+            self._job.when_done(lambda: self._session.give_back(self._job.slot))
 
     def __enter__(self) -> Pending:
         return self
@@ -173,12 +176,10 @@ class OmSession:
         self._details: dict[str, Any] = {
             "binding": about["binding"],
             "generation": about["generation"],
-            "processor": chosen.chip,
             "devices": list(pool.devices),
             "left_out": {},
             "om": chosen.path.name,
             "om_sha256": chosen.sha256,
-            "open_seconds": round(time.perf_counter() - begun, 3),
         }
         self.info = SessionInfo(
             engine=ENGINE.name,
@@ -188,6 +189,8 @@ class OmSession:
             input_shape=chosen.input.shape,
             output_names=names,
             kept=tuple(names[position] for position in kept),
+            processor=chosen.chip,
+            open_seconds=round(time.perf_counter() - begun, 3),
             details=self._details,
         )
 
@@ -295,7 +298,11 @@ def devices_of(device: str) -> tuple[int, ...]:
     """
     kind, _, numbers = device.partition(":")
     parts = (numbers or "0").split(",")
-    if kind != "npu" or not all(part.isdecimal() and int(part) <= 255 for part in parts) or len(set(parts)) < len(parts):
+    if (
+        kind != "npu"
+        or not all(part.isdecimal() and int(part) <= 255 for part in parts)
+        or len(set(parts)) < len(parts)
+    ):
         raise EngineUnavailable(f"om: device {device!r}; expected npu:0, or several as npu:0,1,2,3")
     return tuple(int(part) for part in parts)
 

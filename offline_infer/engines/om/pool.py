@@ -103,12 +103,25 @@ class Job:
     error: str | None = None
     failures: list[tuple[int, str]] = field(default_factory=list)
     fault: tuple[Fault, int] | None = None
-    sent_at: float = 0.0
+    then: Callable[[], None] | None = None
+    lock: threading.Lock = field(default_factory=threading.Lock)
 
     def finish(self, error: str | None = None) -> None:
         """Answered, or given up."""
         self.error = error
-        self.done.set()
+        with self.lock:
+            self.done.set()
+            then = self.then
+        if then is not None:
+            then()
+
+    def when_done(self, then: Callable[[], None]) -> None:
+        """Call something once it is answered or given up; at once where it is."""
+        with self.lock:
+            if not self.done.is_set():
+                self.then = then
+                return
+        then()
 
 
 class Pool:
@@ -149,9 +162,7 @@ class Pool:
             self.changed.wait_for(lambda: all(lane.about or lane.out for lane in self.lanes))
             return {lane.device: lane.about.get("chip") for lane in self.lanes if lane.about}
 
-    def open(
-        self, path: Path, tensors: Sequence[Tensor], kept: Sequence[int], slots: int, referee: Referee
-    ) -> Model:
+    def open(self, path: Path, tensors: Sequence[Tensor], kept: Sequence[int], slots: int, referee: Referee) -> Model:
         """Have every device open a model.
 
         Raises:

@@ -39,7 +39,7 @@ class WorkerProcess:
             WorkerFailed: it cannot be started.
         """
         self.device = device
-        self._log = tempfile.TemporaryFile()
+        self._log = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the worker
         self.channel, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         # The search path goes along as it is; the child would put its own working directory first.
         code = (

@@ -258,7 +258,8 @@ def _outputs(model: Any, options: dict[str, str]) -> list[dict[str, Any]]:
     entries = []
     for name in names or list(inferred):
         dtype = onnx.helper.tensor_dtype_to_np_dtype(inferred[name].type.tensor_type.elem_type).name
-        entries.append({"name": name, "dtype": kind or dtype})
+        shape = [dimension.dim_value for dimension in inferred[name].type.tensor_type.shape.dim]
+        entries.append({"name": name, "dtype": kind or dtype, "shape": shape})
     return entries
 
 

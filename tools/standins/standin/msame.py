@@ -91,7 +91,13 @@ def _run(model: Om, options: dict[str, str], faults: list[Fault]) -> None:
         print(f"Inference time: {spent:.3f}ms", flush=True)
         for number, answer in enumerate(outputs):
             if folder is not None:
-                write_output(faults, position, folder / f"{stem}_output_{number}.bin", answer, model.meta["outputs"][number]["dtype"])
+                write_output(
+                    faults,
+                    position,
+                    folder / f"{stem}_output_{number}.bin",
+                    answer,
+                    model.meta["outputs"][number]["dtype"],
+                )
     if times:
         rest = times[1:] or times
         print(f"Inference average time : {sum(times) / len(times):.2f} ms")
