@@ -33,7 +33,9 @@ def _compiled_graph(bundle: Bundle, record: CompiledRecord) -> CompiledGraph:
         chip=record.soc,
         precision=precision_of(record),
         input=Tensor(bundle.spec.input_name, record.input_dtype, tuple(bundle.spec.input_shape)),
-        outputs=tuple(Tensor(each.name, each.dtype, tuple(each.shape)) for each in record.outputs or bundle.spec.outputs),
+        outputs=tuple(
+            Tensor(each.name, each.dtype, tuple(each.shape)) for each in record.outputs or bundle.spec.outputs
+        ),
     )
 
 

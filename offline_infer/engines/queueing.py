@@ -56,7 +56,9 @@ class _Asker:
     def __init__(self) -> None:
         self._waiting: deque[tuple[Any, PendingAnswer]] = deque()
 
-    def ask(self, tag: Any, session: Session, batch: FloatArray) -> Iterator[tuple[Any, Mapping[str, npt.NDArray[Any]]]]:
+    def ask(
+        self, tag: Any, session: Session, batch: FloatArray
+    ) -> Iterator[tuple[Any, Mapping[str, npt.NDArray[Any]]]]:
         """Ask a session; yields, in order, the answers that have to be used first to make room, each with its tag.
 
         An answer is valid until the next one is asked for.

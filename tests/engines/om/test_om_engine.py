@@ -161,7 +161,9 @@ def test_a_bad_device_is_left_out_and_its_work_done_elsewhere(
 
 
 @pytest.mark.parametrize("binding", BINDINGS)
-@pytest.mark.parametrize(("fault", "reason"), [("nan", "NaN"), ("overflow", "half precision"), ("zeros", "same number")])
+@pytest.mark.parametrize(
+    ("fault", "reason"), [("nan", "NaN"), ("overflow", "half precision"), ("zeros", "same number")]
+)
 def test_a_lone_device_that_answers_nonsense_is_named(
     binding: str, fault: str, reason: str, compiled: Callable[..., Bundle], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -201,7 +203,9 @@ def test_a_busy_device_is_not_needed(
         opened(bundle, "npu:0")
 
 
-@pytest.mark.parametrize(("fault", "reason"), [("fewer", "1 outputs, expected 2"), ("short", "bytes, expected float32")])
+@pytest.mark.parametrize(
+    ("fault", "reason"), [("fewer", "1 outputs, expected 2"), ("short", "bytes, expected float32")]
+)
 def test_answers_that_are_not_what_the_bundle_says_are_refused(
     fault: str, reason: str, compiled: Callable[..., Bundle], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -344,7 +348,13 @@ def test_unknown_options_and_devices_are_refused(
     compiled: Callable[..., Bundle], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     use_binding(monkeypatch, "v2024")
-    for devices, extra in (("cpu", {}), ("npu:0,0", {}), ("npu:x", {}), ("npu:0", {"binding": "acl"}), ("npu:0", {"a": "b"})):
+    for devices, extra in (
+        ("cpu", {}),
+        ("npu:0,0", {}),
+        ("npu:x", {}),
+        ("npu:0", {"binding": "acl"}),
+        ("npu:0", {"a": "b"}),
+    ):
         with pytest.raises(EngineUnavailable):
             opened(compiled(), devices, **extra)
     with pytest.raises(EngineUnavailable, match=f"{CLASSES}|no OM"):
