@@ -21,6 +21,7 @@ import psutil
 from offline_infer._version import __version__
 from offline_infer.arithmetic.labels import region_threshold, winners
 from offline_infer.arithmetic.sliding_window import constant_key, cut_tile
+from offline_infer.arithmetic.smoothing import gaussian
 from offline_infer.bundles.bundle import Bundle
 from offline_infer.bundles.precision_checks import Check, Subject, keep_checks, rows_of, subject_of
 from offline_infer.engines.base import EngineOptions, Session, get_engine
@@ -296,11 +297,9 @@ def _real_tiles(spec: VolumeSpec, plan: Plan) -> Iterator[FloatArray]:
 
 def _noise(spec: VolumeSpec, count: int) -> Iterator[FloatArray]:
     """Tiles of smooth noise of unit variance."""
-    from scipy import ndimage
-
     for seed in range(min(count, 2)):
         noise = np.random.default_rng(seed).normal(size=spec.input_shape).astype(np.float32)
-        smooth = ndimage.gaussian_filter(noise, [0, 0, *[2.0] * (noise.ndim - 2)])
+        smooth = gaussian(noise, [0, 0, *[2.0] * (noise.ndim - 2)])
         yield np.ascontiguousarray(smooth / max(float(smooth.std()), 1e-6), np.float32)
 
 

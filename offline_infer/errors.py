@@ -37,6 +37,7 @@ RemedyCode = Literal[
     "export-unverified",
     "install-engine",
     "install-export",
+    "install-report",
     "name-checkpoint",
     "name-configuration",
     "name-folds",

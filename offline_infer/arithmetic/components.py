@@ -63,3 +63,18 @@ def _remove(labels: npt.NDArray[L], mask: npt.NDArray[np.bool_], rule: Component
     goes[0] = False
     for plane, numbers in zip(labels, components, strict=True):
         plane[goes[numbers]] = rule.background
+
+
+def label_boxes(labels: npt.NDArray[Any]) -> dict[int, tuple[slice, ...]]:
+    """Positive value -> the smallest box around it, for the values that occur, in one pass.
+
+    Args:
+        labels: (z, y, x) or (y, x), integers of at least 0 or booleans. Memory grows with the largest value.
+    """
+    import cc3d
+
+    if labels.size == 0:
+        return {}
+    values = labels.view(np.uint8) if labels.dtype == np.bool_ else labels
+    boxes = cc3d.statistics(np.ascontiguousarray(values))["bounding_boxes"]
+    return {value: tuple(box) for value, box in enumerate(boxes) if value and box is not None}

@@ -18,10 +18,10 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from scipy import ndimage
 
 from offline_infer.arithmetic.geometry import Shape3
 from offline_infer.arithmetic.half_precision import make_sums
+from offline_infer.arithmetic.smoothing import gaussian_kernel
 from offline_infer.spec import Gaussian
 from offline_infer.threads import ThreadBuffers, one_after_the_other
 
@@ -189,11 +189,7 @@ def gaussian_map(patch: Shape3, gaussian: Gaussian, dimensions: int = 3) -> Floa
     # A filtered delta is the product of its profiles along the axes; filtering the volume gives the same bits, slowly.
     weights = np.ones((), np.float64)
     for n in spatial:
-        delta = np.zeros(n, np.float64)
-        delta[n // 2] = 1
-        weights = weights[..., None] * ndimage.gaussian_filter1d(
-            delta, n * gaussian.sigma_scale, mode="constant", cval=0
-        )
+        weights = weights[..., None] * _filtered_delta(n, n * gaussian.sigma_scale)
     # Each framework's own order of roundings: v1 divides and rounds to float32, v2 divides by max/peak and rounds once.
     exact = (
         (weights / weights.max()).astype(np.float32)
@@ -204,6 +200,15 @@ def gaussian_map(patch: Shape3, gaussian: Gaussian, dimensions: int = 3) -> Floa
     result[result == 0] = result[result != 0].min()
     result.setflags(write=False)
     return result
+
+
+def _filtered_delta(n: int, sigma: float) -> npt.NDArray[np.float64]:
+    """What ``scipy.ndimage.gaussian_filter1d`` makes of n voxels with a one in the middle: its kernel, cut at four sigma."""
+    kernel = gaussian_kernel(sigma)
+    reach = len(kernel) // 2
+    distance = np.abs(np.arange(n) - n // 2)
+    profile: npt.NDArray[np.float64] = np.where(distance <= reach, kernel[reach - np.minimum(distance, reach)], 0.0)
+    return profile
 
 
 class RollingAccumulator:

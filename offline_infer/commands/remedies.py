@@ -11,6 +11,7 @@ WORDS: Mapping[RemedyCode, str] = {
     "export-unverified": "export with --no-verify, which leaves the comparison out",
     "install-engine": "install an engine: pip install openvino, or pip install 'offline-infer[ort]'",
     "install-export": "install what export needs: pip install 'offline-infer[export]'",
+    "install-report": "install what it needs: pip install 'offline-infer[report]'",
     "name-checkpoint": "name another one with --checkpoint-name",
     "name-configuration": "say which with --configuration",
     "name-folds": "say which with --folds {folds}",

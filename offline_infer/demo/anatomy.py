@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import ndimage
 
+from offline_infer.arithmetic.smoothing import gaussian
 from offline_infer.demo.canvas import Canvas, Float, Slices, capsule, ellipsoid, smooth_union
 
 FAT = -102.0
@@ -184,7 +184,7 @@ def lungs(c: Canvas, p: Patient, t: Trunk) -> Float:
 
 def paint_chest(c: Canvas, p: Patient, t: Trunk, surface: Float, rng: np.random.Generator) -> list[tuple[Box, Float]]:
     """Lungs with vessels, and the lower part of the heart in its fat; returned as in :func:`paint_organs`."""
-    vessels = ndimage.gaussian_filter(rng.standard_normal(c.shape).astype(np.float32), 0.9)
+    vessels = gaussian(rng.standard_normal(c.shape).astype(np.float32), 0.9)
     bright = np.clip(vessels / vessels.std() - 1.5, 0, 2.0)
     c.paint(surface, -870 + 330 * bright)
     top = p.left_dome

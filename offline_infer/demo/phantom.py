@@ -18,8 +18,8 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from scipy import ndimage
 
+from offline_infer.arithmetic.smoothing import gaussian
 from offline_infer.demo import anatomy
 from offline_infer.demo.anatomy import Patient, Trunk
 from offline_infer.demo.canvas import Canvas, Float, capsule, ellipsoid, rotation
@@ -205,13 +205,13 @@ def _scan(c: Canvas, t: Trunk, rng: np.random.Generator) -> npt.NDArray[np.int16
     """Blur, noise and the edges of the reconstruction."""
     step, thick = c.spacing[0], c.spacing[2]
     blur = (0.3 if thick > 2 else 0.5, 0.75 / step, 0.75 / step)
-    hu = ndimage.gaussian_filter(c.hu, blur)
+    hu = gaussian(c.hu, blur)
     sd = rng.uniform(10, 21)
     grain = rng.uniform(0.9, 1.5) / step  # sd of the kernel, voxels
     white = rng.standard_normal(c.shape).astype(np.float32)
     # Filtered back-projection leaves little low-frequency noise: subtract the wider average.
-    noise = ndimage.gaussian_filter(white, (0.4, grain, grain), truncate=3)
-    noise -= 0.6 * ndimage.gaussian_filter(noise, (0, 1.6 * grain, 1.6 * grain), truncate=3)
+    noise = gaussian(white, (0.4, grain, grain), truncate=3)
+    noise -= 0.6 * gaussian(noise, (0, 1.6 * grain, 1.6 * grain), truncate=3)
     noise *= sd / noise.std()
     # More in the middle of the body, where fewer photons arrive.
     hu += noise * np.clip(0.55 + t.depth / 110, 0.45, 1.2)

@@ -11,9 +11,10 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from scipy import ndimage
 
 from offline_infer.arithmetic.normalization import normalize
+from offline_infer.arithmetic.smoothing import gaussian
+from offline_infer.resampling.splines import spline_matrix
 from offline_infer.spec import Channel, VolumeSpec
 
 FloatArray = npt.NDArray[np.float32]
@@ -162,8 +163,7 @@ def _body(patch: tuple[int, ...], rng: np.random.Generator) -> tuple[FloatArray,
         return np.asarray(np.broadcast_to(distance, patch) < 1)
 
     coarse = rng.standard_normal(tuple(max(2, -(-n // 8)) for n in patch)).astype(np.float32)
-    factors = [n / m for n, m in zip(patch, coarse.shape, strict=True)]
-    ripple = ndimage.zoom(coarse, factors, order=1, mode="nearest", grid_mode=True)
+    ripple = _enlarged(coarse, patch)
     organs = [blob(-0.3, 0.45), blob(0.4, 0.3), blob(-0.3, 0.15)]
     tissue = np.full(patch, -6, np.float32)  # air
     tissue[blob(0.0, 0.95)] = -1.5  # fat
@@ -172,9 +172,17 @@ def _body(patch: tuple[int, ...], rng: np.random.Generator) -> tuple[FloatArray,
         tissue[organ] = level
     tissue[blob(0.65, 0.12)] = 4  # bone
     inside = tissue > -6
-    tissue[inside] += 0.3 * ripple.reshape(patch)[inside]
-    smooth = ndimage.gaussian_filter(tissue, 0.7)
+    tissue[inside] += 0.3 * ripple[inside]
+    smooth = gaussian(tissue, 0.7)
     return np.asarray(smooth, dtype=np.float32), organs
+
+
+def _enlarged(coarse: FloatArray, shape: tuple[int, ...]) -> FloatArray:
+    """Linear interpolation to a larger shape."""
+    fine = coarse.astype(np.float64)
+    for axis, n in enumerate(shape):
+        fine = np.moveaxis(np.tensordot(spline_matrix(coarse.shape[axis], n, 1), fine, (1, axis)), 0, axis)
+    return fine.astype(np.float32)
 
 
 def _intensities(tissue: FloatArray, channel: Channel, rng: np.random.Generator) -> FloatArray:

@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from scipy import ndimage
 
+from offline_infer.arithmetic.components import label_boxes
 from offline_infer.arithmetic.geometry import ImageGeometry
 from offline_infer.errors import GeometryError, UsageError
 from offline_infer.events import Event, Sink, silent
@@ -235,17 +235,15 @@ def flat_rows(rows: Sequence[Mapping[str, Any]], names: Mapping[int, str] | None
 def _boxes(labels: npt.NDArray[np.integer[Any]], values: Sequence[int]) -> dict[int, tuple[slice, ...]]:
     """Label -> the smallest box around it, for the labels that occur."""
     if labels.size and int(labels.min()) >= 0 and int(labels.max()) < 1 << 16:
-        found = ndimage.find_objects(labels.astype(np.int32, copy=False))
-        boxes = {
-            value: found[value - 1] for value in values if 0 < value <= len(found) and found[value - 1] is not None
-        }
+        found = label_boxes(labels)
+        boxes = {value: found[value] for value in values if value in found}
         others = [value for value in values if value <= 0]
     else:
         boxes, others = {}, list(values)
     for value in others:
         mask = labels == value
         if mask.any():
-            boxes[value] = ndimage.find_objects(mask.astype(np.uint8))[0]
+            boxes[value] = label_boxes(mask)[1]
     return boxes
 
 

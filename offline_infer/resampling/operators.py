@@ -1,8 +1,8 @@
 """One axis of a resampling, as a small matrix.
 
 Every interpolation nnU-Net uses is a separable linear operator: along one axis it is a matrix (n_out, n_in). The
-spline matrices are what :func:`scipy.ndimage.zoom` does to unit vectors, so they hold its coordinates, its prefilter
-and its treatment of the border, whichever SciPy is installed. The torch ones follow the coordinate rule of
+spline matrices are what skimage's ``resize`` (mode "edge", no anti-aliasing, no clipping) makes of unit vectors
+(:mod:`offline_infer.resampling.splines`). The torch ones follow the coordinate rule of
 ``torch.nn.functional.interpolate`` with ``align_corners=False``.
 
 The matrices are banded: a linear row has two entries, and a spline's prefilter decays by a factor of about four per
@@ -14,11 +14,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
-from scipy import ndimage
+
+from offline_infer.resampling.splines import spline_matrix
 
 Method = Literal["spline", "torch-linear", "torch-nearest-exact", "torch-nearest"]
 Floats = npt.NDArray[np.floating[Any]]
@@ -128,21 +129,9 @@ def _dense(axis: Axis) -> Doubles:
     if axis.identity:
         matrix = np.eye(axis.n_in)
     elif axis.method == "spline":
-        matrix = _spline_matrix(axis.n_in, axis.n_out, axis.order)
+        matrix = spline_matrix(axis.n_in, axis.n_out, axis.order)
     else:
         matrix = _torch_matrix(axis.n_in, axis.n_out, axis.method)
-    return matrix
-
-
-def _spline_matrix(n_in: int, n_out: int, order: int) -> Doubles:
-    """Column j is what skimage's resize (mode "edge", no anti-aliasing, no clipping) makes of the j-th unit vector."""
-    level = cast("Literal[0, 1, 2, 3, 4, 5]", order)
-    matrix = np.empty((n_out, n_in))
-    unit = np.zeros(n_in)
-    for j in range(n_in):
-        unit[j] = 1
-        matrix[:, j] = ndimage.zoom(unit, n_out / n_in, order=level, mode="nearest", grid_mode=True)
-        unit[j] = 0
     return matrix
 
 

@@ -12,7 +12,7 @@ import pytest
 from resampling_reference import smooth
 from scipy import ndimage
 
-from offline_infer.arithmetic.components import apply_component_rules
+from offline_infer.arithmetic.components import apply_component_rules, label_boxes
 from offline_infer.spec import ComponentRule
 
 Array = npt.NDArray[Any]
@@ -117,3 +117,18 @@ def test_recorded_postprocessing_of_nnunet_v1(goldens: Path, raw: str, done: str
     result = apply_component_rules(labels, chosen, float(np.prod(before.GetSpacing())))
     assert (result != labels).any()
     assert np.array_equal(result, sitk.GetArrayFromImage(after))
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_boxes_of_labels_are_those_scipy_finds(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    shape = tuple(rng.integers(1, 9, 2 + seed % 2).tolist())
+    labels = (rng.integers(0, 12, shape) * (rng.random(shape) < 0.2)).astype((np.uint8, np.uint16, np.int64)[seed % 3])
+    found = ndimage.find_objects(labels.astype(np.int32))
+    assert label_boxes(labels) == {value: box for value, box in enumerate(found, start=1) if box is not None}
+
+
+def test_boxes_of_a_mask_and_of_nothing() -> None:
+    assert label_boxes(np.eye(3, dtype=bool)[1:]) == {1: (slice(0, 2), slice(1, 3))}
+    assert label_boxes(np.zeros((0, 2, 2), np.uint8)) == {}
+    assert label_boxes(np.zeros((2, 2, 2), np.uint8)) == {}

@@ -6,8 +6,16 @@ import json
 
 import numpy as np
 import pytest
+from scipy import ndimage
 
-from offline_infer.arithmetic.geometry import CaseGeometry, ImageGeometry, bounding_box, nonzero_mask, resampled_shape
+from offline_infer.arithmetic.geometry import (
+    CaseGeometry,
+    ImageGeometry,
+    bounding_box,
+    fill_holes,
+    nonzero_mask,
+    resampled_shape,
+)
 from offline_infer.errors import GeometryError
 
 
@@ -43,3 +51,12 @@ def test_geometry_survives_json() -> None:
     assert again == case
     assert again.cropped_shape == (4, 4, 4)
     assert again.transpose_backward == (1, 2, 0)
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_holes_are_filled_as_scipy_fills_them(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    mask = rng.random(tuple(rng.integers(1, 14, 3).tolist())) < (0.3, 0.5, 0.7, 0.85)[seed % 4]
+    expected = ndimage.binary_fill_holes(mask)
+    fill_holes(mask)
+    np.testing.assert_array_equal(mask, expected)

@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from scipy.optimize import linear_sum_assignment
 
 from offline_infer.proof.evaluation.metrics import JointHistogram
 
@@ -71,6 +70,10 @@ def same_checkpoint(a: Path, b: Path) -> bool | None:
 
 def _renamed(histogram: JointHistogram) -> Explanation | None:
     """The one-to-one renaming of foreground labels that makes most voxels agree."""
+    try:
+        from scipy.optimize import linear_sum_assignment
+    except ImportError:  # an extra; the other explanations do without
+        return None
     foreground = [i for i, value in enumerate(histogram.values) if value != 0]
     counts = histogram.counts[np.ix_(foreground, foreground)]
     rows, columns = linear_sum_assignment(counts, maximize=True)

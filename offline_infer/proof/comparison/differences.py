@@ -12,9 +12,8 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from scipy import ndimage
-from scipy.spatial import cKDTree
 
+from offline_infer.arithmetic.geometry import bounding_box
 from offline_infer.proof.evaluation.metrics import JointHistogram
 
 LabelArray = npt.NDArray[Any]
@@ -38,7 +37,7 @@ class Place:
         judged: how many were measured against the border; all of them unless there are very many.
         on_border: of those, how many touch another label in ``b``.
         border_distance_max, border_distance_mean: mm to the nearest voxel of ``b`` that touches another label; 0 for
-            those on the border; None where ``b`` has one label only.
+            those on the border; None where ``b`` has one label only, and where SciPy is absent.
         components: connected regions of differing voxels (corners count as contact).
         largest: voxels of the largest ten.
         reach: share of the border of ``b``, in cubes of eight voxels a side, that has a difference near it; None where
@@ -124,8 +123,7 @@ def component_counts(labels: LabelArray) -> dict[int, int]:
 
     if not labels.any():
         return {}
-    (box,) = ndimage.find_objects((labels != 0).astype(np.uint8))
-    assert box is not None
+    box = tuple(slice(first, last) for first, last in bounding_box(labels != 0))
     window = np.ascontiguousarray(labels[box])
     components, number = cc3d.connected_components(window, connectivity=26, return_N=True)
     label_of = np.zeros(number + 1, dtype=np.int64)
@@ -137,9 +135,11 @@ def component_counts(labels: LabelArray) -> dict[int, int]:
 def _component_sizes(
     coordinates: Coordinates, low: npt.NDArray[np.int64], high: npt.NDArray[np.int64]
 ) -> npt.NDArray[np.int64]:
+    import cc3d
+
     window = np.zeros(tuple(high - low), dtype=bool)
     window[tuple((coordinates - low).T)] = True
-    labelled, number = ndimage.label(window, structure=np.ones((3,) * window.ndim, bool))
+    labelled, number = cc3d.connected_components(window, connectivity=26, return_N=True)
     return np.bincount(labelled.ravel(), minlength=number + 1)[1:].astype(np.int64)
 
 
@@ -169,10 +169,14 @@ def border_voxels(labels: LabelArray) -> Coordinates:
 def _border_distances(
     border: Coordinates, coordinates: Coordinates, spacing: Sequence[float]
 ) -> npt.NDArray[np.float64] | None:
-    """mm from each coordinate to the nearest border voxel; None if there is no border."""
+    """mm from each coordinate to the nearest border voxel; None if there is no border, or SciPy is absent."""
     if not len(coordinates):
         return np.zeros(0)
     if not len(border):
+        return None
+    try:
+        from scipy.spatial import cKDTree
+    except ImportError:  # an extra: the distance is the one figure here that needs it
         return None
     scale = np.asarray(spacing, np.float64)
     distances, _ = cKDTree(border * scale).query(coordinates * scale)

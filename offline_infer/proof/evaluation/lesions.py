@@ -14,9 +14,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from scipy.optimize import linear_sum_assignment
-from scipy.sparse import coo_matrix
-from scipy.sparse.csgraph import connected_components
 
 from offline_infer.errors import GeometryError, UsageError
 from offline_infer.proof.evaluation.metrics import Label
@@ -209,6 +206,10 @@ def _match(rows: Ids, columns: Ids, iou: npt.NDArray[np.float64], threshold: flo
     Pairs are assigned within groups of components that overlap one another, so no matrix grows with the square of the
     number of components.
     """
+    from scipy.optimize import linear_sum_assignment
+    from scipy.sparse import coo_matrix
+    from scipy.sparse.csgraph import connected_components
+
     good = iou > threshold
     rows, columns, iou = rows[good], columns[good], iou[good]
     if not rows.size:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from typing import Any
 
 from offline_infer.errors import UsageError
@@ -55,6 +56,11 @@ class EvaluationOptions:
             raise UsageError(f"surface tolerances {tuple(self.tolerances)} must be positive millimetres")
         if self.lesions is not None:
             self.lesions.check()
+        if (self.surface or self.lesions is not None) and find_spec("scipy") is None:
+            raise UsageError(
+                "surface distances and the matching of lesions need the package scipy, which is not installed",
+                remedy="install-report",
+            )
 
 
 @dataclass(frozen=True)

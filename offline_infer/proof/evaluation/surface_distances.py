@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from scipy import ndimage
 
 from offline_infer.errors import GeometryError
 from offline_infer.proof.evaluation.metrics import Label, mean_of
@@ -120,6 +119,8 @@ def surface_distances(
 
     All points lie inside the box around both masks, so cropping to it changes no distance.
     """
+    from scipy import ndimage
+
     flat = [n == 1 for n in prediction.shape] if flat is None else flat
     box = _joint([_box(prediction), _box(reference)])
     surfaces = [surface_voxels(mask[box], flat) for mask in (prediction, reference)]
@@ -135,6 +136,8 @@ def surface_distances(
 
 def surface_voxels(mask: BoolArray, flat: Sequence[bool] | None = None) -> BoolArray:
     """The mask without its erosion by face neighbours; beyond the array counts as outside."""
+    from scipy import ndimage
+
     flat = [n == 1 for n in mask.shape] if flat is None else flat
     structure = np.asarray(ndimage.generate_binary_structure(mask.ndim, 1))
     for axis, single in enumerate(flat):
@@ -173,6 +176,8 @@ def _boxes(labels: npt.NDArray[Any]) -> dict[int, Box]:
     """Positive value -> its bounding box, for all values in one pass."""
     if labels.size == 0:
         return {}
+    from scipy import ndimage
+
     low = int(labels.min())
     shifted = labels if low >= 1 else labels.astype(np.int64) + (1 - low)
     offset = 0 if low >= 1 else 1 - low
@@ -181,6 +186,8 @@ def _boxes(labels: npt.NDArray[Any]) -> dict[int, Box]:
 
 
 def _box(mask: BoolArray) -> Box:
+    from scipy import ndimage
+
     (box,) = ndimage.find_objects(mask.astype(np.uint8))
     assert box is not None
     return tuple(box)
