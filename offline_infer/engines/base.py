@@ -1,8 +1,8 @@
 """What an engine is: something that opens an ONNX graph and answers inputs with named arrays.
 
-An engine module imports this file, ``errors``, ``files`` and its own library, nothing else of ours; the library is
-imported inside the functions that need it, so that listing engines costs nothing. The registry knows engines by exact
-name.
+An engine module imports this file, the graph passes, the ground floor (errors, files, threads) and its own library, nothing
+else of ours; the library is imported inside the functions that need it, so that listing engines costs nothing. The registry
+knows engines by exact name.
 """
 
 from __future__ import annotations
@@ -38,6 +38,7 @@ class EngineOptions:
         threads: 0 leaves it to the engine (all cores).
         cache: folder for compiled graphs, or None.
         outputs: names of the outputs that are kept, in the order wanted; empty = the graph's first one.
+        control_flow: operators with graphs inside that the task allows (see :mod:`offline_infer.graph.admission`).
         extra: engine-specific options, passed through as they are.
         compiled: what the bundle has compiled from the graph, for engines that run that instead.
     """
@@ -47,6 +48,7 @@ class EngineOptions:
     threads: int = 0
     cache: Path | None = None
     outputs: tuple[str, ...] = ()
+    control_flow: frozenset[str] = frozenset()
     extra: Mapping[str, str] = field(default_factory=dict)
     compiled: tuple[CompiledGraph, ...] = ()
 
@@ -259,9 +261,10 @@ class Engine(Protocol):
         ...
 
     def open(self, graph: Path, options: EngineOptions) -> Session:
-        """Open a graph.
+        """Open a graph, after it has been looked at (:func:`offline_infer.graph.admission.admit`).
 
         Raises:
+            BundleError: the file is missing or damaged, or the graph is not admitted.
             EngineUnavailable: library or device is missing, or the option is not one of this engine's.
         """
         ...
@@ -322,18 +325,6 @@ def fits(shape: tuple[int, ...], declared: tuple[int, ...]) -> bool:
     return len(shape) == len(declared) and all(
         size == wanted or (wanted == OPEN and size > 0) for size, wanted in pairs
     )
-
-
-def check_graph_file(graph: Path) -> None:
-    """Refuse a graph that is not there.
-
-    Raises:
-        BundleError: no such file, or an empty one.
-    """
-    if not graph.is_file():
-        raise BundleError(f"{graph} does not exist; expected an ONNX graph")
-    if graph.stat().st_size == 0:
-        raise BundleError(f"{graph} is empty; copy or export the bundle again")
 
 
 def telling_line(error: BaseException) -> str:

@@ -8,6 +8,8 @@ from typing import Any
 
 from offline_infer.errors import BundleError, ExportError, UsageError
 from offline_infer.files import replacing
+from offline_infer.graph.admission import admit
+from offline_infer.graph.operators import CONTROL_FLOW
 
 Model = Any
 """An ``onnx.ModelProto``; typed loosely because the package is optional."""
@@ -30,26 +32,19 @@ def onnx_package() -> Any:
 
 
 def load_model(path: Path | str) -> Model:
-    """Read an ONNX file that is complete in itself.
+    """Read an ONNX file, after it has been looked at (:func:`offline_infer.graph.admission.admit`).
 
     Raises:
-        BundleError: missing, damaged, or with weights in other files (which a bundle does not allow).
+        BundleError: missing, damaged, or not admitted; graphs inside the graph are, for a pass says itself what it can take.
     """
     onnx = onnx_package()
+    admit(Path(path), control_flow=CONTROL_FLOW)
     try:
-        model = onnx.load(str(path), load_external_data=False)
+        return onnx.load(str(path), load_external_data=False)
     except OSError as error:
         raise BundleError(f"{path} cannot be read: {error.strerror or error}") from error
     except Exception as error:  # protobuf's DecodeError; its class has moved between releases
         raise BundleError(f"{path} is not an ONNX file: {error}") from error
-    if not model.graph.node:
-        raise BundleError(f"{path} is not an ONNX file, or holds no graph")
-    outside = [t.name for t in model.graph.initializer if t.data_location == onnx.TensorProto.EXTERNAL]
-    if outside:
-        raise BundleError(
-            f"{path}: {len(outside)} weights (first: {outside[0]}) are stored in other files; save it as a single file"
-        )
-    return model
 
 
 def save_model(model: Model, path: Path | str) -> None:

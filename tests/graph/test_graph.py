@@ -449,17 +449,17 @@ def test_advice_names_what_may_go_wrong() -> None:
 
 
 def test_files_that_are_no_graph(tmp_path: Path) -> None:
-    with pytest.raises(BundleError, match="cannot be read"):
+    with pytest.raises(BundleError, match="does not exist"):
         passes.inspect_graph(tmp_path / "none.onnx")
     (tmp_path / "text.onnx").write_bytes(b"no graph at all")
-    with pytest.raises(BundleError, match="not an ONNX file"):
+    with pytest.raises(BundleError, match="not a complete ONNX file"):
         passes.inspect_graph(tmp_path / "text.onnx")
     (tmp_path / "empty.onnx").write_bytes(b"")
-    with pytest.raises(BundleError, match="holds no graph"):
+    with pytest.raises(BundleError, match="is empty"):
         passes.inspect_graph(tmp_path / "empty.onnx")
     model = unet()
     onnx.save(model, tmp_path / "out.onnx", save_as_external_data=True, location="w.bin", size_threshold=0)
-    with pytest.raises(BundleError, match="stored in other files"):
+    with pytest.raises(BundleError, match="outside the file"):
         passes.inspect_graph(tmp_path / "out.onnx")
 
 

@@ -38,7 +38,6 @@ from offline_infer.engines.base import (
     StitchPlan,
     as_answer,
     check_batch,
-    check_graph_file,
     kept_outputs,
     single_input,
     telling_line,
@@ -46,6 +45,7 @@ from offline_infer.engines.base import (
 from offline_infer.engines.onnxruntime.device import Device, Network, OnnxRuntimeStitcher, Origin
 from offline_infer.engines.onnxruntime.options import PROVIDERS, chain, device_of, session_options, stitching
 from offline_infer.errors import BundleError, EngineFailed, EngineUnavailable, OfflineInferError
+from offline_infer.graph.admission import admit
 from offline_infer.threads import PerThread
 
 OLDEST = (1, 18)
@@ -96,7 +96,7 @@ class OnnxRuntimeEngine:
         reason = self.available()
         if reason is not None:
             raise EngineUnavailable(f"onnxruntime: {reason}")
-        check_graph_file(graph)
+        admit(graph, control_flow=options.control_flow)
         return OnnxRuntimeSession(graph, options)
 
 

@@ -16,7 +16,7 @@ import os
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -34,7 +34,6 @@ from offline_infer.engines.base import (
     SessionInfo,
     as_answer,
     check_batch,
-    check_graph_file,
     kept_outputs,
     single_input,
     telling_line,
@@ -45,6 +44,7 @@ from offline_infer.engines.openvino.norms import VERSION as NORMS_VERSION
 from offline_infer.engines.openvino.norms import make_norms_exact
 from offline_infer.errors import BundleError, EngineFailed, EngineUnavailable
 from offline_infer.files import sha256_file, write_bytes
+from offline_infer.graph.admission import admit
 from offline_infer.threads import PerThread
 
 OLDEST = (2025, 0)
@@ -97,8 +97,8 @@ class OpenVinoEngine:
             raise EngineUnavailable(
                 f"openvino: no device {options.device!r}; this engine runs on cpu, use --engine onnxruntime for others"
             )
-        check_graph_file(graph)
-        return OpenVinoSession(graph, options)
+        admitted = admit(graph, control_flow=options.control_flow)
+        return OpenVinoSession(graph, options, [port.name for port in admitted.outputs])
 
 
 ENGINE = OpenVinoEngine()
@@ -177,7 +177,12 @@ class _Lane:
 class OpenVinoSession:
     """A compiled graph. Every thread that calls it has its own request and buffers; the requests queue in OpenVINO."""
 
-    def __init__(self, graph: Path, options: EngineOptions) -> None:
+    def __init__(self, graph: Path, options: EngineOptions, output_names: Sequence[str]) -> None:
+        """
+        Args:
+            output_names: as the graph has them. OpenVINO may know an output by other names too: those of tensors that are
+                passed on unchanged.
+        """
         ov = _library()
         start = time.perf_counter()
         core = ov.Core()
@@ -186,7 +191,7 @@ class OpenVinoSession:
         compiled, norms, cache = _compile(ov, core, graph, config, _norms(options), options.cache)
         _check_precision(compiled, options.precision)
         source = _input(compiled.inputs, graph)
-        outputs = _outputs(compiled.outputs, graph)
+        outputs = _outputs(compiled.outputs, output_names, graph)
         self._names = tuple(port.name for port in outputs)
         self._kept = kept_outputs(self._names, options, ENGINE.name)
         self._lanes: PerThread[_Lane] | None = PerThread(lambda: _Lane(ov, compiled, source, outputs))
@@ -444,8 +449,8 @@ def _input(ports: Any, graph: Path) -> _Port:
     return port
 
 
-def _outputs(ports: Any, graph: Path) -> list[_Port]:
-    found = [_port(port) for port in ports]
+def _outputs(ports: Any, names: Sequence[str], graph: Path) -> list[_Port]:
+    found = [replace(_port(port), name=name) for port, name in zip(ports, names, strict=True)]
     for port in found:
         if port.dtype.name not in OUTPUT_TYPES:
             raise BundleError(f"{graph}: {port.name} is {port.dtype}, expected one of {', '.join(OUTPUT_TYPES)}")
@@ -457,11 +462,4 @@ def _port(port: Any) -> _Port:
     shape = None
     if not partial.rank.is_dynamic:
         shape = tuple(OPEN if size.is_dynamic else int(size.get_length()) for size in partial)
-    return _Port(_name(port), shape, np.dtype(port.element_type.to_dtype()))
-
-
-def _name(port: Any) -> str:
-    """The name of an input or output in the graph; a tensor that is passed on unchanged has several."""
-    names = [str(name) for name in port.names]
-    result = str(port.get_node().get_friendly_name()).partition("/sink_port_")[0]
-    return result if result in names else str(port.any_name)
+    return _Port(str(port.any_name), shape, np.dtype(port.element_type.to_dtype()))
