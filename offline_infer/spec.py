@@ -24,6 +24,8 @@ Extent = Annotated[int, Field(ge=-1)]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 FileName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.+-]*(/[A-Za-z0-9_][A-Za-z0-9_.+-]*)*$")]
 """A path inside the bundle: no absolute path, no ``..``, no blanks."""
+FileEnding = Annotated[str, Field(pattern=r"^\.(nii|nii\.gz|mha|mhd|nrrd|gipl|png|bmp|jpg|jpeg|tif|tiff|dcm|ima)$")]
+"""What the names of a model's images end with. It becomes part of the result files' paths, so only known ones are taken."""
 
 
 class Record(BaseModel):
@@ -280,7 +282,7 @@ class VolumeSpec(BundleSpec):
 
     task: Literal["volume"] = "volume"
     reader: str = Field(description="nnU-Net's reader class; decides axis order and orientation")
-    file_ending: str = ".nii.gz"
+    file_ending: FileEnding = ".nii.gz"
     channels: tuple[Channel, ...] = Field(min_length=1)
     spacing: tuple[Positive, ...]
     patch_size: tuple[Count, ...]

@@ -66,17 +66,17 @@ class WideHalfSums:
     dtype = np.dtype(np.float32)
 
     def __init__(self) -> None:
-        self._scratch = ThreadBuffers()
+        self._buffers = ThreadBuffers()
 
     def add(self, target: npt.NDArray[Any], part: Single) -> None:
-        total = self._scratch.take("total", part.shape)
+        total = self._buffers.take("total", part.shape)
         np.add(target, part, out=total)
-        round_to_half(total, target, self._scratch)
+        round_to_half(total, target, self._buffers)
 
     def divide(self, total: npt.NDArray[Any], count: npt.NDArray[Any]) -> None:
-        quotient = self._scratch.take("total", total.shape)
+        quotient = self._buffers.take("total", total.shape)
         np.divide(total, count, out=quotient)
-        round_to_half(quotient, total, self._scratch)
+        round_to_half(quotient, total, self._buffers)
 
 
 class PackedHalfSums:
@@ -85,41 +85,64 @@ class PackedHalfSums:
     dtype = np.dtype(np.float16)
 
     def __init__(self) -> None:
-        self._scratch = ThreadBuffers()
+        self._buffers = ThreadBuffers()
 
     def add(self, target: npt.NDArray[Any], part: Single) -> None:
-        total = self._scratch.take("total", part.shape)
+        total = self._buffers.take("total", part.shape)
         half_to_single(target, total)
         np.add(total, part, out=total)
-        single_to_half(total, target, self._scratch)
+        single_to_half(total, target, self._buffers)
 
     def divide(self, total: npt.NDArray[Any], count: npt.NDArray[Any]) -> None:
-        quotient, divisor = self._scratch.take("total", (2, *total.shape))
+        quotient, divisor = self._buffers.take("total", (2, *total.shape))
         half_to_single(total, quotient)
         half_to_single(count, divisor)
         np.divide(quotient, divisor, out=quotient)
-        single_to_half(quotient, total, self._scratch)
+        single_to_half(quotient, total, self._buffers)
 
 
 def mean_of_folds(parts: Sequence[npt.NDArray[Any]]) -> npt.NDArray[Any]:
     """Half-precision sum of several folds' maps, then division, as nnU-Net v2 does with whole volumes.
 
     Args:
-        parts: equal shapes, all float16 or all float32 that hold half-precision values; spent afterwards.
+        parts: (k, ...) of equal shapes, all float16 or all float32 that hold half-precision values; overwritten.
+
+    Returns:
+        The first of ``parts``.
+
+    Raises:
+        EngineFailed: a sum does not fit half precision, or is not a number.
     """
     total = parts[0]
-    if total.dtype == np.float16:
-        for part in parts[1:]:
-            total += part
-        total /= np.float16(len(parts))
-        return total
-    scratch = ThreadBuffers()
-    for part in parts[1:]:
-        np.add(total, part, out=part)
-        round_to_half(part, total, scratch)
-    np.divide(total, np.float32(len(parts)), out=parts[-1])
-    round_to_half(parts[-1], total, scratch)
+    buffers = ThreadBuffers()
+    mean = _packed_mean if total.dtype == np.float16 else _wide_mean
+    for channels in zip(*parts, strict=True):  # one by one, so that what is unpacked stays small
+        mean(channels, buffers)
     return total
+
+
+def _packed_mean(parts: Sequence[npt.NDArray[Any]], buffers: ThreadBuffers) -> None:
+    """The mean of float16 arrays, left in the first."""
+    first = parts[0]
+    total, single = buffers.take("total", (2, *first.shape))
+    for part in parts[1:]:
+        half_to_single(first, total)
+        half_to_single(part, single)
+        np.add(total, single, out=total)
+        single_to_half(total, first, buffers)
+    half_to_single(first, total)
+    np.divide(total, np.float32(len(parts)), out=total)
+    single_to_half(total, first, buffers)
+
+
+def _wide_mean(parts: Sequence[npt.NDArray[Any]], buffers: ThreadBuffers) -> None:
+    """The same of float32 arrays that hold half-precision values; the others are overwritten on the way."""
+    first = parts[0]
+    for part in parts[1:]:
+        np.add(first, part, out=part)
+        round_to_half(part, first, buffers)
+    np.divide(first, np.float32(len(parts)), out=parts[-1])
+    round_to_half(parts[-1], first, buffers)
 
 
 _SMALLEST_NORMAL = 2.0**-14
@@ -127,23 +150,23 @@ _FIRST_TOO_LARGE = 65520.0
 """Rounds to infinity."""
 
 
-def round_to_half(values: Single, out: Single, scratch: ThreadBuffers) -> None:
+def round_to_half(values: Single, out: Single, buffers: ThreadBuffers) -> None:
     """Round to the nearest half-precision number, ties to even, and keep it as float32.
 
     Next to 1.5 * 2**13 times its own power of two, float32 has the spacing that half precision has next to a number; so adding
-    that and taking it away again rounds. Below 2**-14, where half precision stops to get finer, the power stays there.
+    that and taking it away again rounds. Below 2**-14, where half precision gets no finer, the power stays the same.
 
     Args:
-        values: spent afterwards.
+        values: overwritten.
 
     Raises:
         EngineFailed: a value does not fit half precision, or is not a number.
     """
-    power = scratch.take("power", values.shape)
+    power = buffers.take("power", values.shape)
     np.bitwise_and(values.view(np.uint32), np.uint32(0x7F800000), out=power.view(np.uint32))
     if power.max(initial=0) >= 2.0**15 and not float(np.abs(values).max()) < _FIRST_TOO_LARGE:
         raise too_large_for_half()
-    np.maximum(power, scratch.constant(_SMALLEST_NORMAL, power.shape), out=power)
+    np.maximum(power, buffers.constant(_SMALLEST_NORMAL, power.shape), out=power)
     np.multiply(power, np.float32(1.5 * 2**13), out=power)
     np.add(values, power, out=values)
     np.subtract(values, power, out=out)
@@ -169,18 +192,18 @@ def half_to_single(values: npt.NDArray[np.float16], out: Single) -> None:
     np.multiply(out, _LIFT, out=out)
 
 
-def single_to_half(values: Single, out: npt.NDArray[np.float16], scratch: ThreadBuffers) -> None:
+def single_to_half(values: Single, out: npt.NDArray[np.float16], buffers: ThreadBuffers) -> None:
     """Round to half precision, ties to even, as NumPy's cast does in five times the time.
 
     Args:
-        values: spent afterwards.
+        values: overwritten.
 
     Raises:
         EngineFailed: a value does not fit half precision, or is not a number.
     """
     magnitude, (normal, tie, negative) = (
         values.view(np.uint32),
-        scratch.take("bits", (3, *values.shape)).view(np.uint32),
+        buffers.take("bits", (3, *values.shape)).view(np.uint32),
     )
     np.right_shift(magnitude, 16, out=negative)
     np.bitwise_and(negative, 0x8000, out=negative)
@@ -188,7 +211,7 @@ def single_to_half(values: Single, out: npt.NDArray[np.float16], scratch: Thread
     if magnitude.max(initial=0) >= 0x477FF000:  # 65520
         raise too_large_for_half()
     # Normal numbers: re-biased exponent, mantissa cut to ten bits after adding what rounds ties to even.
-    np.maximum(magnitude, scratch.constant(_SMALLEST_NORMAL, values.shape).view(np.uint32), out=normal)
+    np.maximum(magnitude, buffers.constant(_SMALLEST_NORMAL, values.shape).view(np.uint32), out=normal)
     np.right_shift(normal, 13, out=tie)
     np.bitwise_and(tie, 1, out=tie)
     np.add(normal, tie, out=normal)
