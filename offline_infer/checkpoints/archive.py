@@ -7,19 +7,13 @@ import stat
 import tempfile
 import weakref
 import zipfile
-import zlib
 from pathlib import Path, PurePosixPath
 
+from offline_infer.checkpoints import limits
 from offline_infer.checkpoints.folders import LAYOUTS
+from offline_infer.checkpoints.opening import opened
+from offline_infer.checkpoints.zip_files import opened_zip
 from offline_infer.errors import CheckpointError
-
-MAX_SMALL_BYTES = 512 * 1024 * 1024
-"""Limit of one plans, JSON or pickle file."""
-MAX_WEIGHT_BYTES = 32 * 1024**3
-"""Limit of one weights file."""
-MAX_RATIO = 100
-"""Weights hardly compress; a member that claims more than this (and is large) is a trap."""
-MAX_MEMBERS = 100_000
 
 _SMALL_SUFFIXES = (".json", ".pkl")
 _WEIGHT_SUFFIXES = tuple(layout.suffix for layout in LAYOUTS)
@@ -39,12 +33,12 @@ class TemporaryFolder:
 
 def is_model_archive(path: Path) -> bool:
     """Whether a file is a zip archive other than the one ``torch.save`` writes."""
-    if not path.is_file() or not zipfile.is_zipfile(path):
+    if not path.is_file():
         return False
     try:
-        with zipfile.ZipFile(path) as archive:
+        with opened(path) as (stream, _), opened_zip(path, stream) as archive:
             return not any(name.endswith("/data.pkl") for name in archive.namelist())
-    except (zipfile.BadZipFile, OSError):
+    except CheckpointError:
         return False
 
 
@@ -56,31 +50,28 @@ def unpack(path: Path) -> TemporaryFolder:
     """
     folder = TemporaryFolder()
     try:
-        with zipfile.ZipFile(path) as archive:
-            members = archive.infolist()
-            if len(members) > MAX_MEMBERS:
-                raise CheckpointError(f"{path} has {len(members)} members, more than the {MAX_MEMBERS} accepted")
-            wanted = [info for info in members if _wanted(path, info)]
-            total = sum(info.file_size for info in wanted)
-            free = shutil.disk_usage(folder.path).free
-            if total > free:
-                raise CheckpointError(
-                    f"unpacking {path} needs {total / 1e9:.1f} GB in {folder.path.parent}, where {free / 1e9:.1f} GB "
-                    "are free",
-                    remedy="name-temporary-folder",
-                )
+        with opened(path) as (stream, size), opened_zip(path, stream) as archive:
+            wanted = [info for info in archive.infolist() if _wanted(path, info)]
+            _check_total(path, size, wanted, folder.path)
             for info in wanted:
-                _extract(archive, info, folder.path)
-    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
-        folder.remove()
-        raise CheckpointError(f"{path} is truncated or damaged: {error}") from error
-    except OSError as error:
-        folder.remove()
-        raise CheckpointError(f"{path} cannot be unpacked: {error.strerror or error}") from error
-    except CheckpointError:
+                _extract(path, archive, info, folder.path)
+    except BaseException:
         folder.remove()
         raise
     return folder
+
+
+def _check_total(path: Path, size: int, wanted: list[zipfile.ZipInfo], folder: Path) -> None:
+    """Members may share their bytes in the archive, so each may be plausible and their sum absurd."""
+    total = sum(info.file_size for info in wanted)
+    if total > limits.MAX_TOTAL_RATIO * size + limits.SMALL_TOTAL:
+        raise CheckpointError(f"{path} has {size:,} bytes and would unpack to {total:,}; it is not a model")
+    free = shutil.disk_usage(folder).free
+    if total > free:
+        raise CheckpointError(
+            f"unpacking {path} needs {total / 1e9:.1f} GB in {folder.parent}, where {free / 1e9:.1f} GB are free",
+            remedy="name-temporary-folder",
+        )
 
 
 def _wanted(path: Path, info: zipfile.ZipInfo) -> bool:
@@ -97,20 +88,25 @@ def _wanted(path: Path, info: zipfile.ZipInfo) -> bool:
     if info.flag_bits & 0x1:
         raise CheckpointError(f"{path}: {info.filename!r} is encrypted; decrypt the archive first")
     if name.suffix in _SMALL_SUFFIXES:
-        limit = MAX_SMALL_BYTES
+        limit = limits.MAX_SMALL_BYTES
     elif name.suffix in _WEIGHT_SUFFIXES:
-        limit = MAX_WEIGHT_BYTES
+        limit = limits.MAX_WEIGHT_BYTES
     else:
         return False
     if info.file_size > limit:
         raise CheckpointError(f"{path}: {info.filename!r} has {info.file_size} bytes, more than the {limit} accepted")
-    if info.file_size > 2**20 and info.file_size > MAX_RATIO * max(info.compress_size, 1):
-        raise CheckpointError(f"{path}: {info.filename!r} is compressed more than {MAX_RATIO} times; it is not a model")
+    if info.file_size > 2**20 and info.file_size > limits.MAX_RATIO * max(info.compress_size, 1):
+        raise CheckpointError(
+            f"{path}: {info.filename!r} is compressed more than {limits.MAX_RATIO} times; it is not a model"
+        )
     return True
 
 
-def _extract(archive: zipfile.ZipFile, info: zipfile.ZipInfo, folder: Path) -> None:
+def _extract(path: Path, archive: zipfile.ZipFile, info: zipfile.ZipInfo, folder: Path) -> None:
     target = folder.joinpath(*PurePosixPath(info.filename).parts)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with archive.open(info) as source, target.open("xb") as sink:
-        shutil.copyfileobj(source, sink, 1 << 20)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with archive.open(info) as source, target.open("xb") as sink:
+            shutil.copyfileobj(source, sink, 1 << 20)
+    except OSError as error:
+        raise CheckpointError(f"{path}: {info.filename!r} cannot be unpacked: {error.strerror or error}") from error

@@ -25,6 +25,7 @@ class NetworkDescription:
         arguments: plain numbers, strings and lists; what they mean is the builder's contract.
         input_channels, output_channels: of the network, previous-stage channels included.
         patch_size: spatial shape of the input, network axis order.
+        parameters: scalars in the checkpoint's state dict, which bounds what is built; None where it is not known.
     """
 
     kind: Literal["unetplusplus", "generic_unet", "dynamic"]
@@ -33,6 +34,7 @@ class NetworkDescription:
     input_channels: int
     output_channels: int
     patch_size: tuple[int, ...]
+    parameters: int | None = None
 
 
 @dataclass(frozen=True)

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 
 import numpy as np
+from pydantic import ValidationError
 
+from offline_infer.checkpoints.limits import MAX_JSON_BYTES, MAX_TEXT
+from offline_infer.checkpoints.opening import read_bytes
 from offline_infer.errors import CheckpointError
 
+_MAX_INTEGER = 1 << 63
 _ABSENT = object()
 
 
@@ -56,24 +61,28 @@ class Fields:
         value = self.raw(key, default)
         if not isinstance(value, str):
             self._wrong(key, value, "text")
-        return value
+        return self._printable(key, value)
+
+    def name(self, key: Any, default: Any = _ABSENT) -> str:
+        """A name: text, or a number as text."""
+        return self._printable(key, str(plain(self.raw(key, default))))
 
     def integer(self, key: Any, default: Any = _ABSENT) -> int:
         value = plain(self.raw(key, default))
         if isinstance(value, float) and value.is_integer():
             value = int(value)
-        if not isinstance(value, int) or isinstance(value, bool):
+        if not isinstance(value, int) or not _is_number(value):
             self._wrong(key, value, "a whole number")
         return value
 
     def number(self, key: Any, default: Any = _ABSENT) -> float:
         value = plain(self.raw(key, default))
-        if not isinstance(value, (int, float)) or isinstance(value, bool):
+        if not _is_number(value) or not math.isfinite(value):
             self._wrong(key, value, "a number")
         return float(value)
 
     def numbers(self, key: Any) -> tuple[float, ...]:
-        """A list of numbers."""
+        """A list of numbers; infinities and NaN are left to the caller."""
         value = plain(self.raw(key))
         if not isinstance(value, list) or not all(_is_number(item) for item in value):
             self._wrong(key, value, "a list of numbers")
@@ -82,7 +91,7 @@ class Fields:
     def integers(self, key: Any) -> tuple[int, ...]:
         """A list of whole numbers."""
         values = self.numbers(key)
-        if not all(value.is_integer() for value in values):
+        if not all(value.is_integer() and abs(value) < _MAX_INTEGER for value in values):
             self._wrong(key, values, "a list of whole numbers")
         return tuple(int(value) for value in values)
 
@@ -101,16 +110,18 @@ class Fields:
         """
         value = self.text(key, default)
         if value not in known:
-            raise CheckpointError(f"{self.origin}: unknown {what} {value!r}; known: {', '.join(sorted(known))}")
+            raise CheckpointError(f"{self.origin}: unknown {what} {shown(value)}; known: {', '.join(sorted(known))}")
         return known[value]
 
     def _keys(self) -> str:
-        shown = [str(key) for key in self.content][:12]
-        return ", ".join(shown) + (", ..." if len(self.content) > 12 else "") if shown else "no entries"
+        keys = [shown(key, 40).strip("'") for key in list(self.content)[:12]]
+        return ", ".join(keys) + (", ..." if len(self.content) > 12 else "") if keys else "no entries"
+
+    def _printable(self, key: Any, text: str) -> str:
+        return printable(text, f"{self.origin}: {shown(key)}")
 
     def _wrong(self, key: Any, value: Any, expected: str) -> NoReturn:
-        shown = repr(value)
-        raise CheckpointError(f"{self.origin}: {key!r} must be {expected}, not {shown[:80]}")
+        raise CheckpointError(f"{self.origin}: {shown(key)} must be {expected}, not {shown(value)}")
 
 
 def plain(value: Any) -> Any:
@@ -131,15 +142,47 @@ def read_json(path: Path) -> Fields:
         CheckpointError: missing, truncated or not JSON. The message names the file.
     """
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise CheckpointError(f"{path} is missing") from error
-    except OSError as error:
-        raise CheckpointError(f"{path} cannot be read: {error.strerror or error}") from error
+        content = json.loads(read_bytes(path, MAX_JSON_BYTES).decode("utf-8"), parse_int=_integer)
     except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} is truncated or not JSON: {error}") from error
     return Fields(content, str(path))
 
 
+def shown(value: Any, length: int = 80) -> str:
+    """A stranger's value as a message shows it: control characters escaped, and not all of a long one."""
+    text = repr(value)
+    return text if len(text) <= length else f"{text[: length - 3]}..."
+
+
+def printable(value: Any, origin: str) -> str:
+    """The value as text that may stand in messages and records: one short line without control characters.
+
+    Raises:
+        CheckpointError: it is not.
+    """
+    text = str(value)
+    if len(text) > MAX_TEXT or not text.isprintable():
+        raise CheckpointError(
+            f"{origin} must be one line of at most {MAX_TEXT} printable characters, not {shown(text)}"
+        )
+    return text
+
+
+def first_fault(error: ValidationError) -> str:
+    """What is wrong with a specification that was made from the plans, in one line."""
+    fault = error.errors(include_url=False, include_context=False)[0]
+    where = ".".join(str(step) for step in fault["loc"]) or "the whole"
+    return f"{where}: {fault['msg'].removeprefix('Value error, ')} (found {shown(fault.get('input'))})"
+
+
 def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
+    """Whether it is an int or a float that converts to the other."""
+    if isinstance(value, int):
+        return not isinstance(value, bool) and abs(value) < _MAX_INTEGER
+    return isinstance(value, float)
+
+
+def _integer(digits: str) -> int:
+    if len(digits) > 40:
+        raise ValueError(f"an integer of {len(digits)} digits")
+    return int(digits)

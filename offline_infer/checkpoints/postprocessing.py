@@ -11,7 +11,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from offline_infer.checkpoints.fields import Fields, plain, read_json
+from offline_infer.checkpoints.fields import Fields, plain, read_json, shown
+from offline_infer.checkpoints.limits import MAX_CLASSES, MAX_LITERAL
 from offline_infer.checkpoints.pickles.reading import read_pickle
 from offline_infer.checkpoints.pickles.values import Symbol
 from offline_infer.errors import CheckpointError
@@ -39,7 +40,7 @@ def read_v1(path: Path, labels: Iterable[int]) -> tuple[ComponentRule, ...]:
     for entry in entries:
         key = tuple(entry)
         if sizes is not None and key not in sizes:
-            raise CheckpointError(f"{path}: min_valid_object_sizes has no entry for {entry}")
+            raise CheckpointError(f"{path}: min_valid_object_sizes has no entry for {shown(entry)}")
         size = None if sizes is None else sizes[key]
         rules.append(ComponentRule(labels=key, connectivity="face", min_size_mm3=size))
     return tuple(rules)
@@ -61,9 +62,9 @@ def read_v2(path: Path) -> tuple[ComponentRule, ...]:
     rules = []
     for function, keywords in zip(functions, arguments, strict=True):
         if not isinstance(function, Symbol) or function.name != KEEP_LARGEST:
-            raise CheckpointError(f"{path} names a post-processing function that is not known: {function!r}")
+            raise CheckpointError(f"{path} names a post-processing function that is not known: {shown(function)}")
         fields = Fields(keywords, str(path))
-        unknown = sorted(str(key) for key in fields if key not in ("labels_or_regions", "background_label"))
+        unknown = sorted(shown(key) for key in fields if key not in ("labels_or_regions", "background_label"))
         if unknown:
             raise CheckpointError(f"{path}: unknown arguments {', '.join(unknown)}")
         # A list names several labels or regions; all of them together make one mask.
@@ -78,6 +79,8 @@ def _minimum_sizes(fields: Fields) -> dict[tuple[int, ...], float] | None:
     """Labels -> size in mm^3. v1 stores the dictionary as the text of a Python literal."""
     value = fields.raw("min_valid_object_sizes", None)
     if isinstance(value, str):
+        if len(value) > MAX_LITERAL:
+            raise CheckpointError(f"{fields.origin}: min_valid_object_sizes has {len(value):,} characters")
         try:
             value = ast.literal_eval(value)
         except (ValueError, SyntaxError, MemoryError, RecursionError) as error:
@@ -95,8 +98,12 @@ def _list(value: Any) -> list[Any]:
 def _labels(entry: Any, path: Path) -> list[int]:
     """A label or a region as a list of labels."""
     values = _list(plain(entry))
-    if not values or not all(isinstance(value, int) and not isinstance(value, bool) for value in values):
-        raise CheckpointError(f"{path}: {entry!r} is neither a label nor a list of labels")
+    if not values or not all(_is_label(value) for value in values):
+        raise CheckpointError(f"{path}: {shown(entry)} is neither a label nor a list of labels")
     if 0 in values:
         raise CheckpointError(f"{path}: the background (label 0) cannot be post-processed")
     return values
+
+
+def _is_label(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= MAX_CLASSES

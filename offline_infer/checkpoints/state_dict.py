@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from offline_infer.checkpoints.description import NetworkDescription
+from offline_infer.checkpoints.fields import shown
+from offline_infer.checkpoints.limits import MAX_TEXT
 from offline_infer.checkpoints.pickles.torch_file import TensorRef
 from offline_infer.errors import CheckpointError
 from offline_infer.spec import VolumeSpec
@@ -24,8 +26,8 @@ def state_dict(content: Any, origin: str) -> dict[str, TensorRef]:
         raise CheckpointError(f"{origin}: the state dict is empty or not a dictionary")
     result: dict[str, TensorRef] = {}
     for key, value in content.items():
-        if not isinstance(key, str) or not isinstance(value, TensorRef):
-            raise CheckpointError(f"{origin}: state dict entry {key!r} is a {type(value).__name__}, not a tensor")
+        if not isinstance(key, str) or len(key) > MAX_TEXT or not isinstance(value, TensorRef):
+            raise CheckpointError(f"{origin}: state dict entry {shown(key)} is a {type(value).__name__}, not a tensor")
         result[key] = value
     return strip_prefixes(result)
 

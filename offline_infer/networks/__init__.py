@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from offline_infer.checkpoints.limits import MAX_EXCESS, SMALL_NETWORK
 from offline_infer.errors import CheckpointError, ExportError
 
 if TYPE_CHECKING:
@@ -30,6 +31,7 @@ def build(description: NetworkDescription, deep_supervision: bool = False) -> nn
         CheckpointError: the description does not fit together, or names a network that cannot be built.
     """
     try:
+        _refuse_excess(description, deep_supervision)
         network = _build(description, deep_supervision)
     except ImportError as error:
         raise ExportError(
@@ -59,6 +61,29 @@ def load_weights(module: nn.Module, weights: Weights) -> None:
     from offline_infer.networks.loading import copy_weights
 
     copy_weights(module, weights)
+
+
+def _refuse_excess(description: NetworkDescription, deep_supervision: bool) -> None:
+    """Build the network without memory first: plans can ask for any number of features, the weights show how many.
+
+    Raises:
+        CheckpointError: the network would have many more parameters than the checkpoint.
+    """
+    import torch
+
+    if description.parameters is None:
+        return
+    try:
+        with torch.device("meta"):
+            draft = _build(description, deep_supervision)
+    except (RuntimeError, NotImplementedError):
+        return  # a class that computes with its parameters while it is built; its arguments are bounded by the reader
+    count = sum(parameter.numel() for parameter in draft.parameters())
+    if count > MAX_EXCESS * description.parameters + SMALL_NETWORK:
+        raise CheckpointError(
+            f"the plans describe a {description.class_name} of {count:,} parameters, the checkpoint holds "
+            f"{description.parameters:,}; they are not from one training"
+        )
 
 
 def _build(description: NetworkDescription, deep_supervision: bool) -> nn.Module:

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from checkpoint_samples import v1_folder, v2_folder
 
-from offline_infer.checkpoints import archive, read_checkpoint
+from offline_infer.checkpoints import limits, read_checkpoint
 from offline_infer.errors import CheckpointError
 from offline_infer.networks import build, load_weights
 
@@ -111,9 +111,14 @@ def test_bombs_are_refused_before_they_are_unpacked(tmp_path: Path) -> None:
 def test_size_limits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     v2_folder(tmp_path / "models")
     packed = pack(tmp_path / "models", tmp_path / "export.zip")
-    for name, why in [("MAX_SMALL_BYTES", "accepted"), ("MAX_WEIGHT_BYTES", "accepted"), ("MAX_MEMBERS", "members")]:
+    for name, why in [
+        ("MAX_SMALL_BYTES", "accepted"),
+        ("MAX_WEIGHT_BYTES", "accepted"),
+        ("SMALL_TOTAL", "not a model"),
+    ]:
         with monkeypatch.context() as patch:
-            patch.setattr(archive, name, 1)
+            patch.setattr(limits, name, 1)
+            patch.setattr(limits, "MAX_TOTAL_RATIO", 0)
             with pytest.raises(CheckpointError, match=why):
                 read_checkpoint(packed)
     usage = type("Usage", (), {"free": 10})

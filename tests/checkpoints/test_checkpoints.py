@@ -538,7 +538,7 @@ def test_v2_folds_of_different_trainings_are_refused(tmp_path: Path) -> None:
     [
         (
             lambda p, d: p["configurations"].pop("3d_fullres"),
-            "no configuration '3d_fullres'; it has 3d_cascade_fullres",
+            "no configuration '3d_fullres'; it has '3d_cascade_fullres'",
         ),
         (
             lambda p, d: p["configurations"]["3d_fullres"].update(inherits_from="3d_cascade_fullres"),
@@ -553,7 +553,7 @@ def test_v2_folds_of_different_trainings_are_refused(tmp_path: Path) -> None:
                 p["configurations"]["3d_fullres"]["resampling_fn_seg_kwargs"].update(flavour=1)
                 or p["configurations"]["3d_fullres"].update(previous_stage="3d_lowres")
             ),
-            "unknown arguments flavour; known: ",
+            "unknown arguments 'flavour'; known: ",
         ),
         (
             lambda p, d: p["configurations"]["3d_fullres"].update(normalization_schemes=["OursNormalization"]),
@@ -617,7 +617,7 @@ def test_v2_other_postprocessing_functions_are_refused(tmp_path: Path) -> None:
         read_checkpoint(folder)
     for content, why in [
         (b"\x80\x02" + _functions(2) + b"]\x86.", "as many arguments"),
-        (b"\x80\x02" + _functions(1) + b"]}U\x05wrongK\x01sa\x86.", "unknown arguments wrong"),
+        (b"\x80\x02" + _functions(1) + b"]}U\x05wrongK\x01sa\x86.", "unknown arguments 'wrong'"),
         (b"\x80\x02" + _functions(1) + b"]}U\x11labels_or_regionsK\x00sa\x86.", "background"),
         (b"\x80\x02](cnnunetv2.postprocessing\nother\ne]}a\x86.", "other"),
         (b"N.", "pair"),

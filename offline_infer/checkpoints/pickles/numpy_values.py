@@ -18,6 +18,8 @@ from offline_infer.errors import CheckpointError, UnsafePickleError
 
 _SIMPLE = re.compile(r"[|<>=]?(b1|i[1248]|u[1248]|f[248]|c8|c16|[SU]\d{0,6})$")
 MAX_DIMS = 32
+MAX_EMPTY = 1 << 16
+"""Largest product of the non-zero sizes of an array that holds no bytes."""
 
 
 class DtypeNote(Pending):
@@ -28,7 +30,7 @@ class DtypeNote(Pending):
     def __init__(self, text: str) -> None:
         self._text = text
 
-    def __setstate__(self, state: Any) -> None:
+    def set_state(self, state: Any) -> None:
         if not isinstance(state, tuple) or len(state) < 5:
             raise CheckpointError("a NumPy dtype has an unexpected state")
         order, record = state[1], state[2:5]
@@ -56,7 +58,7 @@ class ArrayNote(Pending):
     def __init__(self, array: npt.NDArray[Any] | None = None) -> None:
         self._array = array
 
-    def __setstate__(self, state: Any) -> None:
+    def set_state(self, state: Any) -> None:
         if not isinstance(state, tuple) or len(state) != 5:
             raise CheckpointError("a NumPy array has an unexpected state")
         _, shape, dtype, fortran, data = state
@@ -101,13 +103,16 @@ def _array(data: Any, dtype: Any, shape: Any, order: Any) -> npt.NDArray[Any]:
     if math.prod(shape) * kind.itemsize != len(data):
         raise CheckpointError(f"a NumPy array of shape {shape} and type {kind} has {len(data)} bytes")
     if not data:
+        # Without elements, or with elements of no width, a shape costs no bytes in the file but may cost any here.
+        if math.prod(max(size, 1) for size in shape) > MAX_EMPTY:
+            raise CheckpointError(f"a NumPy array without data has shape {shape}")
         return np.zeros(shape, kind)
     return np.frombuffer(bytes(data), dtype=kind).reshape(shape, order=order).copy(order=order)
 
 
 def _checked_dtype(dtype: Any) -> np.dtype[Any]:
-    if isinstance(dtype, DtypeNote):
-        return dtype.value()
+    if isinstance(dtype, np.dtype):  # of a DtypeNote: nothing else makes one
+        return dtype
     raise CheckpointError(f"a NumPy dtype is expected where a {type(dtype).__name__} stands")
 
 

@@ -11,18 +11,15 @@ What comes back is made of dicts, lists, tuples, sets, numbers, strings, bytes, 
 from __future__ import annotations
 
 import io
-import pickle
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, BinaryIO, NoReturn
+from typing import Any, BinaryIO
 
-from offline_infer.checkpoints.pickles import numpy_values as pickled_numpy
-from offline_infer.checkpoints.pickles.opcodes import scan
-from offline_infer.checkpoints.pickles.values import Constructor, Pending, PlainDict, Symbol, finish
+from offline_infer.checkpoints.opening import opened
+from offline_infer.checkpoints.pickles import machine, numpy_values
+from offline_infer.checkpoints.pickles.machine import Persistent, Table
+from offline_infer.checkpoints.pickles.values import Constructor, Symbol
 from offline_infer.errors import CheckpointError, UnsafePickleError
-
-Table = Mapping[tuple[str, str], "Constructor | Symbol"]
-"""(module, name) as a pickle spells them -> what stands for it."""
 
 
 def read_pickle(path: Path, symbols: Mapping[tuple[str, str], str] | None = None) -> Any:
@@ -37,11 +34,8 @@ def read_pickle(path: Path, symbols: Mapping[tuple[str, str], str] | None = None
         CheckpointError: missing, unreadable, truncated or damaged. The message names the file.
     """
     extra = {key: Symbol(name) for key, name in (symbols or {}).items()}
-    try:
-        with path.open("rb") as stream:
-            return load_stream(stream, path.stat().st_size, str(path), extra)
-    except OSError as error:
-        raise CheckpointError(f"{path} cannot be read: {error.strerror or error}") from error
+    with opened(path) as (stream, size):
+        return load_stream(stream, size, str(path), extra)
 
 
 def load_bytes(data: bytes, origin: str, extra: Table | None = None) -> Any:
@@ -50,16 +44,12 @@ def load_bytes(data: bytes, origin: str, extra: Table | None = None) -> Any:
 
 
 def load_stream(
-    stream: BinaryIO,
-    size: int,
-    origin: str,
-    extra: Table | None = None,
-    persistent: Callable[[Any], Any] | None = None,
+    stream: BinaryIO, size: int, origin: str, extra: Table | None = None, persistent: Persistent | None = None
 ) -> Any:
     """The content of the pickle that begins at the stream's position; the stream is left behind it.
 
     Args:
-        stream: seekable.
+        stream: where the pickle is.
         size: bytes from the position to the end of the stream.
         origin: how messages call the stream.
         extra: entries that add to the table.
@@ -70,58 +60,30 @@ def load_stream(
         CheckpointError: truncated or damaged.
     """
     try:
-        scan(stream, size)
-        return finish(_Unpickler(stream, {**TABLE, **(extra or {})}, persistent).load())
+        return machine.run(stream, size, {**TABLE, **(extra or {})}, persistent)
     except UnsafePickleError as error:
         raise UnsafePickleError(f"{origin}: {error}") from error
     except CheckpointError as error:
         raise CheckpointError(f"{origin}: {error}") from error
-    except Exception as error:  # a damaged pickle can make the unpickler raise nearly anything
+    except (ValueError, OverflowError, RecursionError, MemoryError) as error:  # of a constructor's arguments
         reason = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
-        raise CheckpointError(f"{origin} is not a valid pickle, or it is truncated or damaged ({reason})") from error
-
-
-class _Unpickler(pickle.Unpickler):
-    """An unpickler whose every name comes from a closed table."""
-
-    def __init__(self, stream: BinaryIO, table: Table, persistent: Callable[[Any], Any] | None) -> None:
-        super().__init__(stream, fix_imports=False)
-        self._table = table
-        self._persistent = persistent
-
-    def find_class(self, module_name: str, global_name: str, /) -> Any:
-        try:
-            return self._table[module_name, global_name]
-        except KeyError:
-            _refuse(module_name, global_name)
-
-    def persistent_load(self, pid: Any) -> Any:
-        if self._persistent is None:
-            raise UnsafePickleError("it refers to data outside itself (a persistent id), which is not expected here")
-        return self._persistent(pid)
-
-
-def _refuse(module_name: str, global_name: str) -> NoReturn:
-    raise UnsafePickleError(
-        f"it asks for {module_name}.{global_name}, which is not among the plain data types a checkpoint needs; nothing "
-        "was executed. If you trust the file, re-save it with plain numbers, strings and arrays instead of that object"
-    )
+        raise CheckpointError(f"{origin} is not a valid pickle, or it is damaged ({reason})") from error
 
 
 # --- the table -------------------------------------------------------------------------------------------------------
 
 
-def _mapping(*arguments: Any) -> PlainDict:
+def _mapping(*arguments: Any) -> dict[Any, Any]:
     """dict(), OrderedDict(), OrderedDict([(k, v), ...]), defaultdict(factory)."""
     if len(arguments) > 1:
         raise CheckpointError("a dictionary is built from more than one argument")
     pairs = arguments[0] if arguments else ()
-    return PlainDict(pairs) if isinstance(pairs, (dict, list, tuple)) else PlainDict()
+    return dict(pairs) if isinstance(pairs, (dict, list, tuple)) else {}
 
 
-def _default_mapping(*arguments: Any) -> PlainDict:
+def _default_mapping(*arguments: Any) -> dict[Any, Any]:
     """defaultdict(factory): the factory is dropped, lookups of absent keys then fail."""
-    return PlainDict()
+    return {}
 
 
 def _set(values: Any = ()) -> set[Any]:
@@ -219,15 +181,12 @@ def _table() -> dict[tuple[str, str], Constructor | Symbol]:
     for module in ("builtins", "__builtin__"):
         for name in ("int", "float", "str", "bool"):
             table[module, name] = Symbol(name)
-    return {**table, **pickled_numpy.TABLE}
+    return {**table, **numpy_values.TABLE}
 
 
 TABLE: Table = _table()
 
 __all__ = [
-    "Constructor",
-    "Pending",
-    "Symbol",
     "Table",
     "load_bytes",
     "load_stream",

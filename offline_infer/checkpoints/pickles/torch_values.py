@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, Literal, NoReturn
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import numpy.typing as npt
 
+from offline_infer.checkpoints.limits import MAX_BROADCAST
 from offline_infer.checkpoints.pickles.values import Constructor, Symbol
 from offline_infer.errors import CheckpointError, UnsafePickleError
 
@@ -50,9 +51,6 @@ class StorageRef:
     def nbytes(self) -> int:
         return self.count * np.dtype(_DTYPES[self.dtype][1]).itemsize
 
-    def __setstate__(self, state: Any) -> NoReturn:
-        raise UnsafePickleError("it tries to set attributes of a storage")
-
 
 @dataclass(frozen=True)
 class TensorRef:
@@ -64,11 +62,8 @@ class TensorRef:
     shape: tuple[int, ...]
     stride: tuple[int, ...]
 
-    def __setstate__(self, state: Any) -> None:
-        """Drop attributes that were set on the tensor."""
-
-
-MAX_BROADCAST = 2**16
+    drops_state: ClassVar[bool] = True
+    """Attributes that were set on a tensor are left out."""
 
 
 def storage_reference(identity: Any) -> StorageRef:
@@ -105,29 +100,47 @@ def strided(tensor: TensorRef, data: bytes, order: Literal["<", ">"], name: str)
     Raises:
         CheckpointError: the tensor reaches beyond its storage.
     """
+    check_bounds(tensor, len(data), name)
     kind = np.dtype(_DTYPES[tensor.dtype][1]).newbyteorder(order)
-    available = len(data) // kind.itemsize
-    empty = 0 in tensor.shape
-    reach = tensor.offset + sum((size - 1) * step for size, step in zip(tensor.shape, tensor.stride, strict=True))
-    if not empty and reach >= available:
-        raise CheckpointError(
-            f"tensor {name!r} of shape {tensor.shape} reaches element {reach} of a storage with {available}"
-        )
-    # A broadcast tensor has more elements than its storage; only a small one is plausible.
-    if math.prod(tensor.shape) > max(available, MAX_BROADCAST):
-        raise CheckpointError(
-            f"tensor {name!r} of shape {tensor.shape} is larger than its storage of {available} elements"
-        )
-    if empty:
-        flat = np.zeros(tensor.shape, kind)
+    if 0 in tensor.shape:
+        flat = np.zeros(tensor.shape, kind.newbyteorder("="))
     else:
-        block = np.frombuffer(data, dtype=kind, count=available)
+        block = np.frombuffer(data, dtype=kind, count=len(data) // kind.itemsize)
         steps = tuple(step * kind.itemsize for step in tensor.stride)
         view = np.lib.stride_tricks.as_strided(block[tensor.offset :], tensor.shape, steps, writeable=False)
         flat = np.array(view, dtype=kind.newbyteorder("="), order="C")
     if tensor.dtype == "bfloat16":
         return (flat.astype(np.uint32) << np.uint32(16)).view(np.float32)
     return flat
+
+
+def check_bounds(tensor: TensorRef, stored: int, name: str) -> int:
+    """See that a tensor lies within its storage.
+
+    Args:
+        tensor: which part of the storage.
+        stored: bytes of the storage.
+        name: how messages call it.
+
+    Returns:
+        Bytes of its array.
+
+    Raises:
+        CheckpointError: it reaches beyond the storage, or repeats a small one to an absurd size.
+    """
+    width = np.dtype(_DTYPES[tensor.dtype][1]).itemsize
+    available = stored // width
+    reach = tensor.offset + sum((size - 1) * step for size, step in zip(tensor.shape, tensor.stride, strict=True))
+    if 0 not in tensor.shape and reach >= available:
+        raise CheckpointError(
+            f"tensor {name!r} of shape {tensor.shape} reaches element {reach} of a storage with {available}"
+        )
+    # A broadcast tensor has more elements than its storage, and an empty one any shape; only small ones are plausible.
+    if math.prod(max(size, 1) for size in tensor.shape) > max(available, MAX_BROADCAST):
+        raise CheckpointError(
+            f"tensor {name!r} of shape {tensor.shape} is larger than its storage of {available} elements"
+        )
+    return math.prod(tensor.shape) * (4 if tensor.dtype == "bfloat16" else width)
 
 
 # --- the table -------------------------------------------------------------------------------------------------------
@@ -162,7 +175,7 @@ def _rebuild_parameter(data: Any, *rest: Any) -> TensorRef:
 
 def _sizes(values: Any) -> tuple[int, ...]:
     if not isinstance(values, (tuple, list)) or len(values) > 16 or not all(_is_size(value) for value in values):
-        raise CheckpointError(f"a tensor has shape or strides {values!r}")
+        raise CheckpointError(f"a tensor has shape or strides {values!r:.80}")
     return tuple(values)
 
 

@@ -1,52 +1,52 @@
-"""The few kinds of object a restricted unpickler puts on its stack."""
+"""The few kinds of object a restricted pickle machine handles."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, NoReturn
+from collections.abc import Callable, Iterable
+from typing import Any, Literal, NoReturn
 
+import numpy as np
+
+from offline_infer.checkpoints.limits import MAX_DEPTH, MAX_OBJECTS, MAX_UNUSUAL_KEYS
 from offline_infer.errors import CheckpointError, UnsafePickleError
 
+Kind = Literal["dict", "list", "tuple", "set", "frozenset"]
 
-class _Sealed:
-    """Base of what a pickle may hold but not change: a pickle's BUILD opcode would otherwise set attributes."""
-
-    __slots__ = ()
-
-    def __setstate__(self, state: Any) -> None:
-        raise UnsafePickleError("it tries to set attributes of an object that takes none")
+_ORDINARY_INTEGER = 1 << 60  # below it, different integers have different hashes
+_CHARACTERS_PER_OBJECT = 32
 
 
-class Constructor(_Sealed):
+class Constructor:
     """A function of ours that stands for a class or function a pickle names.
 
-    It is an instance of a class without writable attributes rather than the function itself, so that a pickle cannot
-    alter it, and it is no type, so that a pickle cannot make objects of it other than by calling it.
+    Args:
+        name: how messages call it.
+        function: takes plain data and gives plain data; it checks its arguments.
     """
 
-    __slots__ = ("_function", "_name")
+    __slots__ = ("function", "name")
 
     def __init__(self, name: str, function: Callable[..., Any]) -> None:
-        object.__setattr__(self, "_name", name)
-        object.__setattr__(self, "_function", function)
+        object.__setattr__(self, "name", name)
+        object.__setattr__(self, "function", function)
 
     def __setattr__(self, name: str, value: Any) -> NoReturn:
-        raise UnsafePickleError(f"it tries to change {self._name}")
+        raise UnsafePickleError(f"it tries to change {self.name}")
 
     def __call__(self, *arguments: Any) -> Any:
         try:
-            return self._function(*arguments)
+            return self.function(*arguments)
         except TypeError as error:
-            raise CheckpointError(f"{self._name} is built from unexpected arguments ({error})") from error
+            raise CheckpointError(f"{self.name} is built from unexpected arguments ({error})") from error
 
     def __repr__(self) -> str:
-        return f"Constructor({self._name})"
+        return f"Constructor({self.name})"
 
-    _name: str
-    _function: Callable[..., Any]
+    name: str
+    function: Callable[..., Any]
 
 
-class Symbol(_Sealed):
+class Symbol:
     """A name a pickle may mention: it cannot be called and has no content."""
 
     __slots__ = ("name",)
@@ -69,19 +69,18 @@ class Symbol(_Sealed):
     name: str
 
 
-class PlainDict(dict[Any, Any]):
-    """A dict that ignores attributes a pickle gives it (torch puts ``_metadata`` on state dicts)."""
-
-    __slots__ = ()
-
-    def __setstate__(self, state: Any) -> None:
-        """Drop the state."""
-
-
 class Pending:
-    """An object whose content arrives with a later BUILD; :func:`finish` puts :meth:`value` in its place."""
+    """An object whose content arrives with a later BUILD; it becomes its :meth:`value` where it is used."""
 
     __slots__ = ()
+
+    def set_state(self, state: Any) -> None:
+        """Take the content.
+
+        Raises:
+            CheckpointError: not the state such an object has.
+        """
+        raise NotImplementedError
 
     def value(self) -> Any:
         """What this stands for.
@@ -92,40 +91,110 @@ class Pending:
         raise NotImplementedError
 
 
-def finish(tree: Any) -> Any:
-    """The tree with every :class:`Pending` replaced and every container a plain one.
+class Container:
+    """A dict, list, tuple or set in the making.
 
-    A container that occurs twice is converted once, so shared references cost nothing.
+    It knows how deep and how large the tree below it is, every shared part counted as often as it occurs: nested pairs
+    of one and the same tuple are a hundred bytes in a file, and 2**30 steps for whoever hashes, compares or prints them.
 
-    Raises:
-        CheckpointError: a container that holds itself, or nesting too deep.
+    Attributes:
+        kind: what it becomes.
+        items: its elements; for a dict keys and values in turn.
+        depth: levels of containers, itself included.
+        objects: in its tree.
+        used: whether another object already holds it; it takes no more elements then.
     """
-    try:
-        return _finish(tree, {}, set())
-    except RecursionError:
-        raise CheckpointError("the pickle nests too deep") from None
+
+    __slots__ = ("_plain", "depth", "items", "kind", "objects", "used")
+
+    def __init__(self, kind: Kind, items: Iterable[Any] = ()) -> None:
+        self.kind = kind
+        self.items: list[Any] = []
+        self.depth = 1
+        self.objects = 1
+        self.used = False
+        self._plain: Any = None
+        self.extend(items)
+
+    def extend(self, items: Iterable[Any]) -> None:
+        """Add elements.
+
+        Raises:
+            CheckpointError: the tree becomes too deep or too large, or this container is already part of another.
+        """
+        if self.used:
+            raise CheckpointError("the pickle changes a container that is already part of another or contains itself")
+        for item in items:
+            if isinstance(item, Container):
+                if item is self:
+                    raise CheckpointError("the pickle holds a container that contains itself")
+                item.used = True
+                self.depth = max(self.depth, 1 + item.depth)
+            self.objects += object_count(item)
+            self.items.append(item)
+        if self.depth > MAX_DEPTH:
+            raise CheckpointError(f"the pickle nests deeper than {MAX_DEPTH} levels")
+        if self.objects > MAX_OBJECTS:
+            raise CheckpointError(f"the pickle stands for more than {MAX_OBJECTS:,} objects")
+
+    def plain(self, keys: KeyBudget) -> Any:
+        """The container it stands for; the same one every time.
+
+        Raises:
+            CheckpointError: a key that cannot be one.
+        """
+        self.used = True
+        if self._plain is None:
+            self._plain = self._make(keys)
+        return self._plain
+
+    def _make(self, keys: KeyBudget) -> Any:
+        items = [item.plain(keys) if isinstance(item, Container) else item for item in self.items]
+        if self.kind == "list":
+            return items
+        if self.kind == "tuple":
+            return tuple(items)
+        try:
+            if self.kind == "dict":
+                keys.spend(items[::2])
+                return dict(zip(items[::2], items[1::2], strict=True))
+            keys.spend(items)
+            return set(items) if self.kind == "set" else frozenset(items)
+        except (TypeError, ValueError) as error:
+            raise CheckpointError(f"the pickle's {self.kind} cannot be built ({error})") from error
 
 
-def _finish(node: Any, done: dict[int, Any], open_ids: set[int]) -> Any:
-    if not isinstance(node, (dict, list, tuple, set, frozenset, Pending)):
-        return node
-    key = id(node)
-    if key in done:
-        return done[key]
-    if key in open_ids:
-        raise CheckpointError("the pickle holds a container that contains itself")
-    open_ids.add(key)
-    result: Any
-    if isinstance(node, Pending):
-        result = node.value()
-    elif isinstance(node, dict):
-        result = {_finish(k, done, open_ids): _finish(v, done, open_ids) for k, v in node.items()}
-    elif isinstance(node, list):
-        result = [_finish(item, done, open_ids) for item in node]
-    elif isinstance(node, tuple):
-        result = tuple(_finish(item, done, open_ids) for item in node)
-    else:
-        result = type(node)(_finish(item, done, open_ids) for item in node)
-    open_ids.remove(key)
-    done[key] = result
-    return result
+class KeyBudget:
+    """Counts the keys whose hashes a stranger can choose; thousands of equal ones make a dict quadratic."""
+
+    def __init__(self) -> None:
+        self._left = MAX_UNUSUAL_KEYS
+
+    def spend(self, keys: Iterable[Any]) -> None:
+        """Account for the keys of one dict or set.
+
+        Raises:
+            CheckpointError: too many unusual ones in one pickle.
+        """
+        self._left -= sum(not _is_ordinary(key) for key in keys)
+        if self._left < 0:
+            raise CheckpointError(
+                f"the pickle has more than {MAX_UNUSUAL_KEYS} dictionary keys that are neither text nor small integers"
+            )
+
+
+def object_count(value: Any) -> int:
+    """How many objects a value counts for."""
+    if isinstance(value, Container):
+        return value.objects
+    if isinstance(value, (str, bytes, bytearray)):
+        return 1 + len(value) // _CHARACTERS_PER_OBJECT
+    if isinstance(value, np.ndarray):
+        return 1 + value.size
+    return 1
+
+
+def _is_ordinary(key: Any) -> bool:
+    if key is None or isinstance(key, (str, bytes, Symbol)):
+        return True
+    return isinstance(key, (int, np.integer)) and abs(int(key)) < _ORDINARY_INTEGER

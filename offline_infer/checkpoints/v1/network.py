@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from offline_infer.checkpoints.description import NetworkDescription
+from offline_infer.checkpoints.fields import shown
 from offline_infer.checkpoints.v1.trainers import Traits
 from offline_infer.errors import CheckpointError
 
@@ -85,6 +87,7 @@ def describe(
         input_channels=sizes.inputs,
         output_channels=sizes.outputs,
         patch_size=patch_size,
+        parameters=sum(math.prod(shape) for shape in shapes.values()),
     )
 
 
@@ -107,17 +110,18 @@ def _kind(shapes: Shapes, origin: str) -> Literal["unetplusplus", "generic_unet"
         return "unetplusplus"
     if {"conv_blocks_localization", "tu", "conv_blocks_context"} <= heads:
         return "generic_unet"
-    shown = ", ".join(sorted(heads)[:6])
     raise CheckpointError(
-        f"{origin}: the weights belong to neither Generic_UNet nor UNet++ (they have {shown}); other networks of "
-        "nnU-Net v1 are not supported"
+        f"{origin}: the weights belong to neither Generic_UNet nor UNet++ (they have {shown(sorted(heads)[:6])}); "
+        "other networks of nnU-Net v1 are not supported"
     )
 
 
 def _sizes(shapes: Shapes, origin: str) -> _Sizes:
     features: list[int] = []
     kernels: list[list[int]] = []
-    depth = 1 + max((int(m[1]) for name in shapes if (m := re.match(r"conv_blocks_context\.(\d+)\.", name))), default=0)
+    depth = 1 + max(
+        (int(m[1]) for name in shapes if (m := re.match(r"conv_blocks_context\.(\d{1,4})\.", name))), default=0
+    )
     if depth > 32:
         raise CheckpointError(f"{origin}: the encoder claims {depth} stages")
     for stage in range(depth):

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from offline_infer.checkpoints.fields import Fields
+from offline_infer.checkpoints.limits import MAX_CHANNELS
+from offline_infer.checkpoints.plausibility import check_arguments, check_count, check_patch, check_spacing
 from offline_infer.errors import CheckpointError
 from offline_infer.spec import Channel, Intensity, Resampling
 
@@ -61,9 +63,8 @@ def read_stage(plans: Fields, number: int | None) -> Stage:
         number = next(iter(stages))
     stage = stages.fields(number)
     patch = stage.integers("patch_size")
+    check_patch(patch, stage.origin)
     dims = len(patch)
-    if dims not in (2, 3) or min(patch) < 1:
-        raise CheckpointError(f"{stage.origin}: patch size {patch} has neither two nor three entries")
     spacing = stage.numbers("current_spacing")
     if len(spacing) != 3 and not (dims == 2 and len(spacing) == 2):
         raise CheckpointError(f"{stage.origin}: current_spacing {spacing} does not have three entries")
@@ -74,10 +75,12 @@ def read_stage(plans: Fields, number: int | None) -> Stage:
             f"{stage.origin}: current_spacing {spacing} is not a target spacing (plans that keep the image's own z "
             "spacing are not supported)"
         )
+    check_spacing(spacing, stage.origin)
     pools = _pool_kernels(stage, dims)
     convs = (
         stage.integer_lists("conv_kernel_sizes") if "conv_kernel_sizes" in stage else [[3] * dims] * (len(pools) + 1)
     )
+    check_arguments({"pool_op_kernel_sizes": pools, "conv_kernel_sizes": convs}, stage.origin)
     if any(len(kernel) != dims for kernel in (*pools, *convs)) or len(convs) != len(pools) + 1:
         raise CheckpointError(f"{stage.origin}: kernels {pools} and {convs} do not fit a {dims}D network")
     if min(min(kernel) for kernel in (*pools, *convs)) < 1:
@@ -92,6 +95,7 @@ def read_channels(plans: Fields) -> tuple[Channel, ...]:
         CheckpointError: a channel without a scheme or, for CT, without intensity figures.
     """
     count = plans.integer("num_modalities")
+    check_count("num_modalities", count, MAX_CHANNELS, plans.origin)
     schemes = plans.fields("normalization_schemes")
     masks = plans.fields("use_mask_for_norm")
     names = plans.fields("modalities") if plans.raw("modalities", None) is not None else Fields({}, plans.origin)
@@ -102,7 +106,7 @@ def read_channels(plans: Fields) -> tuple[Channel, ...]:
         scheme = "rgb_to_01" if rgb else _SCHEMES.get(schemes.text(index), "zscore")
         channels.append(
             Channel(
-                name=str(names.raw(index, f"channel {index}")),
+                name=names.name(index, f"channel {index}"),
                 scheme=scheme,  # type: ignore[arg-type]
                 use_mask=bool(masks.raw(index)) and scheme in ("ct", "ct2", "zscore"),
                 std_guard=_GUARDS[scheme],  # type: ignore[arg-type]

@@ -15,10 +15,12 @@ from typing import Any
 from pydantic import ValidationError
 
 from offline_infer.checkpoints.description import CheckpointDescription, NetworkDescription, Weights
-from offline_infer.checkpoints.fields import Fields, plain, read_json
+from offline_infer.checkpoints.fields import Fields, first_fault, plain, read_json, shown
 from offline_infer.checkpoints.folders import LAYOUTS, Fold, choose_folds, sha256
+from offline_infer.checkpoints.limits import MAX_CLASSES, MAX_TEXT
 from offline_infer.checkpoints.pickles.reading import read_pickle
 from offline_infer.checkpoints.pickles.torch_file import TensorRef, TorchFile, open_torch_file
+from offline_infer.checkpoints.plausibility import check_count
 from offline_infer.checkpoints.postprocessing import read_v1
 from offline_infer.checkpoints.state_dict import differing, state_dict
 from offline_infer.checkpoints.v1.network import describe, deviations
@@ -116,15 +118,20 @@ def _read_fold(folder: Path, fold: Fold) -> _Reading:
         raise CheckpointError(f"{info_path}: init must be a list of the trainer's arguments")
     stage_number = init[5]
     if stage_number is not None and not isinstance(stage_number, int):
-        raise CheckpointError(f"{info_path}: the sixth trainer argument must be the stage's number, not {init[5]!r}")
+        raise CheckpointError(
+            f"{info_path}: the sixth trainer argument must be the stage's number, not {shown(init[5])}"
+        )
 
     stage = read_stage(plans, stage_number)
     file = open_torch_file(fold.path)
     tensors = state_dict(Fields(file.content, str(fold.path)).raw("state_dict"), str(fold.path))
+    file.check(tensors)
     shapes = {name: tensor.shape for name, tensor in tensors.items()}
     network = describe(shapes, stage.pool_kernels, stage.conv_kernels, stage.patch_size, trait, str(fold.path))
     channels = read_channels(plans)
-    classes = plans.integer("num_classes") + 1  # the plans leave the background out
+    foreground = plans.integer("num_classes")
+    check_count("num_classes", foreground, MAX_CLASSES, plans.origin)
+    classes = foreground + 1  # the plans leave the background out
     previous = _previous_stage(trait, classes)
     _check_channels(network, len(channels), classes, previous, trait, fold, trainer)
 
@@ -168,7 +175,7 @@ def _read_fold(folder: Path, fold: Fold) -> _Reading:
             postprocessing=_postprocessing(folder, labels),
         )
     except ValidationError as error:
-        raise CheckpointError(f"{info_path}: the plans do not make a valid specification: {error}") from error
+        raise CheckpointError(f"{info_path}: the plans make no valid specification: {first_fault(error)}") from error
     notes = _notes(trainer, trait, network, plans, stage.conv_kernels)
     return _Reading(fold, spec, network, file, tensors, notes)
 
@@ -273,7 +280,8 @@ class _Place:
 def _place(output_folder: Any, folder: Path, dims: int) -> _Place:
     """Read off the training's output folder, ``.../3d_fullres/Task003_Liver/<trainer>__<plans>``; where that says
     nothing, off the folder's present place."""
-    for parts in (re.split(r"[\\/]", str(output_folder)), list(folder.absolute().parts)):
+    recorded = str(output_folder)[-MAX_TEXT:]
+    for parts in (re.split(r"[\\/]", recorded if recorded.isprintable() else ""), list(folder.absolute().parts)):
         for index in range(len(parts) - 1, 0, -1):
             if re.match(r"Task\d+_", parts[index]):
                 plans = parts[index + 1].split("__")[-1] if len(parts) > index + 1 else "unknown"

@@ -6,7 +6,9 @@ import re
 from typing import Any
 
 from offline_infer.checkpoints.description import NetworkDescription
-from offline_infer.checkpoints.fields import Fields, plain
+from offline_infer.checkpoints.fields import Fields, plain, shown
+from offline_infer.checkpoints.limits import MAX_STAGES
+from offline_infer.checkpoints.plausibility import check_arguments, check_count
 from offline_infer.errors import CheckpointError
 
 UNET_MODULE = "dynamic_network_architectures.architectures.unet"
@@ -56,6 +58,7 @@ def describe(
                 raise CheckpointError(f"{config.origin}: trainer {trainer} needs an architecture with norm_op")
             arguments["norm_op"] = f"torch.nn.modules.batchnorm.BatchNorm{len(patch_size)}d"
             arguments["norm_op_kwargs"] = {"eps": 1e-5, "affine": True}
+    check_arguments(arguments, config.origin)
     return NetworkDescription(
         kind="dynamic",
         class_name=class_name,
@@ -76,7 +79,7 @@ def _architecture(config: Fields, dims: int) -> tuple[str, dict[str, Any]]:
         raise CheckpointError(f"{block.origin}: _kw_requires_import must be a list of argument names")
     absent = [name for name in imports if name not in arguments]
     if absent:
-        raise CheckpointError(f"{block.origin}: _kw_requires_import names {', '.join(absent)}, not in arch_kwargs")
+        raise CheckpointError(f"{block.origin}: _kw_requires_import names {shown(absent)}, not in arch_kwargs")
     arguments[_IMPORTS] = imports
     return block.text("network_class_name"), arguments
 
@@ -88,6 +91,7 @@ def _old_architecture(config: Fields, dims: int) -> tuple[str, dict[str, Any]]:
     name = config.text("UNet_class_name")
     depth_argument = config.choice("UNet_class_name", OLD_CLASSES, "network class")
     encoder = list(config.integers("n_conv_per_stage_encoder"))
+    check_count("the number of stages", len(encoder), MAX_STAGES, config.origin)
     base, cap = config.integer("UNet_base_num_features"), config.integer("unet_max_num_features")
     return f"{UNET_MODULE}.{name}", {
         "n_stages": len(encoder),

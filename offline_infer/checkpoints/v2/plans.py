@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import copy
+import re
 from typing import Any
 
-from offline_infer.checkpoints.fields import Fields, plain
+from offline_infer.checkpoints.fields import Fields, plain, printable, shown
+from offline_infer.checkpoints.limits import MAX_CLASSES
 from offline_infer.errors import CheckpointError
 from offline_infer.spec import Channel, Intensity, Labels, Resampling
 
@@ -65,7 +67,7 @@ def configuration(plans: Fields, name: str) -> Fields:
                 f"{plans.origin}: configurations inherit in a circle: {' -> '.join([*visited, current])}"
             )
         if current not in configurations:
-            known = ", ".join(str(key) for key in configurations)
+            known = ", ".join(shown(key) for key in configurations)
             raise CheckpointError(f"{plans.origin}: there is no configuration {current!r}; it has {known}")
         visited.append(current)
         own = configurations.fields(current)
@@ -100,7 +102,7 @@ def read_channels(plans: Fields, config: Fields, dataset: Fields) -> tuple[Chann
         scheme = wrapped.choice("normalization_schemes", NORMALIZATIONS, "normalisation")
         channels.append(
             Channel(
-                name=str(names.raw(key)),
+                name=names.name(key),
                 scheme=scheme,
                 use_mask=scheme == "zscore" and bool(masks[index]),  # the other schemes do not look at the mask
                 std_guard="max",
@@ -120,9 +122,9 @@ def read_labels(dataset: Fields) -> Labels:
     names: dict[str, int | tuple[int, ...]] = {}
     for name in declared:
         values = declared.integers(name) if isinstance(declared.raw(name), list) else (declared.integer(name),)
-        if not values or min(values) < 0:
-            raise CheckpointError(f"{declared.origin}: {name!r} is neither a label nor a list of labels")
-        names[str(name)] = values[0] if len(values) == 1 else values
+        if not values or min(values) < 0 or max(values) > MAX_CLASSES:
+            raise CheckpointError(f"{declared.origin}: {shown(name)} is neither a label nor a list of labels")
+        names[printable(name, declared.origin)] = values[0] if len(values) == 1 else values
     if names.get("background") != 0:
         raise CheckpointError(f"{declared.origin}: the background must be declared as label 0")
     ignore = names.get("ignore")
@@ -160,7 +162,7 @@ def read_resampling(config: Fields, what: str) -> Resampling:
     function = config.choice(f"resampling_fn_{what}", RESAMPLINGS, "resampling function")
     arguments = Fields(config.raw(f"resampling_fn_{what}_kwargs", None) or {}, f"{config.origin}, resampling of {what}")
     known = _RESAMPLING_ARGUMENTS[function]
-    unknown = sorted(str(key) for key in arguments if key not in known)
+    unknown = sorted(shown(key) for key in arguments if key not in known)
     if unknown:
         raise CheckpointError(
             f"{arguments.origin}: unknown arguments {', '.join(unknown)}; known: {', '.join(sorted(known)) or 'none'}"
@@ -177,6 +179,18 @@ def read_resampling(config: Fields, what: str) -> Resampling:
         aniso_axis_mode=arguments.text("aniso_axis_mode", "nearest-exact"),
         memory_efficient_labels=bool(arguments.raw("memefficient_seg_resampling", False)),
     )
+
+
+def read_file_ending(dataset: Fields) -> str:
+    """The ending of image files, which becomes part of every result's name.
+
+    Raises:
+        CheckpointError: it is not a plain ending such as ``.nii.gz``.
+    """
+    ending = dataset.text("file_ending", ".nii.gz")
+    if not re.fullmatch(r"(\.[A-Za-z0-9]{1,16}){1,2}", ending):
+        raise CheckpointError(f"{dataset.origin}: file_ending {shown(ending)} is not a plain ending such as '.nii.gz'")
+    return ending
 
 
 def read_reader(plans: Fields, dataset: Fields) -> str:
@@ -205,7 +219,7 @@ def _intensity(figures: Fields, index: int) -> Intensity:
 
 def _channel_number(key: Any) -> tuple[int, str]:
     text = str(key)
-    return (int(text) if text.isdecimal() else 10**6, text)
+    return (int(text) if text.isdecimal() and len(text) < 7 else 10**6, text)
 
 
 def _as_tuple(value: int | tuple[int, ...]) -> tuple[int, ...]:

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
 from offline_infer.checkpoints.description import CheckpointDescription, NetworkDescription, Weights
-from offline_infer.checkpoints.fields import Fields, read_json
+from offline_infer.checkpoints.fields import Fields, first_fault, read_json
 from offline_infer.checkpoints.folders import LAYOUTS, Fold, choose_folds, sha256
 from offline_infer.checkpoints.pickles.torch_file import TensorRef, TorchFile, open_torch_file
+from offline_infer.checkpoints.plausibility import check_patch, check_spacing
 from offline_infer.checkpoints.postprocessing import read_v2
 from offline_infer.checkpoints.state_dict import state_dict
 from offline_infer.checkpoints.v2.network import describe, known_trainer
@@ -21,6 +23,7 @@ from offline_infer.checkpoints.v2.plans import (
     configuration,
     foreground,
     read_channels,
+    read_file_ending,
     read_labels,
     read_reader,
     read_resampling,
@@ -81,7 +84,9 @@ def read(
     try:
         spec, network = _spec(folder, plans, dataset, config, readings)
     except ValidationError as error:
-        raise CheckpointError(f"{config.origin}: the plans do not make a valid specification: {error}") from error
+        raise CheckpointError(
+            f"{config.origin}: the plans make no valid specification: {first_fault(error)}"
+        ) from error
     _check_heads(first, network)
     return CheckpointDescription(
         spec=spec,
@@ -106,10 +111,12 @@ def _read_fold(fold: Fold) -> _Reading:
     file = open_torch_file(fold.path)
     content = Fields(file.content, str(fold.path))
     axes = content.raw("inference_allowed_mirroring_axes", None)
+    tensors = state_dict(content.raw("network_weights"), str(fold.path))
+    file.check(tensors)
     return _Reading(
         fold=fold,
         file=file,
-        tensors=state_dict(content.raw("network_weights"), str(fold.path)),
+        tensors=tensors,
         trainer=content.text("trainer_name"),
         configuration=content.fields("init_args").text("configuration"),
         mirror_axes=() if axes is None else content.integers("inference_allowed_mirroring_axes"),
@@ -124,9 +131,14 @@ def _spec(
     plans.choice("label_manager", LABEL_MANAGERS, "label manager", "LabelManager")
     channels, labels = read_channels(plans, config, dataset), read_labels(dataset)
     previous = _previous_stage(config, labels)
-    patch = config.integers("patch_size")
+    patch, spacing = config.integers("patch_size"), config.numbers("spacing")
+    check_patch(patch, config.origin)
+    check_spacing(spacing, config.origin)
     inputs = len(channels) + (len(previous.labels) if previous else 0)
-    network = describe(config, first.trainer, patch, inputs, labels.channels)
+    network = replace(
+        describe(config, first.trainer, patch, inputs, labels.channels),
+        parameters=sum(math.prod(tensor.shape) for tensor in first.tensors.values()),
+    )
     forward = plans.integers("transpose_forward")
     if len(forward) != 3:
         raise CheckpointError(f"{plans.origin}: transpose_forward {forward} does not have three entries")
@@ -148,9 +160,9 @@ def _spec(
             ),
         ),
         reader=read_reader(plans, dataset),
-        file_ending=dataset.text("file_ending", ".nii.gz"),
+        file_ending=read_file_ending(dataset),
         channels=channels,
-        spacing=config.numbers("spacing"),
+        spacing=spacing,
         patch_size=patch,
         transpose_forward=(forward[0], forward[1], forward[2]),
         normalize_after_resampling=False,
