@@ -49,6 +49,10 @@ def register(commands: Subparsers) -> None:
     parser.add_argument(
         "--lesion-min-ml", type=float, default=0.0, metavar="V", help="smaller lesions are left out, default 0 mL"
     )
+    parser.add_argument(
+        "--worst", type=int, default=3, metavar="N", help="slices of the N worst cases for the report, default 3"
+    )
+    parser.add_argument("--images", type=Path, metavar="DIR", help="images to show behind those slices")
     parser.add_argument("--csv", type=Path, metavar="FILE", help="also the Dice table as CSV")
     parser.add_argument("--jobs", type=int, default=1, metavar="N", help="cases at a time")
 
@@ -138,6 +142,8 @@ def _evaluation_options(options: argparse.Namespace) -> EvaluationOptions:
         jobs=options.jobs,
         surface=options.surface,
         lesions=lesions,
+        worst=options.worst,
+        images=options.images,
     )
 
 

@@ -15,8 +15,9 @@ from offline_infer.arithmetic.components import label_boxes
 from offline_infer.arithmetic.geometry import ImageGeometry
 from offline_infer.errors import GeometryError, UsageError
 from offline_infer.events import Event, Sink, silent
-from offline_infer.proof.evaluation.pairs import VOLUME_ENDINGS, case_of, label_files
+from offline_infer.proof.evaluation.pairs import case_of, label_files
 from offline_infer.proof.evaluation.pool import run_cases
+from offline_infer.proof.image_files import image_of
 
 STAGE = "statistics"
 PERCENTILES = (1, 5, 25, 50, 75, 95, 99)
@@ -128,15 +129,6 @@ def find_statistics_cases(labels: Path, images: Path | None, channel: int = 0) -
             )
         return [StatisticsCase(case, path, images) for case, path in files.items()]
     return [StatisticsCase(case, path, image_of(images, case, channel)) for case, path in files.items()]
-
-
-def image_of(folder: Path | None, case: str, channel: int = 0) -> Path | None:
-    """The image of a case in a folder with nnU-Net's naming; a name without a number is the only channel."""
-    if folder is None or not folder.is_dir():
-        return None
-    stems = (f"{case}_{channel:04d}", case) if channel == 0 else (f"{case}_{channel:04d}",)
-    candidates = (folder / f"{stem}{ending}" for stem in stems for ending in (*VOLUME_ENDINGS, ".png", ".tif", ".tiff"))
-    return next((path for path in candidates if path.is_file()), None)
 
 
 def case_statistics(case: StatisticsCase, wanted: Sequence[int] | None = None) -> list[Row]:

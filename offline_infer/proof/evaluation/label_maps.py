@@ -8,6 +8,7 @@ in the summary and why. The summary itself holds nothing that nnU-Net would not 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import numpy as np
 
 from offline_infer.errors import CasesFailed, UsageError
 from offline_infer.events import Event, Sink, silent
+from offline_infer.files import write_json
 from offline_infer.proof.evaluation.labels import (
     EvaluatedLabels,
     label_key,
@@ -28,6 +30,7 @@ from offline_infer.proof.evaluation.options import CaseOptions, CaseResult, Eval
 from offline_infer.proof.evaluation.outputs import (
     OutputFiles,
     details_record,
+    lowest_dice,
     refuse_replacing_inputs,
     surface_record,
     write_outputs,
@@ -36,6 +39,7 @@ from offline_infer.proof.evaluation.pairs import CasePair, Pairing, pair_cases, 
 from offline_infer.proof.evaluation.pool import CaseOutcomes, run_cases
 from offline_infer.proof.evaluation.summary import CaseOverlap, Summary, build_summary
 from offline_infer.proof.evaluation.surface_distances import surface_records
+from offline_infer.proof.pictures.error_slices import slices_record
 
 STAGE = "evaluate"
 _DEFAULTS = EvaluationOptions()
@@ -99,6 +103,7 @@ def evaluate(
         sink(Event("note", STAGE, case=case, data={"note": remark}))
     if output is not None:
         write_outputs(OutputFiles(output), evaluation)
+        _write_slices(OutputFiles(output).slices, pairing, evaluation, options, sink)
     return evaluation
 
 
@@ -146,6 +151,23 @@ def _evaluate_pairs(
         chosen = labels_found(values, options.ignore, options.format)
     sink(Event("note", STAGE, data={"labels": [label_key(v) for v in chosen.labels], "origin": chosen.origin}))
     return _assemble(pairing, outcomes, chosen, options)
+
+
+def _write_slices(path: Path, pairing: Pairing, evaluation: Evaluation, options: EvaluationOptions, sink: Sink) -> None:
+    """Slices of the worst cases. What cannot be drawn is a note, never a failure: the figures are there."""
+    pairs = {pair.case: pair for pair in pairing.pairs}
+    lowest = lowest_dice(evaluation.details or {})
+    worst = sorted(lowest, key=lambda case: (lowest[case], case))[: options.worst]
+    if not worst:
+        with suppress(FileNotFoundError):
+            path.unlink()
+        return
+    names = {label_key(label): name for label, name in evaluation.labels.names.items()}
+    cases = [(pairs[case], lowest[case]) for case in worst]
+    record, problems = slices_record(cases, names=names, images=options.images)
+    write_json(path, record, indent=None)
+    for case, reason in problems.items():
+        sink(Event("note", STAGE, case, data={"note": f"no slices were drawn: {reason}"}))
 
 
 def _choose_labels(predictions: Path, references: Path, options: EvaluationOptions) -> EvaluatedLabels | None:

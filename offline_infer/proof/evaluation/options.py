@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 from offline_infer.errors import UsageError
@@ -35,6 +36,8 @@ class EvaluationOptions:
         tolerances: of the surface Dice, in mm.
         lesions: also match connected components (:mod:`offline_infer.proof.evaluation.lesions`); None leaves it out.
         header: free text of a v1 summary.
+        worst: for so many cases, those with the lowest Dice, slices through the largest error are written too.
+        images: a folder of images (or one) to show behind those slices.
     """
 
     labels: EvaluatedLabels | Sequence[Label] | None = None
@@ -46,6 +49,8 @@ class EvaluationOptions:
     tolerances: Sequence[float] = DEFAULT_TOLERANCES
     lesions: LesionOptions | None = None
     header: Header | None = None
+    worst: int = 0
+    images: Path | None = None
 
     def check(self) -> None:
         """Raise :class:`UsageError` for options that make no sense."""
@@ -61,6 +66,10 @@ class EvaluationOptions:
                 "surface distances and the matching of lesions need the package scipy, which is not installed",
                 remedy="install-report",
             )
+        if self.worst < 0:
+            raise UsageError(f"worst is {self.worst}; expected a number of cases, 0 or more")
+        if self.images is not None and not self.images.exists():
+            raise UsageError(f"{self.images}: does not exist; expected a folder of images")
 
 
 @dataclass(frozen=True)

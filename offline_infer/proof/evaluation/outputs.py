@@ -132,6 +132,16 @@ def details_record(done: Done, labels: EvaluatedLabels, options: LesionOptions |
     return record
 
 
+def lowest_dice(details: Mapping[str, Any]) -> dict[str, float]:
+    """Case -> its lowest Dice over the foreground labels that are defined in it."""
+    found = {}
+    for case in details.get("cases", ()):
+        figures = [row["dice"] for key, row in case["labels"].items() if key != "0" and row["dice"] is not None]
+        if figures:
+            found[case["case"]] = min(figures)
+    return found
+
+
 def surface_record(done: Done, labels: EvaluatedLabels, tolerances: Sequence[float]) -> dict[str, Any]:
     """The content of ``surface.json``; at least one case."""
     wanted = [label for label in labels.labels if label != 0]

@@ -20,19 +20,16 @@ from offline_infer.errors import UsageError
 from offline_infer.files import replacing
 from offline_infer.proof.evaluation.metrics import joint_histogram, label_counts
 from offline_infer.proof.pictures.patient_view import (
-    AIR,
     Box,
     FloatArray,
     LabelArray,
     View,
     body_box,
     choose_slices,
+    intensity_limits,
     largest_slice,
     to_patient_axes,
 )
-
-ABDOMEN = (400.0, 40.0)
-"""Width and level of the usual abdominal CT window, HU."""
 
 _PALETTE = (
     "#38bdf8",
@@ -109,7 +106,7 @@ def write_overlay(
         raise UsageError(f"window width {window[0]} must be positive; expected (width, level), e.g. (400, 40)")
     view = to_patient_axes(image, prediction, reference, spacing, direction)
     crop = body_box(view)
-    limits = _limits(image, window)
+    limits = intensity_limits(image, window)
     legend = _legend(view, names or {})
     flat = view.image.shape[0] == 1
     columns = 2 if flat else 3
@@ -124,17 +121,6 @@ def write_overlay(
     _draw_legend(figure, size, view, legend, foot, columns)
     with replacing(path) as temporary:
         canvas.print_png(str(temporary))
-
-
-def _limits(image: FloatArray, window: tuple[float, float] | None) -> tuple[float, float]:
-    """Lowest and highest intensity shown."""
-    if window is None and float(image.min()) <= AIR:
-        window = ABDOMEN
-    if window is not None:
-        return window[1] - window[0] / 2, window[1] + window[0] / 2
-    inside = image[image != image.min()]
-    low, high = np.percentile(inside, [1, 99.5]) if inside.size else (0.0, 1.0)
-    return float(low), float(max(high, low + 1e-6))
 
 
 def _lay_out(view: View, crop: Box, foot: float, slices: int) -> tuple[tuple[float, float], list[_Panel]]:

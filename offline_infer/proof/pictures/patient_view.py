@@ -19,6 +19,9 @@ Box = tuple[tuple[int, int], tuple[int, int], tuple[int, int]]
 AIR = -500.0
 """HU below which a voxel is taken for air or lung."""
 
+ABDOMEN = (400.0, 40.0)
+"""Width and level of the usual abdominal CT window, HU."""
+
 _MARGIN_MM = 8.0
 _SEEN_SHARE = 0.02
 
@@ -142,6 +145,18 @@ def body_box(view: View) -> Box:
         margin = round(_MARGIN_MM / view.spacing[axis])
         box.append((max(0, int(hits[0]) - margin), min(size, int(hits[-1]) + 1 + margin)) if hits.size else (0, size))
     return (box[0], box[1], box[2])
+
+
+def intensity_limits(image: FloatArray, window: tuple[float, float] | None) -> tuple[float, float]:
+    """Lowest and highest intensity shown: of the window (width, level), by default the abdominal CT window for images with
+    air in them, otherwise percentiles."""
+    if window is None and float(image.min()) <= AIR:
+        window = ABDOMEN
+    if window is not None:
+        return window[1] - window[0] / 2, window[1] + window[0] / 2
+    inside = image[image != image.min()]
+    low, high = np.percentile(inside, [1, 99.5]) if inside.size else (0.0, 1.0)
+    return float(low), float(max(high, low + 1e-6))
 
 
 def _rotation(direction: Sequence[float]) -> npt.NDArray[np.float64]:
