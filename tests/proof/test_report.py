@@ -19,7 +19,7 @@ from offline_infer.proof.comparison.records import CaseComparison, ComparisonRep
 from offline_infer.proof.report import write_report
 from offline_infer.proof.report.charts import bars, heat, strip_plot
 from offline_infer.proof.report.inputs import PNG_MAGIC, recognise
-from offline_infer.proof.report.page import figure
+from offline_infer.proof.report.values import figure
 
 
 def summary(dice: list[list[float]], names: list[str] | None = None) -> dict:
@@ -128,7 +128,7 @@ def test_report_of_everything(tmp_path: Path) -> None:
         assert words in page.text, words
     for words in ("broken: not compared: not an image", "Tiles", "extra rss", "x: NaN", "origin differs"):
         assert words in page.text, words
-    assert page.tags.count("circle") == 7  # one dot per defined figure
+    assert [value for name, value in page.attributes if name == "class"].count("dot") == 7  # one per defined figure
     assert "img" in page.tags
 
 
@@ -209,7 +209,7 @@ def test_what_cannot_be_shown_is_named_and_the_rest_is_shown(tmp_path: Path) -> 
 def test_recognition() -> None:
     assert recognise([1]) is None
     assert recognise({"results": []}) is None
-    assert recognise({"results": [{"a": 1}]}) == "benchmark"
+    assert recognise({"results": [{"a": 1}]}) == "measurements"
     assert recognise({"metric_per_case": [], "mean": {}}) == "summary"
 
 
@@ -218,7 +218,7 @@ def test_charts() -> None:
     assert [len(row.dots) for row in plot.rows] == [2, 0]
     assert plot.ticks[0][1] == "0.9"
     first, second = plot.rows[0].dots
-    assert plot.left < first.x < second.x < plot.left + plot.width
+    assert 0 < first.x < second.x < 100
     assert plot.rows[1].mean is None
     assert strip_plot({"a": [("x", 0.1)]}).ticks[0][1] == "0"
     assert [bar.width for bar in bars([("a", 2.0, ""), ("b", 1.0, ""), ("c", math.nan, "")])] == [100.0, 50.0, 0.0]
@@ -235,3 +235,131 @@ def test_without_jinja_the_message_names_the_remedy(tmp_path: Path, monkeypatch:
     monkeypatch.setitem(sys.modules, "jinja2", None)
     with pytest.raises(UsageError, match=r"offline-infer\[report\]"):
         write_report([tmp_path], tmp_path / "r.html")
+
+
+def verified_bundle() -> dict:
+    found = {"voxels": 1000, "flips": 3, "flip_margin": 2e-6, "max_diff": 3e-5, "logit_scale": 30.0}
+    engines = [{"engine": "openvino", "version": "2026.4.1-229-releases", "inputs": {"anatomy": found}}]
+    graph = {"file": "fold_0.onnx", "fold": "0", "precision": "fp32", "sha256": "b" * 64}
+    source = {"framework": "nnunet_v2", "trainer": "T", "folds": [{"fold": "0", "checkpoint": "f", "sha256": "a" * 64}]}
+    return {
+        "source": source,
+        "graphs": [{**graph, "verification": {"passed": True, "engines": engines}}],
+        "labels": {"names": {"background": 0, "spleen": 1, "both": [1, 2]}},
+    }
+
+
+def checks() -> dict:
+    row = {"engine": "openvino", "library": "2026", "precision": "bf16", "fold": "0", "device": "cpu", "processor": "P"}
+    figures = {"foreground_dice": 0.99953, "label_agreement": 0.9999, "tiles": 4, "source": "image", "status": "ok"}
+    return {"kind": "offline_infer.precision_checks", "checks": [{**row, **figures}]}
+
+
+def test_the_proof_is_visible(tmp_path: Path) -> None:
+    put(tmp_path / "out" / "bundle", "bundle.json", verified_bundle())
+    put(tmp_path / "out" / "bundle", "precision_checks.json", checks())
+    manifest = {
+        "program": "offline_infer",
+        "version": "0.2.0",
+        "bundle": "out/bundle",
+        "source": verified_bundle()["source"],
+        "folds": ["0"],
+        "settings": {"tta": True},
+        "engine": {"name": "openvino", "version": "2026", "precision": "bf16"},
+        "cases": [{"case": "x", "status": "done", "tiles": 8, "seconds": {"read": 1.0, "infer": 2.5}}],
+    }
+    put(tmp_path / "out" / "predictions", "offline_infer_run.json", manifest)
+    put(tmp_path / "out", "summary.json", summary([[0.9]]))
+    assert write_report([tmp_path / "out"], tmp_path / "r.html").problems == ()
+    text = page_of(tmp_path / "r.html").text
+    for words in ("verified when exported", "of 1,000 voxel labels", "3.00e-05", "2.00e-06", "0.99953", "a" * 64):
+        assert words in text, words
+    for words in ("spleen (1)", "What was run", "3.50"):
+        assert words in text, words
+
+
+def test_cases_that_were_made_in_different_ways_are_named(tmp_path: Path) -> None:
+    def case(name: str, tta: bool) -> dict:
+        record = {"settings": {"tta": tta}, "engine": {"name": "openvino"}, "image_sha256": name * 64}
+        return {"case": name, "status": "done", "record": record}
+
+    manifest = {"program": "offline_infer", "engine": {}, "cases": [case("a", True), case("b", False)]}
+    write_report([put(tmp_path, "offline_infer_run.json", manifest)], tmp_path / "r.html")
+    text = page_of(tmp_path / "r.html").text
+    assert "the cases were not all made the same way; they differ in settings tta" in text
+    assert "openvino" in text
+
+
+def benchmark_record() -> dict:
+    times = {
+        "p5_s": 0.9,
+        "p50_s": 1.0,
+        "p95_s": 1.2,
+        "open_s": 99.0,
+        "first_call_s": 2.0,
+        "memory_bytes": 1,
+        "threads": 2,
+    }
+    base = {"engine": "openvino", "precision": "fp32", "status": "ok", "library": "2026"}
+    return {
+        "kind": "offline_infer.benchmark",
+        "results": [
+            {**base, **times, "reference": True},
+            {**base, **times, "p50_s": 0.5, "precision": "bf16", "foreground_dice": 0.9987, "label_agreement": 0.999},
+            {"engine": "onnxruntime", "precision": "bf16", "status": "unavailable", "reason": "no such precision"},
+        ],
+    }
+
+
+def test_a_benchmark_gives_precision_and_speed_apart(tmp_path: Path) -> None:
+    write_report([put(tmp_path, "b.json", benchmark_record())], tmp_path / "r.html")
+    page = page_of(tmp_path / "r.html")
+    for words in (
+        "Precision: every engine",
+        "0.99870",
+        "Speed of a network call",
+        "0.5 s",
+        "2.000",
+        "no such precision",
+    ):
+        assert words in page.text, words
+    widths = [v for name, v in page.attributes if name == "style" and v is not None and v.startswith("width:")]
+    assert widths == ["width:100.0%", "width:50.0%"]  # of the median call, not of opening; none for what did not run
+
+
+def test_many_labels_become_rows(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    figures = rng.uniform(0.5, 1, (4, 118)).tolist()
+    write_report([put(tmp_path, "summary.json", summary(figures))], tmp_path / "r.html")
+    page = page_of(tmp_path / "r.html")
+    assert "label 118" in page.text
+    assert page.tags.count("th") < 20
+
+
+@pytest.mark.parametrize("text", ["1" * 400, "1e999", "-1e999", "NaN", '"x"', "null", "[]", "true"])
+def test_absurd_numbers_fail_their_file_alone(tmp_path: Path, text: str) -> None:
+    put(tmp_path, "summary.json", summary([[0.5]]))
+    plain = json.dumps(summary([[0.123456]]))
+    (tmp_path / "odd.json").write_text(plain.replace("0.123456", text))
+    (tmp_path / "bench.json").write_text(json.dumps(benchmark_record()).replace("0.9987", text).replace("99.0", text))
+    result = write_report([tmp_path], tmp_path / "r.html")
+    assert result.shown >= 1
+    assert "0.5000" in page_of(tmp_path / "r.html").text
+
+
+def test_subfolders_are_searched_within_limits(tmp_path: Path) -> None:
+    put(tmp_path / "a" / "b" / "c", "summary.json", summary([[0.5]]))
+    put(tmp_path / ".hidden", "summary.json", summary([[0.9]]))
+    (tmp_path / "a" / "mask.png").write_bytes(PNG_MAGIC)
+    (tmp_path / "a" / "overlay.png").write_bytes(PNG_MAGIC)
+    (tmp_path / "a" / "loop").symlink_to(tmp_path)
+    (tmp_path / "a" / "null.json").symlink_to("/dev/zero")
+    result = write_report([tmp_path], tmp_path / "r.html")
+    assert result.shown == 2
+    assert page_of(tmp_path / "r.html").tags.count("img") == 1
+
+
+def test_a_report_replaces_none_of_its_inputs(tmp_path: Path) -> None:
+    file = put(tmp_path, "summary.json", summary([[0.5]]))
+    with pytest.raises(UsageError, match="one of the files"):
+        write_report([file], file)

@@ -191,6 +191,7 @@ def _slice(view: View, box: Box, axis: int, index: int, limits: tuple[float, flo
         "width_mm": round(width_mm, 3),
         "height_mm": round(height_mm, 3),
         "differing": int(np.count_nonzero(ours != theirs)),
+        "error": outline_path(ours != theirs),
         "outlines": outlines,
     }
     if limits is not None:

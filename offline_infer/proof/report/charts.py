@@ -1,4 +1,7 @@
-"""Geometry of the report's charts and the colours of its tables: numbers in, numbers out; the template draws."""
+"""Geometry of the report's charts and the colours of its tables: numbers in, percentages out; the template draws.
+
+Places are percentages of the plotting area, so that a chart takes the width it is given while its letters keep their size.
+"""
 
 from __future__ import annotations
 
@@ -10,12 +13,16 @@ import numpy as np
 
 LOW, MIDDLE, HIGH = (199, 70, 22), (250, 240, 214), (15, 118, 110)
 """Orange to teal over cream: told apart with any kind of colour vision."""
+PALETTE = ("#38bdf8", "#fb5607", "#ffd166", "#2dd4a7", "#c77dff", "#ff70a6", "#b8e986", "#f4a261", "#7aa2ff", "#f2f27a")
+"""Colours of labels, as in the overlay pictures."""
 
-_ROW, _PLOT, _JITTER = 30.0, 840.0, 6.0
+_JITTER = 24.0
 
 
 @dataclass(frozen=True)
 class Dot:
+    """A point; ``x`` from the left and ``y`` from the top, in percent."""
+
     x: float
     y: float
     note: str
@@ -23,10 +30,9 @@ class Dot:
 
 @dataclass(frozen=True)
 class StripRow:
-    """One label: its cases as dots, a box from the first to the third quartile, the median and the mean."""
+    """One label: its cases as dots, a box (left, width) from the first to the third quartile, the median and the mean."""
 
     name: str
-    y: float
     dots: tuple[Dot, ...]
     box: tuple[float, float] | None
     median: float | None
@@ -36,13 +42,10 @@ class StripRow:
 
 @dataclass(frozen=True)
 class StripPlot:
-    """A strip plot with horizontal rows; the plotting area starts at x = ``left``."""
+    """A strip plot with horizontal rows. ``ticks``: place and text."""
 
     rows: tuple[StripRow, ...]
     ticks: tuple[tuple[float, str], ...]
-    left: float
-    width: float
-    height: float
 
 
 @dataclass(frozen=True)
@@ -50,6 +53,26 @@ class Bar:
     name: str
     width: float
     text: str
+
+
+@dataclass(frozen=True)
+class Plot:
+    """Points, level lines and curves over two axes.
+
+    Attributes:
+        lines: horizontal: place from the top, text.
+        curves: points of polylines in a square of 100 by 100, with the name of each.
+    """
+
+    title: str
+    x_label: str
+    y_label: str
+    x_ticks: tuple[tuple[float, str], ...]
+    y_ticks: tuple[tuple[float, str], ...]
+    dots: tuple[Dot, ...] = ()
+    lines: tuple[tuple[float, str], ...] = ()
+    curves: tuple[tuple[str, str], ...] = ()
+    caption: str = ""
 
 
 def strip_plot(values: Mapping[str, Sequence[tuple[str, float]]]) -> StripPlot:
@@ -60,37 +83,90 @@ def strip_plot(values: Mapping[str, Sequence[tuple[str, float]]]) -> StripPlot:
     """
     finite = [v for row in values.values() for _, v in row if math.isfinite(v)]
     start = _axis_start(min(finite, default=0.0))
-    left = min(230.0, 24 + 7.2 * max((len(name) for name in values), default=4))
 
     def place(value: float) -> float:
-        return round(left + _PLOT * (min(max(value, start), 1.0) - start) / (1 - start), 2)
+        return round(100 * (min(max(value, start), 1.0) - start) / (1 - start), 2)
 
     rows = []
-    for i, (name, row) in enumerate(values.items()):
-        y = 14 + _ROW * (i + 0.5)
+    for name, row in values.items():
         defined = [(case, v) for case, v in row if math.isfinite(v)]
-        dots = tuple(
-            Dot(place(v), round(y + _spread(j) * _JITTER, 2), f"{case}: {v:.4f}") for j, (case, v) in enumerate(defined)
-        )
         figures = [v for _, v in defined]
-        quartiles = [float(q) for q in np.quantile(figures, [0.25, 0.5, 0.75])] if figures else None
-        many = quartiles is not None and len(figures) > 3
+        quartiles = [place(float(q)) for q in np.quantile(figures, [0.25, 0.5, 0.75])] if len(figures) > 3 else None
         mean = sum(figures) / len(figures) if figures else None
-        note = "not present in any case" if mean is None else f"mean {mean:.4f}, {len(figures)} cases"
         rows.append(
             StripRow(
                 name=name,
-                y=round(y, 2),
-                dots=dots,
-                box=(place(quartiles[0]), place(quartiles[2])) if quartiles and many else None,
-                median=place(quartiles[1]) if quartiles and many else None,
+                dots=tuple(
+                    Dot(place(v), round(50 + _spread(j) * _JITTER, 1), f"{case}: {v:.4f}")
+                    for j, (case, v) in enumerate(defined)
+                ),
+                box=(quartiles[0], round(max(quartiles[2] - quartiles[0], 0.3), 2)) if quartiles else None,
+                median=quartiles[1] if quartiles else None,
                 mean=None if mean is None else place(mean),
-                note=note,
+                note="not present in any case" if mean is None else f"mean {mean:.4f}, {len(figures)} cases",
             )
         )
-    steps = 5
-    ticks = tuple((place(start + (1 - start) * i / steps), f"{start + (1 - start) * i / steps:.2g}") for i in range(6))
-    return StripPlot(tuple(rows), ticks, left, left + _PLOT + 24, 14 + _ROW * len(rows) + 30)
+    steps = (start + (1 - start) * i / 5 for i in range(6))
+    return StripPlot(tuple(rows), tuple((place(step), f"{step:.2g}") for step in steps))
+
+
+def bland_altman(title: str, pairs: Sequence[tuple[str, float, float]], unit: str) -> Plot | None:
+    """The difference of two measurements over their mean, with the mean difference and the limits of agreement (mean
+    +- 1.96 standard deviations; Bland and Altman, Lancet 1986). None with fewer than two finite pairs.
+
+    Args:
+        pairs: name, measured, reference.
+    """
+    known = [(name, a, b) for name, a, b in pairs if math.isfinite(a) and math.isfinite(b)]
+    if len(known) < 2:
+        return None
+    means, gaps = [(a + b) / 2 for _, a, b in known], [a - b for _, a, b in known]
+    bias, spread = float(np.mean(gaps)), 1.96 * float(np.std(gaps, ddof=1))
+    low, high = min(*gaps, bias - spread, 0.0), max(*gaps, bias + spread, 0.0)
+    x_axis, y_axis = _Axis.over(min(means), max(means)), _Axis.over(low, high)
+    levels = [(bias, f"mean {bias:+.3g} {unit}")]
+    if spread > 0:
+        levels += [(bias + spread, f"{bias + spread:+.3g} {unit}"), (bias - spread, f"{bias - spread:+.3g} {unit}")]
+    return Plot(
+        title=title,
+        x_label=f"mean of prediction and reference, {unit}",
+        y_label=f"prediction - reference, {unit}",
+        x_ticks=x_axis.ticks(),
+        y_ticks=tuple((round(100 - place, 2), text) for place, text in y_axis.ticks()),
+        dots=tuple(
+            Dot(x_axis.place(m), round(100 - y_axis.place(g), 2), f"{name}: {a:.4g} {unit}, reference {b:.4g} {unit}")
+            for (name, a, b), m, g in zip(known, means, gaps, strict=True)
+        ),
+        lines=tuple((round(100 - y_axis.place(value), 2), text) for value, text in levels),
+    )
+
+
+def growth_plot(title: str, curves: Mapping[str, Sequence[float]], x_label: str, y_label: str) -> Plot | None:
+    """Curves of positive figures over their position, on a logarithmic scale; None where no figure is positive."""
+    positive = [v for curve in curves.values() for v in curve if v > 0 and math.isfinite(v)]
+    if not positive:
+        return None
+    first, last = math.floor(math.log10(min(positive))), math.ceil(math.log10(max(positive)))
+    last = max(last, first + 1)
+    longest = max(len(curve) for curve in curves.values())
+
+    def point(index: int, value: float) -> str:
+        x = 100 * index / max(longest - 1, 1)
+        clipped = min(max(value, 10.0**first), 10.0**last)
+        return f"{x:.2f},{100 - 100 * (math.log10(clipped) - first) / (last - first):.2f}"
+
+    powers = range(first, last + 1, max(1, (last - first) // 5))
+    return Plot(
+        title=title,
+        x_label=x_label,
+        y_label=y_label,
+        x_ticks=((0.0, "1"), (100.0, str(longest))),
+        y_ticks=tuple((round(100 - 100 * (p - first) / (last - first), 2), f"1e{p}") for p in powers),
+        curves=tuple(
+            (name, " ".join(point(i, v if math.isfinite(v) else 10.0**last) for i, v in enumerate(curve)))
+            for name, curve in curves.items()
+        ),
+    )
 
 
 def bars(values: Sequence[tuple[str, float, str]]) -> tuple[Bar, ...]:
@@ -115,6 +191,36 @@ def heat(value: float | None) -> str:
     # Relative luminance decides between dark and light figures.
     dark = 0.2126 * red + 0.7152 * green + 0.0722 * blue > 140
     return f"background:rgb({red},{green},{blue});color:{'#16211f' if dark else '#ffffff'}"
+
+
+def colour_of(label: int) -> str:
+    """The colour of a label."""
+    return PALETTE[(label - 1) % len(PALETTE)]
+
+
+@dataclass(frozen=True)
+class _Axis:
+    """A linear axis with round ticks."""
+
+    low: float
+    high: float
+    step: float
+
+    @staticmethod
+    def over(low: float, high: float) -> _Axis:
+        span = high - low if high > low else max(abs(high), 1.0)
+        rough = span / 4
+        power = 10.0 ** math.floor(math.log10(rough))
+        step = next(power * f for f in (1, 2, 5, 10) if power * f >= rough)
+        return _Axis(math.floor(low / step) * step, math.ceil(high / step) * step or step, step)
+
+    def place(self, value: float) -> float:
+        return round(100 * (value - self.low) / (self.high - self.low), 2) if self.high > self.low else 50.0
+
+    def ticks(self) -> tuple[tuple[float, str], ...]:
+        count = round((self.high - self.low) / self.step)
+        values = [self.low + i * self.step for i in range(count + 1)]
+        return tuple((self.place(value), f"{0.0 if abs(value) < self.step / 1e6 else value:.4g}") for value in values)
 
 
 def _axis_start(lowest: float) -> float:

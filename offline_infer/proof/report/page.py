@@ -2,41 +2,69 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from offline_infer._version import __version__
 from offline_infer.errors import UsageError
-from offline_infer.files import write_text
+from offline_infer.files import write_bytes
 from offline_infer.proof.report.charts import heat
 from offline_infer.proof.report.inputs import KINDS, Inputs, Item, read_inputs
-from offline_infer.proof.report.sections import (
-    Section,
-    arrays_section,
-    benchmark_section,
-    comparison_section,
-    performance_section,
-    problems_section,
-    stage_section,
+from offline_infer.proof.report.parts import Section
+from offline_infer.proof.report.sections.accuracy import (
+    details_section,
+    slices_section,
     summary_section,
     surface_section,
 )
+from offline_infer.proof.report.sections.agreement import arrays_section, comparison_section, layers_section
+from offline_infer.proof.report.sections.provenance import (
+    bundle_section,
+    checks_section,
+    problems_section,
+    run_section,
+    stage_section,
+)
+from offline_infer.proof.report.sections.speed import (
+    benchmark_section,
+    measurements_section,
+    performance_section,
+    record_section,
+)
+from offline_infer.proof.report.sections.statistics import statistics_section
+from offline_infer.proof.report.values import figure
 
-Builder = Callable[[Mapping[str, Any], Mapping[str, str]], Section]
+Builder = Callable[[Mapping[str, Any], Mapping[str, str]], list[Section]]
 
 _BUILDERS: Mapping[str, Builder] = {
-    "summary": summary_section,
-    "surface": surface_section,
+    "run": run_section,
+    "bundle": bundle_section,
+    "checks": checks_section,
     "comparison": comparison_section,
     "arrays": arrays_section,
+    "layers": layers_section,
     "benchmark": benchmark_section,
     "performance": performance_section,
     "stage": stage_section,
+    "summary": summary_section,
+    "slices": slices_section,
+    "details": details_section,
+    "surface": surface_section,
+    "statistics": statistics_section,
     "problems": problems_section,
+    "measurements": measurements_section,
+    "record": record_section,
 }
+_ORDER = (
+    *("summary", "slices", "lesions", "volumes", "surface", "problems"),
+    *("bundle", "comparison", "arrays", "layers", "precision", "checks"),
+    *("speed", "performance", "measurements", "statistics", "run", "stage", "record"),
+)
+"""How the page reads: is it right, where is it wrong, is it the same model, how fast, and what exactly was run."""
+_GENERIC_NAMES = ("summary", "surface", "comparison", "bundle", "offline_infer_run", "precision_checks", "statistics")
 
 
 @dataclass(frozen=True)
@@ -54,20 +82,21 @@ def write_report(
     """Write a report.
 
     Args:
-        runs: JSON files (summaries, surface distances, comparisons, performance records), PNG pictures, or folders of
-            them.
+        runs: JSON files (summaries, comparisons, run records, benchmarks, bundles), PNG pictures, or folders of them.
         output: the HTML file.
-        names: label key -> name, e.g. ``{"1": "liver"}``.
+        names: label key -> name, e.g. ``{"1": "liver"}``; names found in the records are used where it has none.
 
     Raises:
-        UsageError: jinja2 is not installed, or there is nothing to show at all.
+        UsageError: jinja2 is not installed, there is nothing to show at all, or the output is one of the inputs.
     """
     try:
         import jinja2
     except ImportError as error:
         raise UsageError("reports need jinja2: pip install 'offline-infer[report]'") from error
+    if any(output.exists() and run.is_file() and output.samefile(run) for run in runs):
+        raise UsageError(f"{output} is one of the files to report; name another file to write")
     inputs = read_inputs(runs)
-    sections = _sections(inputs, names or {})
+    sections = _sections(inputs, {**_names_found(inputs), **(names or {})})
     if not sections and not inputs.pictures:
         raise UsageError("nothing to report: " + "; ".join(inputs.problems))
     # Everything is escaped: file names and label names come from outside.
@@ -83,52 +112,67 @@ def write_report(
     page = environment.get_template("report.html.j2").render(
         title=title,
         made=datetime.now().strftime("%Y-%m-%d %H:%M"),
+        version=__version__,
+        records=len(inputs.items),
         sections=sections,
         tiles=[tile for section in sections for tile in section.tiles],
         pictures=inputs.pictures,
         problems=inputs.problems,
-        kinds=KINDS,
     )
-    write_text(output, page)
+    # Bytes of a file name that are not UTF-8 arrive here as lone surrogates.
+    write_bytes(output, page.encode("utf-8", errors="backslashreplace"))
     return ReportResult(output, len(sections) + len(inputs.pictures), tuple(inputs.problems))
 
 
-def figure(value: Any, digits: int = 4) -> str:
-    """A number for reading: whole numbers grouped, fractions rounded, very small ones in powers of ten."""
-    if value is None or (isinstance(value, float) and math.isnan(value)):
-        return "-"
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if isinstance(value, int):
-        return f"{value:,}"
-    if not isinstance(value, float):
-        return str(value)
-    if math.isinf(value):
-        return "∞" if value > 0 else "-∞"
-    if value != 0 and abs(value) < 10**-digits:
-        return f"{value:.2e}"
-    return f"{value:,.{digits}f}" if abs(value) < 1000 else f"{value:,.1f}"
-
-
 def _sections(inputs: Inputs, names: Mapping[str, str]) -> list[Section]:
-    """A section per item, in the order of :data:`_BUILDERS`; an item with a hole in it becomes a problem."""
-    sections: list[Section] = []
+    """The sections of every item, in reading order; an item with a hole in it becomes a problem."""
+    built: list[tuple[Item, Section]] = []
     for kind, build in _BUILDERS.items():
-        items = inputs.of(kind)
-        for item in items:
+        for item in inputs.of(kind):
             try:
-                section = build(item.content, names)
-            except (KeyError, TypeError, ValueError, AttributeError, IndexError, UsageError) as error:
+                found = build(item.content, names)
+            except (KeyError, TypeError, ValueError, AttributeError, IndexError, ArithmeticError, UsageError) as error:
                 inputs.problems.append(_complaint(item, error))
                 continue
-            label = _short_name(item.path) if len(items) > 1 else ""
-            sections.append(section.of_file(str(item.path), len(sections), label))
+            built += [(item, section) for section in found]
+    built.sort(key=lambda pair: _ORDER.index(pair[1].kind))
+    sections = []
+    for number, (item, section) in enumerate(built):
+        several = sum(other.kind == section.kind for _, other in built) > 1
+        sections.append(section.of_file(str(item.path), number, _short_name(item.path) if several else ""))
     return sections
+
+
+def _names_found(inputs: Inputs) -> dict[str, str]:
+    """Label key -> name, as far as the records say it; the first one counts."""
+    found: dict[str, str] = {}
+    for item in inputs.items:
+        content = item.content
+        pairs: list[tuple[Any, Any]] = []
+        if item.kind == "details" and isinstance(content.get("labels"), list):
+            pairs = [(row.get("label"), row.get("name")) for row in content["labels"] if isinstance(row, dict)]
+        elif item.kind == "bundle" and isinstance(content.get("labels"), dict):
+            names = content["labels"].get("names")
+            pairs = [(_key(value), name) for name, value in names.items()] if isinstance(names, dict) else []
+        elif item.kind == "comparison" and isinstance(content.get("label_names"), dict):
+            pairs = list(content["label_names"].items())
+        for key, name in pairs:
+            if isinstance(key, str) and isinstance(name, str):
+                found.setdefault(key, name)
+    return found
+
+
+def _key(value: Any) -> str:
+    """A label's value as the summary names it: ``1``, or ``(1, 2)`` for a region."""
+    if isinstance(value, list):
+        return str(tuple(value))
+    return str(value)
 
 
 def _short_name(path: Path) -> str:
     """What tells one ``summary.json`` from another: its folder, or its own name where that is a better one."""
-    return path.absolute().parent.name if path.stem in ("summary", "surface", "comparison") else path.stem
+    stem = path.stem.partition(".")[0]
+    return path.absolute().parent.name if stem in _GENERIC_NAMES else path.stem
 
 
 def _complaint(item: Item, error: Exception) -> str:

@@ -1,0 +1,226 @@
+"""What was run, and what was checked before: bundles, precision checks, run records, stages."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from offline_infer.proof.report.parts import Section, Table, Tile
+from offline_infer.proof.report.values import Content, Names, count, flat, real, short, table_of, whole
+
+_COLUMNS = 8
+
+
+def bundle_section(content: Content, names: Names) -> list[Section]:
+    """Where a bundle came from, and how its graphs compare with the framework's network."""
+    source: Content = content["source"]
+    rows: list[tuple[Any, ...]] = []
+    passed: list[bool] = []
+    flips = voxels = 0
+    for graph in content["graphs"]:
+        verification = graph.get("verification")
+        if not verification:
+            passed.append(False)
+            rows.append((graph["file"], graph["precision"], "-", "not verified", None, None, None, None))
+            continue
+        passed.append(bool(verification.get("passed")))
+        for engine in verification.get("engines", ()):
+            for probe, found in engine["inputs"].items():
+                flips, voxels = flips + whole(found["flips"]), voxels + whole(found["voxels"])
+                rows.append(
+                    (
+                        graph["file"],
+                        graph["precision"],
+                        f"{engine['engine']} {_release(engine['version'])}",
+                        probe,
+                        real(found["max_diff"]),
+                        real(found["logit_scale"]),
+                        whole(found["flips"]),
+                        real(found["flip_margin"]),
+                    )
+                )
+    good = bool(passed) and all(passed)
+    head = (
+        "graph",
+        "precision",
+        "engine",
+        "input",
+        "largest difference",
+        "largest logit",
+        "labels changed",
+        "margin there",
+    )
+    tiles = (
+        (Tile(f"{flips:,}", f"of {voxels:,} voxel labels changed by the export", "good" if not flips else "warn"),)
+        if voxels
+        else ()
+    )
+    facts = [
+        (key, str(source[key]))
+        for key in ("framework", "framework_version", "trainer", "plans_name", "dataset", "configuration", "network")
+        if source.get(key)
+    ]
+    facts += [
+        (f"checkpoint, fold {fold['fold']}", f"{fold['checkpoint']}, SHA-256 {fold['sha256']}")
+        for fold in source["folds"]
+    ]
+    facts += [(f"graph {graph['file']}", f"SHA-256 {graph['sha256']}") for graph in content["graphs"]]
+    section = Section(
+        kind="bundle",
+        heading="The exported graph against the framework's network",
+        verdict=("verified when exported", "good") if good else ("not verified", "warn"),
+        text="The graph answered the same inputs as the framework's own network. A changed label is a voxel whose most "
+        "probable class is another one; the margin says how far the two best classes were apart there.",
+        facts=tuple((key.replace("_", " "), value) for key, value in facts),
+        tiles=tiles,
+        tables=(Table(head, tuple(rows)),) if rows else (),
+    )
+    return [section]
+
+
+def checks_section(content: Content, names: Names) -> list[Section]:
+    """Reduced precisions that were compared with float32 on tiles of real images."""
+    checks: Sequence[Content] = content["checks"]
+    head = (
+        "engine",
+        "precision",
+        "fold",
+        "Dice against float32",
+        "equal labels",
+        "largest difference",
+        "tiles",
+        "status",
+    )
+    rows = tuple(
+        (
+            f"{row['engine']} {_release(row['library'])}",
+            str(row["precision"]),
+            str(row["fold"]),
+            real(row.get("foreground_dice")),
+            real(row.get("label_agreement")),
+            real(row.get("max_abs_logit_difference")),
+            f"{row['tiles']} of {'an image' if row['source'] == 'image' else 'noise'}",
+            str(row["status"]) + (f": {row['reason']}" if row.get("reason") else ""),
+        )
+        for row in checks
+    )
+    failed = [row for row in checks if row["status"] == "failed"]
+    on = sorted({f"{row['device']} ({row['processor']})" for row in checks})
+    section = Section(
+        kind="checks",
+        heading="Precisions checked against float32",
+        verdict=(f"{count(len(failed), 'check')} failed", "bad")
+        if failed
+        else (f"{count(len(checks), 'check')} passed", "good"),
+        text="Tiles were answered in float32 and in the other precision; Dice is of all foreground together.",
+        facts=(("measured on", "; ".join(on)),) if on else (),
+        tables=(Table(head, rows, digits=5),) if rows else (),
+    )
+    return [section]
+
+
+def run_section(content: Content, names: Names) -> list[Section]:
+    """A run of ``predict``: what ran, with which settings, and what became of each case."""
+    cases: Sequence[Content] = content["cases"]
+    records = [case["record"] for case in cases if isinstance(case.get("record"), dict)]
+    facts, differing = _common(records) if records else ((), ())
+    if not records:
+        facts = tuple((key, short(value)) for key, value in _manifest(content))
+    states = [str(case["status"]) for case in cases]
+    failed = states.count("failed")
+    verdict = (
+        (f"{failed} of {len(cases)} cases failed", "bad")
+        if failed
+        else (f"{count(len(cases), 'case')} complete", "good")
+    )
+    notes = [f"{case['case']}: {case.get('reason')}" for case in cases if case["status"] == "failed"]
+    if differing:
+        notes.insert(0, f"the cases were not all made the same way; they differ in {', '.join(differing)}")
+    rows = []
+    for case in cases:
+        flattened = dict(flat(case["record"])) if isinstance(case.get("record"), dict) else {}
+        seconds = {key: real(value) for key, value in (case.get("seconds") or {}).items()}
+        total = sum(v for v in seconds.values() if math.isfinite(v))
+        own = tuple(flattened.get(key) for key in differing)
+        rows.append(
+            (str(case["case"]), str(case["status"]), case.get("tiles"), total or None, seconds.get("infer"), *own)
+        )
+    table = Table(("case", "status", "tiles", "whole case, s", "network, s", *differing), tuple(rows), digits=2)
+    section = Section(
+        kind="run",
+        heading="What was run",
+        verdict=verdict,
+        facts=facts,
+        tables=(table,) if rows else (),
+        notes=tuple(notes),
+    )
+    return [section]
+
+
+def stage_section(content: Content, names: Names) -> list[Section]:
+    """A stage's report: its cases and what it measured."""
+    cases: Sequence[Content] = content["cases"]
+    failed = [f"{case['case']}: {case.get('reason')}" for case in cases if case["status"] == "failed"]
+    table, same = table_of(cases) if cases else (None, ())
+    section = Section(
+        kind="stage",
+        heading=f"Run of {content['stage']}",
+        facts=(*((key.replace("_", " "), short(v)) for key, v in flat(content, depth=0)), *same),
+        verdict=(f"{len(failed)} of {len(cases)} cases failed", "bad") if failed else ("all cases complete", "good"),
+        tables=(table,) if table else (),
+        notes=tuple(failed),
+    )
+    return [section]
+
+
+def problems_section(content: Content, names: Names) -> list[Section]:
+    """Cases that an evaluation left out."""
+    failed = [f"{case}: {reason}" for case, reason in content["failed"].items()]
+    others = [f"{case}: no prediction" for case in content["without_prediction"] if case not in content["failed"]]
+    others += [f"{case}: no reference" for case in content["without_reference"]]
+    others += [f"{case}: {remark}" for case, remarks in content["notes"].items() for remark in remarks]
+    section = Section(
+        kind="problems",
+        heading="Cases left out of the evaluation, and remarks",
+        tiles=(Tile(str(len(failed)), "cases failed in the evaluation", "bad"),) if failed else (),
+        verdict=(f"{len(failed)} failed", "bad") if failed else None,
+        notes=(*failed, *others),
+    )
+    return [section]
+
+
+def _manifest(content: Content) -> list[tuple[str, Any]]:
+    """The facts of a run record: engine, settings, checkpoint, program."""
+    found: list[tuple[str, Any]] = [("bundle", content.get("bundle"))]
+    source = content.get("source")
+    if isinstance(source, dict):
+        found += [(key, source.get(key)) for key in ("framework", "trainer", "dataset", "configuration", "network")]
+        used = [str(fold) for fold in content.get("folds") or ()]
+        found += [
+            (f"checkpoint, fold {fold['fold']}", f"SHA-256 {fold['sha256']}")
+            for fold in source.get("folds", ())
+            if not used or str(fold["fold"]) in used
+        ]
+    found += [(f"engine {key}", value) for key, value in flat(content.get("engine") or {})]
+    found += list(flat(content.get("settings") or {}))
+    found.append(("program", f"{content.get('program')} {content.get('version')}"))
+    if content.get("seconds") is not None:
+        found.append(("whole run, s", content["seconds"]))
+    return [(key, value) for key, value in found if value is not None]
+
+
+def _common(records: Sequence[Content]) -> tuple[tuple[tuple[str, str], ...], tuple[str, ...]]:
+    """What all per-case records agree in, and the names of what they do not, images' own facts left out."""
+    flattened = [dict(flat(record)) for record in records]
+    keys = list(dict.fromkeys(key for record in flattened for key in record))
+    same = tuple(key for key in keys if len({repr(record.get(key)) for record in flattened}) == 1)
+    facts = tuple((key, short(flattened[0].get(key))) for key in same)
+    own = ("image", "seconds", "time", "date", "memory", "voxels", "shape", "finished", "started")
+    differing = [key for key in keys if key not in same and not any(word in key.split() for word in own)]
+    return facts, tuple(differing[:_COLUMNS])
+
+
+def _release(version: Any) -> str:
+    """``2026.4.1`` of ``2026.4.1-22982-e213a147257-releases/2026/4``."""
+    return str(version).partition("-")[0][:40]
