@@ -15,8 +15,8 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from scipy import ndimage
 
+from offline_infer.arithmetic.geometry import bounding_box
 from offline_infer.errors import GeometryError, OfflineInferError
 from offline_infer.proof.evaluation.pairs import CasePair
 from offline_infer.proof.image_files import image_of
@@ -39,7 +39,7 @@ class ErrorPlace:
     """The largest connected region of voxels that differ.
 
     Attributes:
-        voxel: (s, p, l) in the view: the voxel of the region farthest from its surface.
+        voxel: (s, p, l) in the view: a voxel of the region, where most of it lies.
         size: voxels. regions: how many regions there are.
     """
 
@@ -137,26 +137,26 @@ def largest_error(view: View) -> ErrorPlace | None:
     sizes = np.bincount(labelled.ravel(), minlength=number + 1)
     sizes[0] = 0
     largest = int(sizes.argmax())
-    box = ndimage.find_objects(labelled, max_label=largest)[largest - 1]
-    inside = np.pad(labelled[box] == largest, 1)
-    depth = ndimage.distance_transform_edt(inside, sampling=view.spacing)[1:-1, 1:-1, 1:-1]
-    deepest = np.unravel_index(int(depth.argmax()), depth.shape)
-    s, p, l = (int(index) + part.start for index, part in zip(deepest, box, strict=True))  # noqa: E741
-    return ErrorPlace((s, p, l), int(sizes[largest]), int(number))
+    region = labelled == largest
+    # In every direction the plane that holds most of it, so that the voxel lies well inside.
+    s = int(np.count_nonzero(region, axis=(1, 2)).argmax())
+    p = int(np.count_nonzero(region[s], axis=1).argmax())
+    (row,) = np.nonzero(region[s, p])
+    return ErrorPlace((s, p, int(row[len(row) // 2])), int(sizes[largest]), int(number))
 
 
 def _crop(view: View) -> Box:
     """The labelled part with a margin; all of the volume where nothing is labelled."""
-    found = ndimage.find_objects(view.foreground.astype(np.uint8))
-    if not found:
+    foreground = view.foreground
+    if not foreground.any():
         return tuple((0, size) for size in view.image.shape)  # type: ignore[return-value]
+    labelled = bounding_box(foreground)
     box = []
-    for part, size, step in zip(found[0], view.image.shape, view.spacing, strict=True):
+    for (first, last), size, step in zip(labelled, view.image.shape, view.spacing, strict=True):
         margin = math.ceil(_MARGIN_MM / step)
-        box.append((max(0, part.start - margin), min(size, part.stop + margin)))
+        box.append((max(0, first - margin), min(size, last + margin)))
     # Along the body only labelled slices are worth scrolling through.
-    box[0] = (found[0][0].start, found[0][0].stop)
-    return (box[0], box[1], box[2])
+    return (labelled[0], box[1], box[2])
 
 
 def _slice(view: View, box: Box, axis: int, index: int, limits: tuple[float, float] | None) -> dict[str, Any]:
