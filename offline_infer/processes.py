@@ -19,6 +19,7 @@ from pathlib import Path
 from types import FrameType
 
 from offline_infer.errors import EngineUnavailable, ToolError, UsageError
+from offline_infer.guardian import GUARDIAN
 
 UMASK = 0o027
 """Newer Ascend tools refuse models and inputs that others may write."""
@@ -49,13 +50,15 @@ def start(
 ) -> subprocess.Popen[bytes]:
     """Start a tool in its own process group; standard output and error go to ``log`` (appended), input is empty.
 
+    It ends with this program, even if that is killed; see :mod:`offline_infer.guardian`.
+
     Raises:
         ToolError: it cannot be started.
     """
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("ab") as stream:
         try:
-            return subprocess.Popen(
+            process = subprocess.Popen(
                 list(command),
                 cwd=cwd,
                 env=dict(environment) if environment is not None else None,
@@ -68,6 +71,8 @@ def start(
         except OSError as error:
             reason = error.strerror or str(error)
             raise ToolError(f"{command[0]} cannot be started: {reason}; is it made for this machine?") from error
+    GUARDIAN.watch_group(process.pid)
+    return process
 
 
 def stop(process: subprocess.Popen[bytes], grace_s: float | None = None) -> int:
@@ -79,7 +84,9 @@ def stop(process: subprocess.Popen[bytes], grace_s: float | None = None) -> int:
             time.sleep(_POLL_S)
     # A wrapper may be gone while the program behind it lives on in the same group.
     _signal_group(process.pid, signal.SIGKILL)
-    return process.wait()
+    status = process.wait()
+    GUARDIAN.forget_group(process.pid)
+    return status
 
 
 def terminate(process: subprocess.Popen[bytes]) -> None:

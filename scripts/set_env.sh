@@ -64,6 +64,24 @@ _oi_version() {
     return 0
 }
 
+# _oi_newer A B: whether release A is newer than B, comparing number by number (10.0.0 is newer than 9.0.0, and 8.0.RC2
+# than 8.0.RC1). Where numbers and letters meet, the number counts as newer: 8.0.1 came after 8.0.RC3.
+_oi_newer() {
+    [ -n "$2" ] || return 0
+    [ "$1" != "$2" ] || return 1
+    [ "$(printf '%s\n%s\n' "$1" "$2" | awk '
+        function key(text,   parts, count, i, made, piece) {
+            count = split(text, parts, /[.]/)
+            for (i = 1; i <= count; i++) {
+                piece = parts[i]
+                if (piece ~ /^[0-9]+$/) made = made sprintf("2%012d", piece)
+                else { gsub(/[^0-9]/, "", piece); made = made sprintf("1%012d", piece) }
+            }
+            return made "1z" # an alpha of a release came before the release
+        }
+        { print key($0) "\t" $0 }' | LC_ALL=C sort | tail -n 1 | cut -f 2)" = "$1" ]
+}
+
 # _oi_vendor FILE: source a vendor script, first in a subshell: what fails there must not end this shell.
 _oi_vendor() {
     (set +eu && . "$1") >/dev/null 2>&1 || return 1
@@ -171,10 +189,12 @@ _oi_search() {
             _oi_try "$_oi_kind" "$_oi_root/$_oi_kind/latest" "$_oi_root" \
                 "$_oi_root/$_oi_kind/set_env.sh" "$_oi_root/$_oi_kind/latest/set_env.sh" \
                 "$_oi_root/$_oi_kind/latest/bin/setenv.bash" && return 0
-            # Some installations have no 'latest': take a versioned folder, the last in alphabetical order.
+            # Some installations have no 'latest': take the newest versioned folder.
             _oi_last=
             for _oi_dir in "$_oi_root/$_oi_kind"/[0-9]*; do
-                [ -d "$_oi_dir" ] && _oi_last=$_oi_dir
+                if [ -d "$_oi_dir" ] && _oi_newer "${_oi_dir##*/}" "${_oi_last##*/}"; then
+                    _oi_last=$_oi_dir
+                fi
             done
             [ -n "$_oi_last" ] && _oi_try "$_oi_kind, $(basename "$_oi_last")" "$_oi_last" "$_oi_root" \
                 "$_oi_root/$_oi_kind/set_env.sh" "$_oi_last/set_env.sh" && return 0
@@ -191,7 +211,7 @@ _oi_main() {
         setopt local_options no_nomatch 2>/dev/null || true
     fi
     if _oi_search; then _oi_status=0; else _oi_status=1; fi
-    unset -f _oi_say _oi_prepend _oi_unique _oi_version _oi_vendor _oi_variables _oi_finish _oi_try _oi_search
+    unset -f _oi_say _oi_prepend _oi_unique _oi_version _oi_newer _oi_vendor _oi_variables _oi_finish _oi_try _oi_search
     unset _oi_name _oi_old _oi_new _oi_dir _oi_list _oi_rest _oi_part _oi_file _oi_line _oi_nounset _oi_errexit _oi_arch \
         _oi_home _oi_driver _oi_found _oi_layout _oi_dir_used _oi_root_used _oi_script _oi_named _oi_parent _oi_roots \
         _oi_left _oi_root _oi_kind _oi_last

@@ -19,14 +19,16 @@ from pathlib import Path
 from typing import Any
 
 from offline_infer.ascend.flags import Flags, build_flags
+from offline_infer.ascend.limits import COMPILE_TIMEOUT_S
 from offline_infer.ascend.preflight import ATC_PATH, Preflight, check_graph, resolve_outputs
 from offline_infer.ascend.socs import check_soc
 from offline_infer.ascend.toolkit import toolkit_version
 from offline_infer.bundles.bundle import COMPILED, Bundle, save
-from offline_infer.engines.om.error_codes import sentences, warnings
+from offline_infer.engines.om.error_codes import explain, sentences, warnings
 from offline_infer.errors import BundleError, ToolError, UsageError
 from offline_infer.events import Event, Sink, silent
 from offline_infer.files import replacing, sha256_file, write_text
+from offline_infer.guardian import GUARDIAN
 from offline_infer.processes import (
     Finished,
     describe_status,
@@ -39,9 +41,11 @@ from offline_infer.processes import (
 from offline_infer.spec import CompiledRecord, GraphRecord, OutputSpec
 
 SUCCESS = "ATC run success"
-DEFAULT_TIMEOUT_S = 4 * 3600.0
 DECOMPOSED = "decompose-instance-norm"
 _STAGE = "compile"
+_LOOK_S = 600.0
+_OPTION_CODES = frozenset({"E10001", "E10007", "E10054", "E10055", "option"})
+"""What ``atc`` says of an option or a mode it does not know."""
 _OM_MODE = 0o640  # newer tools refuse models that others may write
 
 
@@ -126,7 +130,7 @@ def compile_bundle(
     allow_unlisted_soc: bool = False,
     overwrite: bool = False,
     atc: str = "atc",
-    timeout_s: float = DEFAULT_TIMEOUT_S,
+    timeout_s: float = COMPILE_TIMEOUT_S,
     sink: Sink = silent,
 ) -> tuple[Compilation, ...]:
     """Compile the graphs of a bundle for a chip and record the OMs in it.
@@ -237,7 +241,7 @@ def _compile(job: _Job, overwrite: bool, sink: Sink) -> Compilation:
         text = read_log(log, limit=1 << 24)
         # With options for another host the name may be longer: model_<os>_<arch>.om
         found = [path for path in sorted((folder / "out").glob("model*.om")) if path.stat().st_mtime >= begun - 2]
-        reason = _failure(job, finished, text, found)
+        reason = _failure(finished, text, found) or _damage(job, found[0], folder)
         if reason is not None:
             kept = place / f"{job.stem}.failed.log"
             write_text(kept, text)
@@ -248,11 +252,11 @@ def _compile(job: _Job, overwrite: bool, sink: Sink) -> Compilation:
     return Compilation(record, job.graph.fold, False, finished.seconds, job.preflight.advice, tuple(warnings(text)))
 
 
-def _failure(job: _Job, finished: Finished, text: str, found: Sequence[Path]) -> str | None:
-    """Why a conversion does not count, or None."""
-    known = sentences(text)
+def _failure(finished: Finished, text: str, found: Sequence[Path]) -> str | None:
+    """Why ``atc`` cannot be believed, or None."""
     if finished.timed_out:
-        return f"it was not ready after {job.timeout_s:g} s (give --timeout more)"
+        return f"it was not ready after {finished.seconds:.0f} s; allow more with --timeout"
+    known = sentences(text)
     if finished.status == 0 and SUCCESS in text and len(found) == 1 and found[0].stat().st_size > 0:
         return None
     if finished.status != 0:
@@ -267,12 +271,32 @@ def _failure(job: _Job, finished: Finished, text: str, found: Sequence[Path]) ->
     return f"{what}: {detail}" if detail else what
 
 
+def _damage(job: _Job, made: Path, folder: Path) -> str | None:
+    """Have ``atc`` read the OM it has written: a full disk or a kill leaves a torn one behind a success text.
+
+    Releases whose ``atc`` cannot look at an OM (``--mode=6``) say that the option is wrong; the OM then passes.
+    """
+    log = folder / "look.log"
+    finished = run(
+        [job.atc, "--mode=6", f"--om={made}"], cwd=folder / "out", log=log, timeout_s=min(job.timeout_s, _LOOK_S)
+    )
+    if finished.status == 0:
+        return None
+    text = read_log(log)
+    if any(explanation.code in _OPTION_CODES for explanation in explain(text)):
+        return None
+    detail = sentences(text) or last_lines(text)
+    return f"it reported success, but cannot read the OM it wrote ({made.stat().st_size} bytes): {detail}"
+
+
 def _take_over(job: _Job, made: Path, target: Path) -> CompiledRecord:
     """Put the OM into the bundle and record it; whoever reads meanwhile sees the old state or the new one."""
     with _changing(job.bundle.folder):
         with replacing(target) as temporary:
+            GUARDIAN.watch_path(temporary)
             shutil.copyfile(made, temporary)
             temporary.chmod(_OM_MODE)
+        GUARDIAN.forget_path(temporary)
         target.chmod(_OM_MODE)
         record = CompiledRecord(
             file=f"{COMPILED}/{target.name}",
@@ -317,7 +341,9 @@ def _private_folder() -> Iterator[Path]:
             "set TMPDIR to a path of letters, digits, '_', '-', '.' and '/'"
         )
     with tempfile.TemporaryDirectory(prefix="offline_infer_atc_", ignore_cleanup_errors=True) as folder:
+        GUARDIAN.watch_path(Path(folder))
         yield Path(folder)
+    GUARDIAN.forget_path(Path(folder))
 
 
 @contextmanager

@@ -61,6 +61,25 @@ class DevicePerformance:
         }
         return {name: value for name, value in record.items() if value not in (None, {}, "")}
 
+    @classmethod
+    def from_json(cls, record: Mapping[str, Any]) -> DevicePerformance:
+        """The inverse of :meth:`to_json`.
+
+        Raises:
+            KeyError, TypeError, ValueError: something is missing or of another type.
+        """
+        return cls(
+            tool=str(record["tool"]),
+            kind="pure" if record["kind"] == "pure" else "dataset",
+            device=int(record["device"]),
+            throughput=float(record["throughput_per_s"]),
+            latency_ms={str(name): float(value) for name, value in record["latency_ms"].items()},
+            samples=record.get("samples"),
+            end_to_end=record.get("end_to_end_per_s"),
+            stages=record.get("stages", {}),
+            source=str(record.get("source", "")),
+        )
+
 
 @dataclass(frozen=True)
 class PerformanceRecord:

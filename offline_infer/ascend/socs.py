@@ -14,7 +14,6 @@ SOCS: tuple[str, ...] = (
     "Ascend310B1",
     "Ascend310B4",
     "Ascend910A",
-    "Ascend910B",
     "Ascend910B1",
     "Ascend910B2",
     "Ascend910B2C",
@@ -23,7 +22,8 @@ SOCS: tuple[str, ...] = (
     "Ascend910ProA",
     "Ascend910ProB",
 )
-"""Names seen in vendor material; those of the first training chips (910A, 910B, 910Pro) are unconfirmed."""
+"""Names seen in vendor material; those of the first training chips (910A, 910Pro) are unconfirmed. ``Ascend910B`` alone is no chip: npu-smi
+shows it with a number, and ``atc`` refuses it without."""
 
 _SPELLING = re.compile(r"[A-Za-z][A-Za-z0-9_]{2,39}")
 

@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from offline_infer.ascend.limits import COMPILE_TIMEOUT_S
 from offline_infer.commands.common import Subparsers, command, existing, say, sink_for
 
 
@@ -49,7 +50,7 @@ def register(commands: Subparsers) -> None:
     parser.add_argument("--decompose-instance-norm", action="store_true", help="write InstanceNormalization out first")
     parser.add_argument("--allow-unlisted-soc", action="store_true", help="accept a chip this release does not know")
     parser.add_argument("--atc", default="atc", help="the program, by name or path")
-    parser.add_argument("--timeout", type=float, default=3600.0, metavar="S", help="per graph")
+    parser.add_argument("--timeout", type=float, default=COMPILE_TIMEOUT_S, metavar="S", help="per graph")
     parser.add_argument("--overwrite", action="store_true", help="compile even what is there already")
     parser.add_argument(
         "--flag",

@@ -29,9 +29,10 @@ from offline_infer.bundles.bundle import Bundle
 from offline_infer.engines.om.npu_smi import Device, DeviceQuery
 from offline_infer.errors import DiskBudgetError, EngineUnavailable, ToolError, UsageError
 from offline_infer.events import Event
+from offline_infer.proof.report.inputs import recognise
 from offline_infer.staging.clean import clean_outputs
 from offline_infer.staging.outputs import OutputsManifest
-from offline_infer.staging.worklist import Worklist
+from offline_infer.staging.worklist import Worklist, WorklistWriter, header_for
 
 SOC = "Ascend310P3"
 TOOLS = ("benchmark", "msame", "ais_bench")
@@ -90,7 +91,7 @@ def test_every_tool_answers_every_item_on_several_devices(
     again = read_folder(tmp_path / "work" / "perf", report.soc)
     assert again.total == pytest.approx(report.performance.total, rel=1e-5)
     record = json.loads((tmp_path / "work" / "perf" / "performance.json").read_text())
-    assert record["performance"]["throughput_total_per_s"] == pytest.approx(report.performance.total)
+    assert record["throughput_total_per_s"] == pytest.approx(report.performance.total)
     # A second run has nothing to do.
     second = run_tool(bundle, tmp_path / "work", tool=tool, devices=(0, 1, 3))
     assert second.reused == 7
@@ -531,3 +532,89 @@ def _running(where: str) -> list[list[str]]:
     """Command lines of stand-ins that work on that folder."""
     lines = [process.info["cmdline"] or [] for process in psutil.process_iter(["cmdline"])]
     return [line for line in lines if str(STANDINS) in " ".join(line) and where in " ".join(line)]
+
+
+@pytest.mark.parametrize("tool", TOOLS)
+@pytest.mark.parametrize(("fault", "reason"), [("nan", "NaN"), ("zeros", "the same number"), ("overflow", "65504")])
+def test_a_device_whose_numbers_cannot_be_right_is_named_and_its_work_done_elsewhere(
+    tool: str, fault: str, reason: str, compiled: Callable[..., Bundle], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    use_standins(monkeypatch, fail=f"{fault} device:1")
+    bundle = compiled()
+    worklist = work_folder(tmp_path / "work", bundle.spec, 8)
+    report = run_tool(bundle, tmp_path / "work", tool=tool, devices=(0, 1))
+    check_answers(bundle, worklist, "0")
+    problems = [session for session in report.sessions if session.problem]
+    assert {session.device for session in problems} == {1}
+    assert reason in str(problems[0].problem)
+
+
+def test_answers_of_nonsense_everywhere_end_with_the_reason(
+    compiled: Callable[..., Bundle], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    use_standins(monkeypatch, fail="nan")
+    bundle = compiled()
+    work_folder(tmp_path / "work", bundle.spec, 3)
+    with pytest.raises(ToolError, match=r"device 0: the answers to 3 of 3 inputs cannot be used: .*NaN.*compile"):
+        run_tool(bundle, tmp_path / "work", tool="benchmark", devices=(0,))
+    use_standins(monkeypatch)  # the device is well again: the same command mends it
+    run_tool(bundle, tmp_path / "work", tool="benchmark", devices=(0,))
+    check_answers(bundle, Worklist.load(tmp_path / "work"), "0")
+
+
+def test_an_empty_work_folder_is_refused(
+    compiled: Callable[..., Bundle], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    use_standins(monkeypatch)
+    bundle = compiled()
+    WorklistWriter(tmp_path / "work", header_for(bundle.spec, {"step_size": 0.5, "tta": False}, ["0"]))
+    with pytest.raises(UsageError, match="no items"):
+        run_tool(bundle, tmp_path / "work", tool="benchmark")
+
+
+def test_the_record_of_a_resumed_run_covers_all_its_parts(
+    compiled: Callable[..., Bundle], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bundle = compiled()
+    work = tmp_path / "work"
+    work_folder(work, bundle.spec, 6)
+    use_standins(monkeypatch, fail="exit-after:2")
+    with pytest.raises(ToolError):
+        run_tool(bundle, work, tool="msame", devices=(0,))
+    use_standins(monkeypatch)
+    run_tool(bundle, work, tool="msame", devices=(0,))
+    next((work / "outputs" / "fold_0").glob("*.bin")).unlink()
+    run_tool(bundle, work, tool="msame", devices=(0,))
+    record = json.loads((work / "perf" / "performance.json").read_text())
+    assert recognise(record) == "performance"
+    assert [session["done"] for session in record["sessions"]] == [2, 2, 2, 1]
+    assert (len(record["parts"]), record["answered"], len(record["failures"])) == (3, 7, 2)
+    assert record["throughput_total_per_s"] > 0
+
+
+_KILLED = """
+import sys
+from offline_infer.ascend.runs.device_runs import run_tool
+from offline_infer.bundles.bundle import Bundle
+run_tool(Bundle.load({bundle!r}), {work!r}, tool="msame", devices=(0, 1))
+"""
+
+
+def test_tools_end_with_a_killed_program(
+    compiled: Callable[..., Bundle], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    use_standins(monkeypatch, fail="hang:1")
+    bundle = compiled()
+    work_folder(tmp_path / "work", bundle.spec, 4)
+    program = _KILLED.format(bundle=str(bundle.folder), work=str(tmp_path / "work"))
+    started = subprocess.Popen([sys.executable, "-c", program])
+    deadline = time.monotonic() + 30
+    tools: list[psutil.Process] = []
+    while len(tools) < 2 and time.monotonic() < deadline:
+        time.sleep(0.1)
+        tools = [each for each in psutil.Process(started.pid).children() if "msame" in " ".join(each.cmdline())]
+    assert len(tools) == 2
+    started.kill()
+    started.wait()
+    gone, alive = psutil.wait_procs(tools, timeout=15)
+    assert not alive

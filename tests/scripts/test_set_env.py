@@ -176,3 +176,25 @@ def test_folders_with_blanks_and_silence(shell: str, tmp_path: Path) -> None:
     assert "atc: not in this package" in said
     assert str(root / "nnrt/latest/runtime/lib64") in variables["LD_LIBRARY_PATH"].split(":")
     assert source(shell, tmp_path / "my home", OFFLINE_INFER_QUIET="1")[2] == ""
+
+
+@pytest.mark.parametrize("shell", SHELLS)
+@pytest.mark.parametrize(
+    ("releases", "newest"),
+    [
+        (("9.0.0", "10.0.0"), "10.0.0"),
+        (("8.0.RC3", "8.0.0", "8.0.RC2"), "8.0.0"),
+        (("5.1.RC1.alpha001", "5.1.RC1"), "5.1.RC1"),
+        (("8.0.RC2", "8.0.RC10"), "8.0.RC10"),
+    ],
+)
+def test_of_several_releases_the_newest_is_taken(
+    shell: str, releases: tuple[str, ...], newest: str, tmp_path: Path
+) -> None:
+    root = tmp_path / "Ascend"
+    for release in releases:
+        toolkit(root / "ascend-toolkit" / release, release)
+        (root / "ascend-toolkit" / release / "compiler").mkdir(exist_ok=True)
+    status, variables, _ = source(shell, tmp_path)
+    assert status == 0
+    assert variables["ASCEND_TOOLKIT_HOME"] == str(root / "ascend-toolkit" / newest)

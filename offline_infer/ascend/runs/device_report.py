@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
-from offline_infer.ascend.figures import PerformanceRecord
+from offline_infer.ascend.figures import DevicePerformance, PerformanceRecord, combine
+from offline_infer.errors import UsageError
+from offline_infer.files import write_json
+
+KIND = "offline_infer.device_run"
 
 
 @dataclass(frozen=True)
@@ -27,21 +34,24 @@ class DeviceRunReport:
     """A run over all devices.
 
     Attributes:
-        answers: needed (items x folds); ``reused`` of them were there before.
+        answers: needed (items x folds); ``reused`` of them were there before, ``answered`` are new.
         sessions: in order of start.
         excluded: devices that failed too often.
         performance: the tool's own figures, None where it left none.
+        figures: the same, session by session.
     """
 
     tool: str
     generation: str
     soc: str
     answers: int
+    answered: int
     reused: int
     seconds: float
     sessions: tuple[SessionReport, ...]
     excluded: tuple[int, ...]
     performance: PerformanceRecord | None
+    figures: tuple[DevicePerformance, ...] = ()
 
     def to_text(self) -> str:
         """For people: what was done, what failed, how fast."""
@@ -66,11 +76,63 @@ class DeviceRunReport:
             "generation": self.generation or None,
             "soc": self.soc,
             "answers": self.answers,
+            "answered": self.answered,
             "reused": self.reused,
             "seconds": round(self.seconds, 3),
-            "end_to_end_per_s": (self.answers - self.reused) / self.seconds if self.seconds > 0 else None,
+            "end_to_end_per_s": self.answered / self.seconds if self.seconds > 0 else None,
             "sessions": [asdict(session) for session in self.sessions],
             "failures": [asdict(session) for session in self.sessions if session.problem],
             "excluded_devices": list(self.excluded),
             "performance": self.performance.to_json() if self.performance else None,
         }
+
+
+def record_run(path: Path, report: DeviceRunReport) -> None:
+    """Write a run to ``perf/performance.json``; one that goes on where an earlier one stopped is added to it.
+
+    The figures stand at the top level, over all sessions of all parts, where ``report`` looks for them. A record of
+    another tool or chip, or one that cannot be read, is replaced.
+    """
+    parts = [report.to_json() | {"figures": [figure.to_json() for figure in report.figures]}]
+    parts = [*_earlier(path, report), *parts]
+    figures = [figure for part in parts for figure in _figures_of(part)]
+    performance = combine(figures, report.soc).to_json() if figures else {}
+    sessions = [session for part in parts for session in part["sessions"]]
+    seconds = sum(part["seconds"] for part in parts)
+    done = sum(part["answered"] for part in parts)
+    record = {
+        "kind": KIND,
+        **performance,
+        "tool": report.tool,
+        "generation": report.generation or None,
+        "soc": report.soc,
+        "answers": report.answers,
+        "answered": done,
+        "seconds": round(seconds, 3),
+        "end_to_end_per_s": done / seconds if seconds > 0 else None,
+        "sessions": sessions,
+        "failures": [session for session in sessions if session["problem"]],
+        "excluded_devices": sorted({device for part in parts for device in part["excluded_devices"]}),
+        "parts": parts,
+    }
+    write_json(path, record)
+
+
+def _earlier(path: Path, report: DeviceRunReport) -> Sequence[dict[str, Any]]:
+    """The parts of a record that this run goes on from."""
+    try:
+        record = json.loads(path.read_bytes())
+        if (record["kind"], record["tool"], record["soc"]) != (KIND, report.tool, report.soc):
+            return ()
+        parts: list[dict[str, Any]] = record["parts"]
+        for part in parts:  # what is missing is noticed here, not in the middle of the sums
+            _figures_of(part)
+            _ = [session["problem"] for session in part["sessions"]]
+            _ = part["seconds"] + part["answered"] + len(part["excluded_devices"])
+        return parts
+    except (OSError, ValueError, KeyError, TypeError, UsageError):
+        return ()
+
+
+def _figures_of(part: dict[str, Any]) -> list[DevicePerformance]:
+    return [DevicePerformance.from_json(record) for record in part["figures"]]

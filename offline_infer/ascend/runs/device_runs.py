@@ -21,7 +21,8 @@ from typing import Any
 
 from offline_infer.ascend.compiled import Compiled, select
 from offline_infer.ascend.figures import DevicePerformance, combine
-from offline_infer.ascend.runs.device_report import DeviceRunReport, SessionReport
+from offline_infer.ascend.limits import STALL_TIMEOUT_S
+from offline_infer.ascend.runs.device_report import DeviceRunReport, SessionReport, record_run
 from offline_infer.ascend.runs.device_session import (
     Collector,
     DeviceSession,
@@ -30,12 +31,12 @@ from offline_infer.ascend.runs.device_session import (
     session_stems,
     unshare,
 )
+from offline_infer.ascend.runs.judging import AnswerJudge
 from offline_infer.ascend.tools import Program, SessionPlan, Tool, get_tool
 from offline_infer.bundles.bundle import Bundle
 from offline_infer.engines.om.npu_smi import DeviceQuery, list_devices
 from offline_infer.errors import DiskBudgetError, ToolError, UsageError
 from offline_infer.events import Event, Sink, silent
-from offline_infer.files import write_json
 from offline_infer.processes import termination_as_interrupt
 from offline_infer.staging.disk_budget import free_bytes, size_text
 from offline_infer.staging.outputs import WRITERS, OutputsManifest
@@ -44,7 +45,6 @@ from offline_infer.staging.worklist import Item, Worklist, fingerprint, output_b
 
 SESSIONS = "sessions"
 PERFORMANCE_FILE = "perf/performance.json"
-STALL_TIMEOUT_S = 600.0
 FAILURES_ALLOWED = 1
 """A device that fails more often is not used again."""
 
@@ -112,6 +112,8 @@ class DeviceRunner:
             raise UsageError(
                 f"{folder} was made for another model than {self.bundle.name}; preprocess into a new folder"
             )
+        if not worklist.items():
+            raise UsageError(f"{folder} holds no items to answer; preprocess cases into it first")
         if self._program is None:
             self._program = tool.find(self.tool_path)
         with _only_run(folder) as sessions, termination_as_interrupt():
@@ -140,45 +142,58 @@ class _FolderRun:
         self._manifest = OutputsManifest.load(worklist.work)
         self._reports: list[SessionReport] = []
         self._figures: list[DevicePerformance] = []
+        self._socs: set[str] = set()
+        self._reused = 0
         self._total = len(worklist.items()) * len(worklist.header.folds)
         self._done = 0
 
     def run(self) -> DeviceRunReport:
+        """Fold by fold; what was done is recorded even if the rest fails."""
         started = time.monotonic()
-        runner, header = self._runner, self._worklist.header
-        reused = 0
-        socs = set()
-        for fold in header.folds:
-            compiled = runner.compiled(fold)
-            socs.add(compiled.record.soc)
-            self._check(compiled)
-            collector = self._collector(fold, compiled)
-            for leftover in sorted(self._place.glob(f"fold_{safe_name(fold)}_*")):
-                recover(leftover, self._tool, collector)
-                shutil.rmtree(leftover, ignore_errors=True)
-            pending = self._pending(fold)
-            reused += len(self._worklist.items()) - len(pending)
-            self._done = reused
-            if pending:
-                self._check_room(pending, compiled)
-                self._manifest.append([], collector.writer)
-                self._answer(fold, compiled, collector, pending)
-        soc = ", ".join(sorted(socs))
-        performance = combine(self._figures, soc) if self._figures else None
-        report = DeviceRunReport(
+        try:
+            for fold in self._worklist.header.folds:
+                self._run_fold(fold)
+        finally:
+            report = self._report(time.monotonic() - started)
+            if self._reports:
+                record_run(self._worklist.work / PERFORMANCE_FILE, report)
+        return report
+
+    def _run_fold(self, fold: str) -> None:
+        compiled = self._runner.compiled(fold)
+        self._socs.add(compiled.record.soc)
+        self._check(compiled)
+        collector = self._collector(fold, compiled)
+        for leftover in sorted(self._place.glob(f"fold_{safe_name(fold)}_*")):
+            recover(leftover, self._tool, collector)
+            shutil.rmtree(leftover, ignore_errors=True)
+        pending = self._pending(fold)
+        self._reused += len(self._worklist.items()) - len(pending)
+        self._done = self._reused
+        if not pending:
+            return
+        self._check_room(pending, compiled)
+        self._manifest.append([], collector.writer)
+        try:
+            self._answer(fold, compiled, collector, pending)
+        finally:
+            collector.judge.close()
+
+    def _report(self, seconds: float) -> DeviceRunReport:
+        soc = ", ".join(sorted(self._socs))
+        return DeviceRunReport(
             tool=self._tool.name,
             generation=self._program.generation,
             soc=soc,
             answers=self._total,
-            reused=reused,
-            seconds=time.monotonic() - started,
+            answered=sum(report.done for report in self._reports),
+            reused=self._reused,
+            seconds=seconds,
             sessions=tuple(self._reports),
-            excluded=runner.excluded,
-            performance=performance,
+            excluded=self._runner.excluded,
+            performance=combine(self._figures, soc) if self._figures else None,
+            figures=tuple(self._figures),
         )
-        if self._reports:
-            write_json(self._worklist.work / PERFORMANCE_FILE, report.to_json())
-        return report
 
     def _answer(self, fold: str, compiled: Compiled, collector: Collector, pending: list[Item]) -> None:
         """Rounds until nothing is pending: share, run, and share what is left among the devices that are well."""
@@ -288,7 +303,8 @@ class _FolderRun:
                 }
             }
         )
-        return Collector(self._worklist, self._manifest, fold, compiled, writer, self._runner.drop_redundant)
+        judge = AnswerJudge(self._runner.bundle, self._worklist, fold)
+        return Collector(self._worklist, self._manifest, fold, compiled, writer, self._runner.drop_redundant, judge)
 
     def _pending(self, fold: str) -> list[Item]:
         kept = self._worklist.header.kept

@@ -19,7 +19,9 @@ import psutil
 
 from offline_infer.ascend.compiled import Compiled
 from offline_infer.ascend.figures import DevicePerformance
+from offline_infer.ascend.runs.judging import AnswerJudge, told
 from offline_infer.ascend.tools import Program, SessionPlan, Tool
+from offline_infer.engines.om.answers import Fault
 from offline_infer.files import write_json
 from offline_infer.processes import read_log, start, stop, terminate
 from offline_infer.staging.outputs import OutputEntry, OutputsManifest, Writer
@@ -47,13 +49,19 @@ class Collector:
     compiled: Compiled
     writer: Writer
     drop_redundant: bool
+    judge: AnswerJudge
+    doubtful: dict[str, Fault] = field(default_factory=dict)
+    """Stem -> what is wrong with its answer; whoever reads it for a session empties it."""
 
     def sizes(self) -> list[int]:
         """Size of each output of the OM."""
         return [output_bytes(output) for output in self.compiled.outputs]
 
     def take(self, found: Sequence[tuple[Path, Item, int]]) -> int:
-        """Move complete outputs, each (file, item, OM output), into the work folder; returns how many are needed."""
+        """Move complete outputs, each (file, item, OM output), into the work folder; returns how many are needed.
+
+        Needed outputs whose numbers cannot be right are deleted and noted as doubtful.
+        """
         entries = []
         for path, item, output in found:
             meaning = self.compiled.outputs[output]
@@ -62,6 +70,10 @@ class Collector:
             file = f"outputs/fold_{safe_name(self.fold)}/{self.writer.file_name(item.stem, position)}"
             try:
                 if not keep and self.drop_redundant:
+                    path.unlink()
+                    continue
+                if keep and (fault := self.judge.fault(path, item, meaning)) is not None:
+                    self.doubtful[item.stem] = fault
                     path.unlink()
                     continue
                 target = self.worklist.work / file
@@ -127,6 +139,7 @@ class DeviceSession:
         self._sign: tuple[int, ...] = ()
         self._sign_of_life = self._begun = self._well = time.monotonic()
         self._wrong: dict[str, int] = {}
+        self._doubtful: dict[str, Fault] = {}
 
     @property
     def log(self) -> Path:
@@ -160,6 +173,9 @@ class DeviceSession:
             self._take(scan.complete)
             waiting = 0
         now = time.monotonic()
+        if len(self._doubtful) >= _HOPELESS and not self.done:
+            self.abort(told(self._doubtful, len(self.items)))  # every answer so far is nonsense: no use in going on
+            return self._seen(0)
         if len(scan.wrong) < _HOPELESS or waiting or self.done:
             self._well = now
         self._wrong = scan.wrong
@@ -205,6 +221,8 @@ class DeviceSession:
 
     def _incomplete(self) -> str | None:
         missing = [item.stem for item in self.items.values() if self._left[item.index] > 0]
+        if self._doubtful:
+            return told(self._doubtful, len(self.items))
         if not missing:
             return None
         if self._wrong:
@@ -222,8 +240,12 @@ class DeviceSession:
 
     def _take(self, found: Sequence[tuple[Path, Item, int]]) -> None:
         header = self._collector.worklist.header
+        self._collector.doubtful.clear()
         self._collector.take(found)
+        self._doubtful |= self._collector.doubtful
         for _, item, output in found:
+            if item.stem in self._collector.doubtful:
+                continue
             if header.outputs[self._collector.compiled.positions[output]].keep:
                 self._left[item.index] -= 1
         self.done = sum(left <= 0 for left in self._left.values())

@@ -18,15 +18,15 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from offline_infer.engines.base import EngineOptions, FloatArray, Session, SessionInfo, check_batch, get_engine
+from offline_infer.engines.base import EngineOptions, FloatArray, Session, SessionInfo, check_batch
 from offline_infer.engines.compiled import CompiledGraph
 from offline_infer.engines.om.bindings import BINDINGS, installed
 from offline_infer.engines.om.chips import choose
 from offline_infer.engines.om.pool import Job, Limits, Pool
-from offline_infer.errors import EngineFailed, EngineUnavailable, OfflineInferError
+from offline_infer.engines.reference import open_reference
+from offline_infer.errors import EngineFailed, EngineUnavailable
 
 LEGAL = ("binding", "soc", "answer_limit", "open_limit", "output")
-_REFEREES = ("openvino", "onnxruntime")
 
 
 class OmEngine:
@@ -266,21 +266,15 @@ class _OtherEngine:
 
     def __init__(self, graph: Path, output: str, threads: int) -> None:
         self._graph = graph
-        self._options = EngineOptions(threads=threads, extra={"output": output})
+        self._output = output
+        self._threads = threads
         self._session: Session | None = None
         self._lock = threading.Lock()
 
     def __call__(self, batch: FloatArray) -> FloatArray | None:
         with self._lock:
-            for name in _REFEREES:
-                if self._session is not None:
-                    break
-                try:
-                    engine = get_engine(name)
-                    if engine.available() is None:
-                        self._session = engine.open(self._graph, self._options)
-                except OfflineInferError:
-                    continue  # the next one, or none: the caller then has to decide without
+            if self._session is None:
+                self._session = open_reference(self._graph, outputs=(self._output,), threads=self._threads)
             return None if self._session is None else self._session.run(np.ascontiguousarray(batch)).copy()
 
     def close(self) -> None:

@@ -27,8 +27,10 @@ class Explanation:
     line: str = ""
 
     def sentence(self) -> str:
-        """``E90003 (operator template constraint): use another CANN release ...``."""
-        return f"{self.code} ({self.meaning}): {self.way_out}"
+        """``E90003 (operator template constraint): use another CANN release ...``, with the tool's own reason if it gave one."""
+        own = own_words(self.line, self.code)
+        said = f'{self.meaning}: "{own}"' if own else self.meaning
+        return f"{self.code} ({said}): {self.way_out}"
 
 
 _OTHER_CANN = "try another CANN release (5.0.3 and 5.1.RC1 convert where 5.0.4 fails)"
@@ -53,7 +55,7 @@ _NORMALISATION = f"{_OTHER_CANN}, or compile with --decompose-instance-norm"
 CODES: dict[str, tuple[str, str]] = {
     "E10001": (
         "an option has a value that is not allowed",
-        "check --soc (exactly 'Ascend' + Name of 'npu-smi info') and options newer releases removed (--auto_tune_mode)",
+        "correct the option that is named, or leave it out: releases differ in the options and values they take",
     ),
     "E10002": ("the input shape is malformed", "write name:d,d,d,d,d and quote it"),
     "E10007": (
@@ -117,7 +119,20 @@ CODES: dict[str, tuple[str, str]] = {
 }
 """Code -> (meaning, way out)."""
 
+_SOC = "give the chip's exact name: 'Ascend' + the Name column of 'npu-smi info'"
 _TEXTS: tuple[tuple[str, str, str, str], ...] = (
+    (
+        "unknown command line flag",
+        "option",
+        "the tool does not know an option",
+        "leave the option out, or spell it as this release's --help does",
+    ),
+    (
+        "unrecognized option",
+        "option",
+        "the tool does not know an option",
+        "leave the option out, or spell it as this release's --help does",
+    ),
     (
         "tuple_reduce_sum",
         "E90003",
@@ -162,6 +177,8 @@ def explain(text: str) -> list[Explanation]:
             if code.startswith("W") or code in found:
                 continue
             meaning, way_out = CODES.get(code) or _by_family(code, line)
+            if code == "E10001" and "soc_version" in line:
+                way_out = _SOC
             found[code] = Explanation(code, meaning, way_out, line)
         for piece, code, meaning, way_out in _TEXTS:
             if piece.lower() in line.lower() and code not in found:
@@ -172,6 +189,16 @@ def explain(text: str) -> list[Explanation]:
 def sentences(text: str, limit: int = 3) -> str:
     """The explanations of a tool's output as one text; empty when nothing is known."""
     return "; ".join(explanation.sentence() for explanation in explain(text)[:limit])
+
+
+def own_words(line: str, code: str) -> str:
+    """What a tool says itself in a coded line, without the code, process id and time; empty where it says nothing more."""
+    text = re.sub(r"^\[(?:ERROR|WARN|INFO)\]\s*", "", line.strip())
+    if not re.match(rf"{re.escape(code)}\b", text):
+        return ""  # the code was found amid other words, which explain less than the table
+    text = re.sub(r"^\w+\s*:?\s*", "", text)
+    text = re.sub(r"^\[PID:\s*\d+\]\s*[\d.:-]*\s*", "", text).strip()
+    return _short(text) if re.search(r"[A-Za-z]{3}", text) else ""
 
 
 def warnings(text: str) -> list[str]:
@@ -190,7 +217,9 @@ def _codes(line: str) -> list[str]:
 
 def _by_family(code: str, line: str) -> tuple[str, str]:
     """For codes without an entry: ``E13...`` are about files and environment variables, the rest speaks for itself."""
-    return ("a file or an environment variable is wrong", _FILES) if code.startswith("E130") else (_short(line), _LOGS)
+    return (
+        ("a file or an environment variable is wrong", _FILES) if code.startswith("E130") else ("no known code", _LOGS)
+    )
 
 
 def _short(line: str) -> str:

@@ -18,10 +18,10 @@ FLAGS = words(
     op_select_implmode optypelist_for_implmode op_precision_mode keep_dtype customize_dtypes modify_mixlist log
     op_compiler_cache_mode op_compiler_cache_dir debug_dir check_report status_check is_weight_clip external_weight
     buffer_optimize fusion_switch_file disable_reuse_memory deterministic enable_small_channel virtual_type
-    host_env_os host_env_cpu display_model_info optimization_switch jit_compile mode weight op_name_map"""
+    host_env_os host_env_cpu display_model_info optimization_switch jit_compile mode om weight op_name_map"""
 )
 SOCS = words(
-    """Ascend310 Ascend310P1 Ascend310P3 Ascend310B1 Ascend310B4 Ascend910A Ascend910B Ascend910B1 Ascend910B2
+    """Ascend310 Ascend310P1 Ascend310P3 Ascend310B1 Ascend310B4 Ascend910A Ascend910B1 Ascend910B2
     Ascend910B2C Ascend910B3 Ascend910B4 Ascend910ProA Ascend910ProB"""
 )
 CHOICES = {
@@ -76,7 +76,11 @@ def main(arguments: list[str]) -> int:
             return 0
         if coded := fault(faults, "code"):
             raise _coded(coded.argument)
+        if options.get("mode") == "6":
+            return _show(Path(options.get("om", "")))
         path = _convert(options, write=not fault(faults, "success-without-om"))
+        if fault(faults, "truncated-om"):
+            path.write_bytes(path.read_bytes()[:-100])
         if fault(faults, "disk-full"):
             path.write_bytes(path.read_bytes()[:100])
             raise RefusedError(
@@ -89,6 +93,17 @@ def main(arguments: list[str]) -> int:
     print("ATC run success, welcome to the next use.")
     if fault(faults, "warn"):
         print("W11001: High-priority service of op[InstanceNormalization] is not found, its priority is lowered.")
+    return 0
+
+
+def _show(path: Path) -> int:
+    """``--mode=6 --om=FILE``: what an OM says of itself."""
+    try:
+        model = om.load(path, 0)
+    except (om.OmError, ValueError, KeyError) as error:
+        raise RefusedError("E10041", f"Failed to load the model from {path}: {error}.") from error
+    print(f"=== OM: soc_version {model.meta['soc']}, {len(model.meta['outputs'])} outputs ===")
+    print("ATC run success, welcome to the next use.", flush=True)
     return 0
 
 
@@ -123,6 +138,8 @@ def _parse(arguments: list[str]) -> dict[str, str]:
                 raise RefusedError("E10054", f"The required parameter [{name}] is empty.")
             value = waiting.pop(0)
         options[name[2:]] = value
+    if options.get("mode") == "6":
+        return options
     if "framework" not in options:
         raise RefusedError(
             "E10007",

@@ -43,6 +43,7 @@ MODES = {
     "fail-call": "bindings: call N (from 0) fails with 507011, and its memory is lost",
     "code": "atc: fails with the given error code",
     "success-without-om": "atc: says success and writes nothing",
+    "truncated-om": "atc: says success and writes an OM without its end",
     "warn": "atc: succeeds with a coded warning",
 }
 BAD_RULE = 97
