@@ -22,8 +22,10 @@ SOCS: tuple[str, ...] = (
     "Ascend910ProA",
     "Ascend910ProB",
 )
-"""Names seen in vendor material; those of the first training chips (910A, 910Pro) are unconfirmed. ``Ascend910B`` alone is no chip: npu-smi
-shows it with a number, and ``atc`` refuses it without."""
+"""Names seen in vendor material; those of the first training chips (910A, 910Pro) are unconfirmed.
+
+``Ascend910B`` alone is no chip: npu-smi shows it with a number, and ``atc`` refuses it without.
+"""
 
 _SPELLING = re.compile(r"[A-Za-z][A-Za-z0-9_]{2,39}")
 

@@ -616,5 +616,5 @@ def test_tools_end_with_a_killed_program(
     assert len(tools) == 2
     started.kill()
     started.wait()
-    gone, alive = psutil.wait_procs(tools, timeout=15)
+    _, alive = psutil.wait_procs(tools, timeout=15)
     assert not alive

@@ -64,4 +64,5 @@ class AnswerJudge:
 def told(faults: Mapping[str, Fault], count: int) -> str:
     """What was wrong with a session's answers, for a message: the first one's fault and the way out."""
     stem, fault = next(iter(faults.items()))
-    return f"the answers to {len(faults)} of {count} inputs cannot be used: {EXPLANATIONS[fault]} (first: {stem}); {REMEDIES[fault]}"
+    what = f"the answers to {len(faults)} of {count} inputs cannot be used: {EXPLANATIONS[fault]} (first: {stem})"
+    return f"{what}; {REMEDIES[fault]}"
