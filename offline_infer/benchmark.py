@@ -23,6 +23,7 @@ from offline_infer.arithmetic.labels import region_threshold, winners
 from offline_infer.arithmetic.sliding_window import constant_key, cut_tile
 from offline_infer.arithmetic.smoothing import gaussian
 from offline_infer.bundles.bundle import Bundle
+from offline_infer.bundles.opening import open_fold
 from offline_infer.bundles.precision_checks import Check, Subject, keep_checks, rows_of, subject_of
 from offline_infer.engines.base import EngineOptions, Session, get_engine
 from offline_infer.errors import OfflineInferError, UsageError
@@ -198,10 +199,10 @@ def _measure(
         device=plan.device, precision=precision, threads=plan.threads, cache=plan.cache, extra=dict(plan.extra)
     )
     wanted = get_engine(engine).graph_precision(precision)
-    graph, sha256 = bundle.graph_path(fold, wanted), bundle.graph(fold, wanted).sha256
+    sha256 = bundle.graph(fold, wanted).sha256
     before = psutil.Process().memory_info().rss
     start = time.perf_counter()
-    with get_engine(engine).open(graph, options) as session:
+    with open_fold(bundle, fold, engine, options) as session:
         opened = time.perf_counter() - start
         start = time.perf_counter()
         session.run(tiles[0])

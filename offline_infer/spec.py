@@ -10,7 +10,7 @@ which framework a bundle came from.
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -253,6 +253,9 @@ class BundleSpec(Record):
     ``task`` names the kind of model (see :mod:`offline_infer.tasks`). ``outputs`` are in the graph's order, those with
     ``keep`` are wanted by inference.
     """
+
+    control_flow: ClassVar[frozenset[str]] = frozenset()
+    """Operators with graphs inside that a graph of this task may use (see :mod:`offline_infer.graph.admission`)."""
 
     schema_version: Literal[1] = 1
     task: str

@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -15,6 +16,7 @@ import numpy.typing as npt
 
 from offline_infer.arithmetic.geometry import ImageGeometry
 from offline_infer.bundles.bundle import Bundle
+from offline_infer.bundles.opening import open_fold
 from offline_infer.bundles.precision_checks import Check, Standing, UnverifiedPrecision, standing, subject_of
 from offline_infer.engines.base import EngineOptions, Session, SessionInfo, get_engine
 from offline_infer.errors import UsageError
@@ -112,11 +114,12 @@ class Model:
             UsageError: the precision has failed its comparison with float32.
         """
         if not self._sessions:
-            engine = get_engine(self.engine)
-            graph_precision = engine.graph_precision(self.options.precision)
-            self._sessions = [
-                engine.open(self.bundle.graph_path(fold, graph_precision), self.options) for fold in self.folds
-            ]
+            graph_precision = get_engine(self.engine).graph_precision(self.options.precision)
+            with ExitStack() as opened:
+                self._sessions = [
+                    opened.enter_context(open_fold(self.bundle, fold, self.engine, self.options)) for fold in self.folds
+                ]
+                opened.pop_all()
             subjects = [
                 subject_of(session.info, fold, self.bundle.graph(fold, graph_precision).sha256)
                 for fold, session in zip(self.folds, self._sessions, strict=True)
