@@ -15,7 +15,8 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from offline_infer.bundles.onnx_metadata import read_metadata
+from offline_infer.bundles.onnx_metadata import graph_sha256, read_metadata
+from offline_infer.digests import digest_of
 from offline_infer.errors import BundleError, Remedy, UsageError
 from offline_infer.files import is_partial, replacing_folder, sha256_file, write_json
 from offline_infer.spec import SCHEMA_VERSION, CompiledRecord, GraphRecord, OutputSpec, VolumeSpec
@@ -28,7 +29,7 @@ PRECISION_CHECKS = "precision_checks.json"
 SPEC_KEY = "offline_infer.spec"
 """Metadata key of the specification (JSON, without ``graphs`` and ``compiled``) in an ONNX file."""
 GRAPH_KEY = "offline_infer.graph"
-"""Metadata key of ``{"fold": ..., "precision": ..., "opset": ...}`` in an ONNX file."""
+"""Metadata key of ``{"fold": ..., "precision": ..., "opset": ..., "graph_sha256": ...}`` in an ONNX file."""
 
 _LARGEST_JSON = 1 << 24  # 16 MiB; a specification has a few kilobytes
 _SHOWN = 5  # faults listed in one message
@@ -188,10 +189,19 @@ def creating(output: Path | str, *, overwrite: bool = False) -> Iterator[Path]:
         raise UsageError(f"{target} was made by somebody else meanwhile; choose another folder") from error
 
 
-def embedded(spec: VolumeSpec, fold: str, precision: str, opset: int) -> dict[str, str]:
-    """The metadata entries that make an ONNX file a bundle of its own."""
+def embedded(
+    spec: VolumeSpec, fold: str, precision: str, opset: int, graph_sha256: str | None = None
+) -> dict[str, str]:
+    """The metadata entries that make an ONNX file a bundle of its own.
+
+    Args:
+        graph_sha256: of the graph's serialised message. A file cannot hold its own digest, but it can hold that of its graph:
+            weights that were exchanged or damaged are then noticed in a lone file too.
+    """
     plain = spec.model_copy(update={"graphs": (), "compiled": ()})
-    graph = {"fold": fold, "precision": precision, "opset": opset}
+    graph: dict[str, str | int] = {"fold": fold, "precision": precision, "opset": opset}
+    if graph_sha256 is not None:
+        graph["graph_sha256"] = graph_sha256
     return {
         SPEC_KEY: json.dumps(plain.model_dump(), separators=(",", ":"), allow_nan=False),
         GRAPH_KEY: json.dumps(graph, separators=(",", ":")),
@@ -233,10 +243,16 @@ def _load_lone(path: Path) -> Bundle:
             fold=about.get("fold", ""),
             precision=about.get("precision", ""),
             opset=metadata.opset,
-            sha256=sha256_file(path),
+            sha256=digest_of(path),
         )
     except ValidationError as error:
         raise BundleError(f"{path} [{GRAPH_KEY}]: {_first_faults(error)}; export it again") from error
+    recorded = about.get("graph_sha256")
+    if recorded is not None and recorded != graph_sha256(path, metadata.graph):
+        raise BundleError(
+            f"{path} was changed after it was exported: its graph is not the one that it was recorded with; copy or export "
+            "it again"
+        )
     spec = spec.model_copy(update={"graphs": (record,), "compiled": ()})
     _refuse(where, _inconsistencies(spec), "export it again")
     return Bundle(path.parent, spec, lone=path)

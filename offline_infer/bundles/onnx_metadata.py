@@ -1,22 +1,24 @@
 """Read an ONNX file's key-value metadata and opset without the ``onnx`` package.
 
-An ONNX file is one protocol-buffers message, ``ModelProto``. Only its top level is walked; the graph (field 7, nearly
-all of the file) is skipped by seeking. Field numbers are those of ONNX's published ``onnx.proto``.
+An ONNX file is one protocol-buffers message, ``ModelProto``. Only its top level is walked; the graph (nearly all of the
+file) is skipped, or hashed where it is asked for. Field numbers are those of ONNX's published ``onnx.proto``.
 """
 
 from __future__ import annotations
 
-import io
-import os
+import hashlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
 
 from offline_infer.errors import BundleError
+from offline_infer.graph.operators import DOMAINS
+from offline_infer.graph.wire import BYTES, Field, Walker, WireError, mapped
 
 _IR_VERSION, _GRAPH, _OPSET_IMPORT, _METADATA = 1, 7, 8, 14  # fields of ModelProto
-_VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5  # wire types
-_LARGEST_ENTRY = 1 << 26  # no metadata entry of ours comes near 64 MiB; more is damage
+_LONGEST_KEY = 1 << 16
+_LONGEST_ENTRY = 1 << 26  # no metadata entry of ours comes near 64 MiB; more is damage
+_MOST_FIELDS = 100_000
+_CHUNK = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -26,10 +28,12 @@ class OnnxMetadata:
     Attributes:
         opset: of the default operator domain.
         entries: ``metadata_props``; of equal keys the last one counts.
+        graph: where the graph's message lies in the file: its first byte and the byte behind its last.
     """
 
     opset: int
     entries: dict[str, str]
+    graph: tuple[int, int]
 
 
 def read_metadata(path: Path) -> OnnxMetadata:
@@ -40,103 +44,59 @@ def read_metadata(path: Path) -> OnnxMetadata:
     """
     entries: dict[str, str] = {}
     opset = 0
+    graph: tuple[int, int] | None = None
     seen: set[int] = set()
     try:
-        size = path.stat().st_size
-        with path.open("rb") as stream:
-            while stream.tell() < size:
-                field, kind = _key(stream)
-                seen.add(field)
-                if kind == _VARINT:
-                    _varint(stream)
-                elif kind == _BYTES and field in (_METADATA, _OPSET_IMPORT):
-                    message = _fields(_take(stream, _length(stream, size, _LARGEST_ENTRY)))
-                    if field == _METADATA:
-                        entries[_text(message.get(1, b""))] = _text(message.get(2, b""))
-                    elif message.get(1, b"") in (b"", b"ai.onnx"):
-                        version = message.get(2, 0)
-                        opset = version if isinstance(version, int) else 0
-                else:
-                    stream.seek(_skip(stream, kind, size), os.SEEK_CUR)
-    except _DamageError as damage:
+        with mapped(path) as data:
+            walker = Walker(data, _MOST_FIELDS)
+            for part in walker.fields(0, len(data)):
+                if part.number == _METADATA:
+                    entry = _pair(walker, part)
+                    entries[_text(walker, entry.get(1), _LONGEST_KEY)] = _text(walker, entry.get(2), _LONGEST_ENTRY)
+                elif part.number == _OPSET_IMPORT:
+                    entry = _pair(walker, part)
+                    if _text(walker, entry.get(1), _LONGEST_KEY) in DOMAINS:
+                        opset = entry[2].value if 2 in entry else 0
+                elif part.number == _GRAPH and part.kind == BYTES:
+                    graph = (part.start, part.end)
+                seen.add(part.number)
+    except WireError as damage:
         raise BundleError(f"{path} is not a complete ONNX file ({damage}); copy or export it again") from damage
     except OSError as error:
         raise BundleError(f"{path} cannot be read: {error.strerror or error}") from error
-    if _GRAPH not in seen or _IR_VERSION not in seen:
+    if graph is None or _IR_VERSION not in seen:
         raise BundleError(f"{path} is not an ONNX file: it holds no graph")
-    return OnnxMetadata(opset, entries)
+    return OnnxMetadata(opset, entries, graph)
 
 
-class _DamageError(Exception):
-    pass
+def graph_sha256(path: Path, graph: tuple[int, int]) -> str:
+    """SHA-256 of the graph's message, weights and all, without what stands beside it in the file.
 
+    Args:
+        graph: where it lies; see :class:`OnnxMetadata`.
 
-def _varint(stream: BinaryIO) -> int:
-    value = 0
-    for shift in range(0, 70, 7):
-        byte = stream.read(1)
-        if not byte:
-            raise _DamageError("it ends in the middle of a number")
-        value |= (byte[0] & 0x7F) << shift
-        if byte[0] < 0x80:
-            return value
-    raise _DamageError("a number is longer than ten bytes")
-
-
-def _key(stream: BinaryIO) -> tuple[int, int]:
-    key = _varint(stream)
-    if key >> 3 == 0:
-        raise _DamageError("a field has number zero")
-    return key >> 3, key & 7
-
-
-def _length(stream: BinaryIO, size: int, largest: int) -> int:
-    length = _varint(stream)
-    if stream.tell() + length > size:
-        raise _DamageError("it is cut short")
-    if length > largest:
-        raise _DamageError("an entry is too large")
-    return length
-
-
-def _skip(stream: BinaryIO, kind: int, size: int) -> int:
-    """Bytes to jump over for a field whose value is not wanted."""
-    if kind == _BYTES:
-        return _length(stream, size, size)
-    step = {_FIXED64: 8, _FIXED32: 4}.get(kind)
-    if step is None:
-        raise _DamageError(f"unknown wire type {kind}")
-    if stream.tell() + step > size:
-        raise _DamageError("it is cut short")
-    return step
-
-
-def _take(stream: BinaryIO, length: int) -> bytes:
-    data = stream.read(length)
-    if len(data) != length:
-        raise _DamageError("it is cut short")
-    return data
-
-
-def _fields(data: bytes) -> dict[int, bytes | int]:
-    """A small message's fields; of repeated ones the last."""
-    stream = io.BytesIO(data)
-    found: dict[int, bytes | int] = {}
-    while stream.tell() < len(data):
-        field, kind = _key(stream)
-        if kind == _VARINT:
-            found[field] = _varint(stream)
-        elif kind == _BYTES:
-            found[field] = _take(stream, _length(stream, len(data), len(data)))
-        else:
-            stream.seek(_skip(stream, kind, len(data)), os.SEEK_CUR)
-    return found
-
-
-def _text(value: bytes | int) -> str:
-    if isinstance(value, int):
-        raise _DamageError("a text field holds a number")
+    Raises:
+        BundleError: the file cannot be read.
+    """
+    digest = hashlib.sha256()
+    first, last = graph
     try:
-        return value.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise _DamageError("a text field is not UTF-8") from error
+        with path.open("rb") as stream:
+            stream.seek(first)
+            while first < last and (chunk := stream.read(min(_CHUNK, last - first))):
+                digest.update(chunk)
+                first += len(chunk)
+    except OSError as error:
+        raise BundleError(f"{path} cannot be read: {error.strerror or error}") from error
+    return digest.hexdigest()
+
+
+def _pair(walker: Walker, part: Field) -> dict[int, Field]:
+    """The fields of a small message; of repeated ones the last."""
+    if part.kind != BYTES:
+        raise WireError(f"field {part.number} holds no message")
+    return {field.number: field for field in walker.fields(part.start, part.end)}
+
+
+def _text(walker: Walker, part: Field | None, longest: int) -> str:
+    return "" if part is None else walker.text(part, longest)

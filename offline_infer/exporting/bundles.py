@@ -161,7 +161,9 @@ def _export_fold(
     half = None
     if job.precision == "fp16":
         model, half = passes.to_float16(model)
-    model = passes.set_metadata(model, bundles.embedded(spec, fold, job.precision, job.opset))
+    model = passes.set_metadata(
+        model, bundles.embedded(spec, fold, job.precision, job.opset, passes.graph_sha256(model))
+    )
     name = _file_name(fold, job.precision)
     passes.save_model(model, folder / name)
     facts = passes.inspect_graph(model)

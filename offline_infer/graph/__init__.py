@@ -16,7 +16,7 @@ from offline_infer.graph.clean import (
 from offline_infer.graph.facts import GraphFacts, Port, inspect_graph
 from offline_infer.graph.half import FLOAT32_OPS, HalfReport, to_float16
 from offline_infer.graph.instance_norm import decompose_instance_norm
-from offline_infer.graph.model import fix_shapes, load_model, onnx_package, save_model, set_metadata
+from offline_infer.graph.model import fix_shapes, graph_sha256, load_model, onnx_package, save_model, set_metadata
 
 __all__ = [
     "FLOAT32_OPS",
@@ -29,6 +29,7 @@ __all__ = [
     "decompose_instance_norm",
     "fix_shapes",
     "fold_identity",
+    "graph_sha256",
     "inspect_graph",
     "load_model",
     "merge_equal_initializers",

@@ -11,11 +11,9 @@ Field numbers are those of ONNX's published ``onnx.proto``.
 from __future__ import annotations
 
 import math
-import mmap
 import struct
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -31,7 +29,7 @@ from offline_infer.graph.operators import (
     SIZING_PADDINGS,
     TENSOR_OPERATORS,
 )
-from offline_infer.graph.wire import BYTES, FIXED32, VARINT, Buffer, Field, Walker, WireError, signed
+from offline_infer.graph.wire import BYTES, FIXED32, VARINT, Buffer, Field, Walker, WireError, mapped, signed
 
 _MODEL = {"ir_version": 1, "graph": 7, "opset": 8, "metadata": 14, "training": 20, "functions": 25}
 _GRAPH = {"node": 1, "weight": 5, "input": 11, "output": 12, "value": 13, "sparse": 15}
@@ -128,7 +126,7 @@ def admit(path: Path, *, control_flow: frozenset[str] = frozenset(), limits: Lim
             names it.
     """
     try:
-        with _mapped(path) as data:
+        with mapped(path) as data:
             return _Inspection(data, control_flow, limits).model()
     except WireError as damage:
         raise BundleError(f"{path} is not a complete ONNX file ({damage}); copy or export it again") from damage
@@ -142,23 +140,6 @@ def admit(path: Path, *, control_flow: frozenset[str] = frozenset(), limits: Lim
 
 class _RefusedError(Exception):
     """Why a well-formed file is not admitted."""
-
-
-@contextmanager
-def _mapped(path: Path) -> Iterator[Buffer]:
-    if not path.is_file():
-        raise FileNotFoundError(str(path)) if not path.exists() else _RefusedError("it is not a regular file")
-    if path.stat().st_size == 0:
-        raise WireError("it is empty")
-    with path.open("rb") as stream:
-        mapped = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
-        view = memoryview(mapped)
-        try:
-            yield view
-        finally:
-            view.release()
-            with suppress(BufferError):  # an exception's frames may hold a part of it; it is closed with them
-                mapped.close()
 
 
 @dataclass

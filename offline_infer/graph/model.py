@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -59,6 +60,11 @@ def save_model(model: Model, path: Path | str) -> None:
         raise ExportError(f"{path}: the graph cannot be written as one file: {error}") from error
     with replacing(path) as temporary:
         temporary.write_bytes(data)
+
+
+def graph_sha256(model: Model) -> str:
+    """SHA-256 of the graph, weights and all, as :func:`save_model` writes it; metadata and opset are not part of it."""
+    return hashlib.sha256(model.graph.SerializeToString(deterministic=True)).hexdigest()
 
 
 def set_metadata(model: Model, entries: Mapping[str, str]) -> Model:

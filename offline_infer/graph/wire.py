@@ -6,8 +6,11 @@ The wire format is that of https://protobuf.dev/programming-guides/encoding: a m
 
 from __future__ import annotations
 
+import mmap
 from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from pathlib import Path
 
 VARINT, FIXED64, BYTES, FIXED32 = 0, 1, 2, 5
 """Wire types. Groups (3 and 4) are obsolete; no ONNX writer makes them."""
@@ -18,6 +21,29 @@ Buffer = memoryview
 
 class WireError(Exception):
     """The bytes are no message, or the walk became too long."""
+
+
+@contextmanager
+def mapped(path: Path) -> Iterator[Buffer]:
+    """The bytes of a regular file, not read before they are looked at.
+
+    Raises:
+        WireError: the file is empty, or not a regular file.
+        OSError: it is missing or cannot be read.
+    """
+    if path.exists() and not path.is_file():
+        raise WireError("it is not a regular file")
+    with path.open("rb") as stream:
+        if path.stat().st_size == 0:
+            raise WireError("it is empty")
+        content = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
+        view = memoryview(content)
+        try:
+            yield view
+        finally:
+            view.release()
+            with suppress(BufferError):  # an exception's frames may hold a part of it; it is closed with them
+                content.close()
 
 
 @dataclass(frozen=True)
@@ -118,7 +144,7 @@ class Walker:
         if field.kind != BYTES:
             raise WireError(f"field {field.number} holds no text")
         if field.value > longest:
-            raise WireError(f"a name has {field.value} bytes; no network needs more than {longest}")
+            raise WireError(f"a name or text has {field.value} bytes, expected at most {longest}")
         try:
             return bytes(self._data[field.start : field.end]).decode("utf-8")
         except UnicodeDecodeError as error:
