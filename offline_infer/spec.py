@@ -264,6 +264,9 @@ class BundleSpec(Record):
     outputs: tuple[OutputSpec, ...] = ()
     graphs: tuple[GraphRecord, ...] = ()
     compiled: tuple[CompiledRecord, ...] = ()
+    made_with: dict[str, str] = Field(
+        default={}, description="software bill of materials of the export: package -> version"
+    )
 
     @property
     def input_shape(self) -> tuple[int, ...]:

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from offline_infer.ascend.limits import COMPILE_TIMEOUT_S
 from offline_infer.commands.common import Subparsers, command, existing, say, sink_for
+
+if TYPE_CHECKING:
+    from offline_infer.bundles.bundle import Bundle
+    from offline_infer.spec import GraphRecord
 
 
 def register(commands: Subparsers) -> None:
@@ -67,6 +71,7 @@ def register(commands: Subparsers) -> None:
 
 def export(options: argparse.Namespace) -> dict[str, Any]:
     """``offline-infer export``."""
+    from offline_infer.bundles.verification_record import lines_of
     from offline_infer.exporting.bundles import export_bundle
 
     bundle = export_bundle(
@@ -83,9 +88,13 @@ def export(options: argparse.Namespace) -> dict[str, Any]:
         sink=sink_for(options),
     )
     for graph in bundle.spec.graphs:
-        facts = f"fold {graph.fold}, opset {graph.opset}, {graph.precision}, {_verdict(graph.verification)}"
-        say(options, f"{bundle.folder / graph.file}: {facts}")
-    return {"bundle": str(bundle.folder), "graphs": [graph.model_dump(mode="json") for graph in bundle.spec.graphs]}
+        say(options, f"{bundle.folder / graph.file}: fold {graph.fold}, opset {graph.opset}, {graph.precision}")
+        say(options, *(f"  {line}" for line in lines_of(graph.verification)))
+    return {
+        "bundle": str(bundle.folder),
+        "graphs": [graph.model_dump(mode="json") for graph in bundle.spec.graphs],
+        "verified": _verified(bundle),
+    }
 
 
 def compile_om(options: argparse.Namespace) -> dict[str, Any]:
@@ -141,10 +150,7 @@ def inspect(options: argparse.Namespace) -> dict[str, Any]:
         f"  spacing      {spacing} mm, patch {spec.patch_size}, transpose {spec.transpose_forward}",
         f"  mirror axes  {spec.window.mirror_axes}, step {spec.window.step_size}, averages {spec.aggregation.domain}",
         f"  labels       {', '.join(f'{name}={value}' for name, value in spec.labels.names.items())}",
-        *(
-            f"  graph        {graph.file} {graph.precision} opset {graph.opset} {_verdict(graph.verification)}"
-            for graph in spec.graphs
-        ),
+        *(line for graph in spec.graphs for line in _graph_lines(graph)),
         *(
             f"  compiled     {item.file} for {item.soc} by {item.tool} {item.tool_version or ''}"
             for item in spec.compiled
@@ -152,11 +158,23 @@ def inspect(options: argparse.Namespace) -> dict[str, Any]:
         *(f"  checked      {line_of(row)}" for row in checks.rows),
         *([f"  checked      {checks.problem}; it counts as absent"] if checks.problem else []),
     )
-    return {**spec.model_dump(mode="json"), "precision_checks": [row.model_dump(mode="json") for row in checks.rows]}
+    return {
+        **spec.model_dump(mode="json"),
+        "verified": _verified(bundle),
+        "precision_checks": [row.model_dump(mode="json") for row in checks.rows],
+    }
 
 
-def _verdict(verification: dict[str, Any] | None) -> str:
-    if verification is None:
-        return "not verified"
-    worst, flips = verification.get("max_abs_diff"), verification.get("label_flips")
-    return f"max |difference| {worst:.2g}, label flips {flips}" if worst is not None else "verified"
+def _graph_lines(graph: GraphRecord) -> list[str]:
+    """A graph and what was measured when it was verified."""
+    from offline_infer.bundles.verification_record import lines_of
+
+    first = f"  graph        {graph.file} {graph.precision} opset {graph.opset}"
+    return [first, *(f"    verified   {line}" for line in lines_of(graph.verification))]
+
+
+def _verified(bundle: Bundle) -> dict[str, Any]:
+    """Graph file -> what each engine's comparison with the checkpoint's network gave."""
+    from offline_infer.bundles.verification_record import comparisons
+
+    return {graph.file: [entry.to_json() for entry in comparisons(graph.verification)] for graph in bundle.spec.graphs}

@@ -19,9 +19,11 @@ import numpy.typing as npt
 from offline_infer import graph as passes
 from offline_infer.bundles import bundle as bundles
 from offline_infer.bundles.bundle import Bundle
+from offline_infer.bundles.canary import KEY, canary_input, make_canary
 from offline_infer.engines.base import EngineOptions, get_engine
 from offline_infer.errors import EngineFailed, ExportError, Remedy, UsageError
 from offline_infer.events import Event, Sink, silent
+from offline_infer.exporting.materials import made_with
 from offline_infer.exporting.reference_run import References, reference_run
 from offline_infer.exporting.tracing import OPSETS, trace
 from offline_infer.exporting.verification import HALF_MAX, compare, probe_inputs, verdict
@@ -157,7 +159,7 @@ def _export_fold(
     outputs = _outputs(model, spec)
     if spec.outputs and job.done and spec.outputs != outputs:
         raise ExportError(f"fold {fold} has other outputs than the folds before it: {outputs}, not {spec.outputs}")
-    spec = spec.model_copy(update={"outputs": outputs})
+    spec = spec.model_copy(update={"outputs": outputs, "made_with": made_with()})
     half = None
     if job.precision == "fp16":
         model, half = passes.to_float16(model)
@@ -172,6 +174,9 @@ def _export_fold(
     verification = None
     if job.engines:
         probes = probe_inputs(spec, SEED)
+        image = canary_input(spec.input_shape, SEED)
+        asked = "normal" if np.array_equal(image, probes["normal"]) else KEY  # a cascade's probe has one-hot channels
+        probes.setdefault(asked, image)
         references = reference_run(network, probes, job.precision)
         del network
         gc.collect()  # an engine needs about as much memory as torch did
@@ -185,6 +190,7 @@ def _export_fold(
             "torch": references.torch,
             "activation_peak": references.peak,
             "inputs": {name: {"seed": SEED} for name in probes},
+            KEY: make_canary(image, {outputs[0].name: references.heads[asked][0]}, SEED),
             "engines": _verify(folder / name, fold, spec, probes, references, job),
         }
     record = GraphRecord.model_validate(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -15,8 +16,11 @@ from specimens import tiny_spec
 
 from offline_infer import graph as passes
 from offline_infer.bundles.bundle import Bundle
+from offline_infer.bundles.canary import require_canary
+from offline_infer.bundles.opening import open_fold
+from offline_infer.cli import main
 from offline_infer.engines.base import EngineOptions, get_engine
-from offline_infer.errors import ExportError, UsageError
+from offline_infer.errors import BundleError, ExportError, UsageError
 from offline_infer.events import Event
 from offline_infer.exporting import bundles as exporting
 from offline_infer.exporting import tracing
@@ -26,7 +30,7 @@ from offline_infer.files import sha256_file
 from offline_infer.spec import VolumeSpec
 
 torch = pytest.importorskip("torch")
-pytest.importorskip("onnx")
+onnx = pytest.importorskip("onnx")
 nn = torch.nn
 ENGINES = [name for name in ("openvino", "onnxruntime") if get_engine(name).available() is None]
 
@@ -110,6 +114,52 @@ def test_a_bundle_gives_the_networks_answer_on_every_engine(tmp_path: Path) -> N
     steps = [event.data["step"] for event in events if event.kind == "progress"]
     assert steps == ["graph", "reference", *ENGINES] * 2
     assert [(e.done, e.total) for e in events if e.kind == "progress"][-1] == (len(steps), len(steps))
+
+
+def test_two_exports_are_equal_to_the_byte(tmp_path: Path) -> None:
+    """The same checkpoint and the same versions give the same bundle, whenever it is made."""
+    for name in ("a", "b"):
+        export_network(tiny_spec(folds=("0", "1")), maker(), tmp_path / name)
+    files = sorted(path.name for path in (tmp_path / "a").iterdir())
+    assert files == sorted(path.name for path in (tmp_path / "b").iterdir())
+    for file in files:
+        assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes(), file
+
+
+def test_what_was_measured_is_printed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    export_network(tiny_spec(), maker(), tmp_path / "b")
+    assert main(["inspect", str(tmp_path / "b")]) == 0
+    told = capsys.readouterr().out
+    for name in ENGINES:
+        assert re.search(rf"{name} \S+: max \|difference\| \S+ of logits up to \S+, \d+ of 3,072 labels changed", told)
+    assert "canary" in told
+    export_network(tiny_spec(), maker(), tmp_path / "c", verify=False)
+    assert main(["inspect", str(tmp_path / "c"), "--json"]) == 0
+    record = json.loads(capsys.readouterr().out)
+    assert record["verified"] == {"fold_0.onnx": []}
+    assert record["made_with"]["torch"] == torch.__version__
+
+
+@pytest.mark.parametrize("previous", [(), (1, 2)])
+def test_a_bundle_carries_a_canary(tmp_path: Path, previous: tuple[int, ...]) -> None:
+    spec = tiny_spec(previous=previous)
+    bundle = export_network(spec, maker(lambda: Net(spec.input_channels)), tmp_path / "b")
+    for name in ENGINES:
+        with open_fold(bundle, "0", name, EngineOptions(threads=1)) as session:
+            result = require_canary(bundle, "0", "fp32", session)
+            assert result is not None
+            assert result.passed
+
+
+def test_a_lone_graph_whose_weights_were_exchanged_is_refused(tmp_path: Path) -> None:
+    bundle = export_network(tiny_spec(), maker(), tmp_path / "b", verify=False)
+    path = bundle.graph_path("0").rename(tmp_path / "lone.onnx")
+    assert Bundle.load(path).lone == path
+    model = onnx.load(path)
+    model.graph.initializer[0].raw_data = bytes(len(model.graph.initializer[0].raw_data))
+    onnx.save(model, path)  # with all its metadata
+    with pytest.raises(BundleError, match="was changed after it was exported"):
+        Bundle.load(path)
 
 
 def test_the_record_of_a_verification(tmp_path: Path) -> None:
