@@ -33,6 +33,7 @@ from typing import Literal, cast
 from urllib.parse import quote, unquote
 
 RemedyCode = Literal[
+    "accumulate-float32",
     "export-precision",
     "export-unverified",
     "install-engine",
@@ -43,6 +44,7 @@ RemedyCode = Literal[
     "name-folds",
     "name-temporary-folder",
     "overwrite-bundle",
+    "save-probabilities",
 ]
 """Every remedy the library may name. The command line's words for them are in :mod:`offline_infer.commands.remedies`."""
 

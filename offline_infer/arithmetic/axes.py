@@ -91,6 +91,21 @@ class Turn:
         unflipped = turned[tuple(slice(None, None, -1) if flip else slice(None) for flip in self.flips[::-1])]
         return unflipped.transpose(np.argsort([2 - axis for axis in self.axes[::-1]]))
 
+    def turned_places(self, places: npt.NDArray[np.int64], stored_shape: Sequence[int]) -> npt.NDArray[np.int64]:
+        """Where voxels of the stored array lie in the turned one.
+
+        Args:
+            places: (n, 3) of the stored array, (z, y, x).
+            stored_shape: its shape, (z, y, x).
+        """
+        stored = places[:, ::-1]
+        last = np.asarray(stored_shape)[::-1] - 1
+        columns = [
+            last[axis] - stored[:, axis] if flip else stored[:, axis]
+            for axis, flip in zip(self.axes, self.flips, strict=True)
+        ]
+        return np.stack(columns[::-1], axis=1)
+
     def turn_frame(
         self, size: Sequence[int], spacing: Sequence[float], origin: Sequence[float], direction: Sequence[float]
     ) -> tuple[tuple[int, ...], tuple[float, ...], tuple[float, ...], tuple[float, ...]]:

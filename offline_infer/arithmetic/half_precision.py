@@ -228,5 +228,5 @@ def single_to_half(values: Single, out: npt.NDArray[np.float16], buffers: Thread
 def too_large_for_half() -> EngineFailed:
     """What to raise where a sum does not fit."""
     return EngineFailed(
-        "the network's answers are so large that their sum does not fit half precision; run with --accumulate float32"
+        "the network's answers are so large that their sum does not fit half precision", remedy="accumulate-float32"
     )

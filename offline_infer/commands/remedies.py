@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from offline_infer.errors import Remedy, RemedyCode, spell_out
 
 WORDS: Mapping[RemedyCode, str] = {
+    "accumulate-float32": "run with --accumulate float32",
     "export-precision": "export the checkpoint with --precision {precision}",
     "export-unverified": "export with --no-verify, which leaves the comparison out",
     "install-engine": "install an engine: pip install openvino, or pip install 'offline-infer[ort]'",
@@ -17,6 +18,7 @@ WORDS: Mapping[RemedyCode, str] = {
     "name-folds": "say which with --folds {folds}",
     "name-temporary-folder": "set TMPDIR to a folder on a larger disk, or unpack the archive yourself and name the folder",
     "overwrite-bundle": "use --overwrite to replace it, or name another folder with --output",
+    "save-probabilities": "predict with --save-probabilities",
 }
 """Remedy code -> a clause with the option's name; ``{name}`` is one of the remedy's values."""
 

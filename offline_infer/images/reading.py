@@ -69,15 +69,19 @@ def read_image(paths: Sequence[Path], reader: str, *, channels: int | None = Non
     return Image(array, geometry, notes)
 
 
-def read_geometry(paths: Sequence[Path], reader: str) -> ImageGeometry:
+def read_geometry(paths: Sequence[Path], reader: str, *, label: bool = False) -> ImageGeometry:
     """The frame of a case from the headers of its files; no voxels are read.
+
+    Args:
+        paths, reader: as for :func:`read_image`.
+        label: the file is a label map, whose name has no channel number.
 
     Raises:
         UsageError, ImageError, GeometryError: as :func:`read_image`, as far as a header can tell.
     """
     if not paths:
         raise UsageError("no image file was given")
-    sources = [_open(Path(path), reader) for path in paths]
+    sources = [_open(Path(path), reader, label=label) for path in paths]
     for other in sources[1:]:
         require_same_frame(sources[0], other)
     return sources[0].geometry

@@ -87,7 +87,7 @@ def read_npz(path: Path) -> tuple[str, npt.NDArray[np.floating]]:
             names = ", ".join(archive.files) or "nothing"
     except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile) as error:
         raise ImageError(
-            f"{path}: cannot be read as .npz ({error}); write it again with --save-probabilities"
+            f"{path}: cannot be read as .npz ({error}); write it again", remedy="save-probabilities"
         ) from error
     raise ImageError(f"{path}: holds {names}, expected 'probabilities' (nnU-Net v2) or 'softmax' (v1)")
 

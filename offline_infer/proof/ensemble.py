@@ -14,22 +14,30 @@ from offline_infer.arithmetic.components import apply_component_rules
 from offline_infer.arithmetic.geometry import Box, CaseGeometry, ImageGeometry
 from offline_infer.arithmetic.labels import decide, label_dtype
 from offline_infer.checkpoints.pickles.reading import read_pickle
-from offline_infer.errors import CaseError, CasesFailed, GeometryError, ImageError, UsageError
+from offline_infer.errors import CasesFailed, GeometryError, ImageError, OfflineInferError, UsageError
 from offline_infer.events import Event, Sink, silent
-from offline_infer.images import read_labels, write_labels
+from offline_infer.files import inside, plain_name
+from offline_infer.images import read_geometry, write_labels
 from offline_infer.nnunet_files.probabilities import read_npz, write_probabilities
+from offline_infer.nnunet_files.readers import recorded_reader, turn_of
 from offline_infer.spec import VolumeSpec
 from offline_infer.tasks.volume.deciding import Segmentation
 
 
 @dataclass(frozen=True)
 class Member:
-    """One prediction folder of an ensemble: label maps with ``.npz`` probabilities beside them."""
+    """A prediction folder of an ensemble: label maps with ``.npz`` probabilities beside them."""
 
     folder: Path
 
     def cases(self) -> set[str]:
-        return {path.name[: -len(".npz")] for path in self.folder.glob("*.npz")}
+        """Their names; hidden files are left alone.
+
+        Raises:
+            UsageError: a file's name that cannot be a case's.
+        """
+        files = (path for path in self.folder.glob("*.npz") if not path.name.startswith("."))
+        return {plain_name(path.name[: -len(".npz")], "case's name") for path in files}
 
 
 def ensemble_folders(
@@ -47,7 +55,7 @@ def ensemble_folders(
     A plain float32 mean, then argmax (or the region rule). The label map of the first folder gives the geometry.
 
     Args:
-        folders: at least two folders written with ``--save-probabilities`` (ours or nnU-Net's).
+        folders: at least two folders with saved probabilities (ours or nnU-Net's).
         spec: of any of the models; they must share their labels.
 
     Returns:
@@ -57,6 +65,38 @@ def ensemble_folders(
         UsageError: fewer than two folders, or they do not hold the same cases.
         CasesFailed: some cases could not be read; the others are complete.
     """
+    cases = _shared_cases(folders)
+    output.mkdir(parents=True, exist_ok=True)
+    failures: dict[str, str] = {}
+    written = []
+    for case in cases:
+        target = inside(output, output / f"{case}{spec.file_ending}")
+        if target.exists() and not overwrite:
+            sink(Event("case-skipped", "ensemble", case, data={"file": str(target)}))
+            continue
+        try:
+            segmentation = _average(case, folders, spec)
+            if postprocess and spec.postprocessing:
+                segmentation = _cleaned(segmentation, spec)
+            if save_probabilities and segmentation.probabilities is not None:
+                write_probabilities(output / case, segmentation.probabilities, segmentation.geometry, spec)
+            write_labels(target, segmentation.labels, segmentation.geometry.image)
+            written.append(case)
+            sink(Event("case-finished", "ensemble", case, data={"file": str(target)}))
+        except OfflineInferError as error:
+            failures[case] = str(error)
+            sink(Event("case-failed", "ensemble", case, data={"reason": str(error)}))
+    if failures:
+        raise CasesFailed(failures, len(cases))
+    return written
+
+
+def _shared_cases(folders: Sequence[Path]) -> list[str]:
+    """The cases, which every folder must hold.
+
+    Raises:
+        UsageError: fewer than two folders, or a case that is missing from one.
+    """
     if len(folders) < 2:
         raise UsageError("an ensemble needs at least two prediction folders")
     members = [Member(folder) for folder in folders]
@@ -65,56 +105,25 @@ def ensemble_folders(
         missing = sorted(cases - member.cases())
         if missing or not cases:
             raise UsageError(
-                f"{member.folder}: no .npz for {', '.join(missing[:5]) or 'any case'}; every folder must hold the same cases, "
-                "predicted with --save-probabilities"
+                f"{member.folder}: no .npz for {', '.join(missing[:5]) or 'any case'}; every folder must hold the same cases",
+                remedy="save-probabilities",
             )
-    output.mkdir(parents=True, exist_ok=True)
-    failures: dict[str, str] = {}
-    written = []
-    for case in sorted(cases):
-        target = output / f"{case}{spec.file_ending}"
-        if target.exists() and not overwrite:
-            sink(Event("case-skipped", "ensemble", case, data={"file": str(target)}))
-            continue
-        try:
-            segmentation = _average(case, folders, spec)
-            if postprocess and spec.postprocessing:
-                volume = float(np.prod(segmentation.geometry.image.spacing))
-                labels = apply_component_rules(segmentation.labels, spec.postprocessing, volume)
-                segmentation = Segmentation(labels, segmentation.probabilities, segmentation.geometry)
-            if save_probabilities and segmentation.probabilities is not None:
-                write_probabilities(output / case, segmentation.probabilities, segmentation.geometry, spec)
-            write_labels(target, segmentation.labels, segmentation.geometry.image)
-            written.append(case)
-            sink(Event("case-finished", "ensemble", case, data={"file": str(target)}))
-        except CaseError as error:
-            failures[case] = str(error)
-            sink(Event("case-failed", "ensemble", case, data={"reason": str(error)}))
-    if failures:
-        raise CasesFailed(failures, len(cases))
-    return written
+    return sorted(cases)
+
+
+def _cleaned(segmentation: Segmentation, spec: VolumeSpec) -> Segmentation:
+    """After the model's component rules."""
+    volume = float(np.prod(segmentation.geometry.image.spacing))
+    labels = apply_component_rules(segmentation.labels, spec.postprocessing, volume)
+    return Segmentation(labels, segmentation.probabilities, segmentation.geometry)
 
 
 def _average(case: str, folders: Sequence[Path], spec: VolumeSpec) -> Segmentation:
     """The mean of one case over all folders, decided."""
-    total: npt.NDArray[np.float32] | None = None
-    kind = ""
-    for folder in folders:
-        path = folder / f"{case}.npz"
-        name, array = read_npz(path)
-        if total is None:
-            total, kind = array.astype(np.float32), name
-        elif name != kind or array.shape != total.shape:
-            raise GeometryError(f"{path}: {name} {array.shape} does not fit the first folder's {kind} {total.shape}")
-        else:
-            total += array
-    assert total is not None
-    total /= len(folders)
-    if kind == "softmax":
-        # v1 stores half precision, and NumPy gives the mean of half-precision arrays in half precision.
-        total = total.astype(np.float16).astype(np.float32)
+    kind, total = _mean(case, folders)
     if total.shape[0] != spec.labels.channels:
         raise GeometryError(f"{case}: {total.shape[0]} probability channels, but the model has {spec.labels.channels}")
+    _require_same_axes(case, folders, spec)
     frame, crop = _frame(case, folders[0], spec, kind)
     geometry = CaseGeometry(frame, crop, frame.shape, frame.spacing, (0, 1, 2))
     if total.shape[1:] != geometry.cropped_shape:
@@ -127,12 +136,48 @@ def _average(case: str, folders: Sequence[Path], spec: VolumeSpec) -> Segmentati
     return Segmentation(whole, total, geometry)
 
 
+def _mean(case: str, folders: Sequence[Path]) -> tuple[str, npt.NDArray[np.float32]]:
+    """The kind of the probability files (``probabilities`` or ``softmax``), and their mean (k, z, y, x)."""
+    kind, first = read_npz(folders[0] / f"{case}.npz")
+    total: npt.NDArray[np.float32] = first.astype(np.float32)
+    for folder in folders[1:]:
+        path = folder / f"{case}.npz"
+        name, array = read_npz(path)
+        if name != kind or array.shape != total.shape:
+            raise GeometryError(f"{path}: {name} {array.shape} does not fit the first folder's {kind} {total.shape}")
+        total += array
+    total /= len(folders)
+    if kind == "softmax":
+        # v1 stores half precision, and NumPy gives the mean of half-precision arrays in half precision.
+        total = total.astype(np.float16).astype(np.float32)
+    return kind, total
+
+
+def _require_same_axes(case: str, folders: Sequence[Path], spec: VolumeSpec) -> None:
+    """Probabilities of models with different readers may lie in different axes, with equal shapes all the same.
+
+    Raises:
+        GeometryError: they do.
+    """
+    for folder in folders:
+        reader = recorded_reader(folder / f"{case}.npz") or spec.reader
+        label_file = folder / f"{case}{spec.file_ending}"
+        if reader != spec.reader and turn_of(label_file, reader) != turn_of(label_file, spec.reader):
+            raise GeometryError(
+                f"{folder / case}.npz: lies in the axes of {reader}, but the ensemble's model reads with {spec.reader}; "
+                "only models whose readers turn their images alike can be averaged"
+            )
+
+
 def _frame(case: str, folder: Path, spec: VolumeSpec, kind: str) -> tuple[ImageGeometry, Box]:
-    """Where the case lies: from its label map, and for v1's cropped arrays from the properties beside."""
+    """Where the case lies: from its label map, in the axes of the model's reader, where the probabilities lie too.
+
+    v1's arrays are cropped, and their place is in the properties beside them.
+    """
     label_file = folder / f"{case}{spec.file_ending}"
     if not label_file.exists():
         raise ImageError(f"{label_file}: not found; it gives the ensemble its geometry")
-    _, frame = read_labels(label_file)
+    frame = read_geometry([label_file], spec.reader, label=True)
     if kind == "probabilities":
         z, y, x = frame.shape
         return frame, ((0, z), (0, y), (0, x))

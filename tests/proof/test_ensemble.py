@@ -7,6 +7,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import SimpleITK as sitk
+from image_samples import DIRECTIONS, save
 from specimens import tiny_spec
 
 from offline_infer.arithmetic.geometry import CaseGeometry, ImageGeometry
@@ -92,3 +94,38 @@ def test_framework_files_hold_what_nnunet_reads(tmp_path: Path) -> None:
     write_framework_files(tmp_path, spec.model_copy(update={"source": source}))
     assert json.loads((tmp_path / "dataset.json").read_text())["labels"] == {"background": 0, "l1": 1, "l2": 2}
     assert json.loads((tmp_path / "plans.json").read_text())["image_reader_writer"] == "SimpleITKIO"
+
+
+@pytest.mark.parametrize("reader", ["SimpleITKIO", "SimpleITKIOWithReorient", "NibabelIO", "NibabelIOWithReorient"])
+@pytest.mark.parametrize("name", sorted(DIRECTIONS))
+def test_the_result_lies_in_the_files_own_frame(tmp_path: Path, reader: str, name: str) -> None:
+    """Probabilities lie in the reader's axes; a label map is written, and read again, in the file's."""
+    expected = np.zeros((6, 7, 8), np.uint8)
+    expected[1:3, 2, 5:7], expected[4, 4:6, 1] = 1, 2  # stored axes, symmetric along none
+    stored = save(tmp_path / "labels.nii.gz", expected, DIRECTIONS[name])
+    turned, frame = read_labels(stored, reader)
+    case = CaseGeometry(frame, tuple((0, n) for n in frame.shape), frame.shape, frame.spacing, (0, 1, 2))  # type: ignore[arg-type]
+    spec = tiny_spec().model_copy(update={"reader": reader})
+    probabilities = (np.arange(3)[:, None, None, None] == turned).astype(np.float32)
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+        write_probabilities(tmp_path / folder / "case", probabilities, case, spec)
+        write_labels(tmp_path / folder / "case.nii.gz", turned, frame)
+    ensemble_folders([tmp_path / "a", tmp_path / "b"], tmp_path / "out", spec)
+    np.testing.assert_array_equal(
+        sitk.GetArrayFromImage(sitk.ReadImage(str(tmp_path / "out" / "case.nii.gz"))), expected
+    )
+
+
+def test_members_in_different_axes_are_refused(tmp_path: Path) -> None:
+    stored = save(tmp_path / "labels.nii.gz", np.zeros((6, 6, 6), np.uint8), DIRECTIONS["identity"])
+    for folder, reader in (("a", "SimpleITKIO"), ("b", "SimpleITKIOWithReorient")):
+        spec = tiny_spec().model_copy(update={"reader": reader})
+        labels, frame = read_labels(stored, reader)
+        case = CaseGeometry(frame, ((0, 6), (0, 6), (0, 6)), (6, 6, 6), frame.spacing, (0, 1, 2))
+        (tmp_path / folder).mkdir()
+        write_probabilities(tmp_path / folder / "case", np.ones((3, 6, 6, 6), np.float32), case, spec)
+        write_labels(tmp_path / folder / "case.nii.gz", labels, frame)
+    with pytest.raises(CasesFailed) as failed:
+        ensemble_folders([tmp_path / "a", tmp_path / "b"], tmp_path / "out", tiny_spec())
+    assert "axes" in failed.value.failures["case"]

@@ -18,7 +18,9 @@ from typing import IO, Any
 import numpy as np
 import numpy.typing as npt
 
+from offline_infer.arithmetic.axes import IDENTITY, Turn
 from offline_infer.errors import ImageError
+from offline_infer.nnunet_files.readers import recorded_reader, turn_of
 from offline_infer.proof.comparison.arrays import top_two_margin
 from offline_infer.proof.evaluation.pairs import case_of
 
@@ -42,19 +44,23 @@ class ProbabilityFile:
         name: the array's name in the archive.
         shape: (k, z, y, x) of the array.
         origin: where its first voxel lies in the image, (z, y, x); v1 stores the cropped region only.
+        turn: from the label map's stored axes to the array's, where the model's reader turned the image.
+        image_shape: (z, y, x) of the label map as stored.
     """
 
     path: Path
     name: str
     shape: Shape4
     origin: tuple[int, int, int] = (0, 0, 0)
+    turn: Turn = IDENTITY
+    image_shape: tuple[int, ...] = ()
 
 
 def find_probabilities(label_file: Path, image_shape: tuple[int, ...]) -> ProbabilityFile | None:
     """The probabilities written beside a label map, or None if there are none.
 
     Args:
-        image_shape: (z, y, x) of the label map.
+        image_shape: (z, y, x) of the label map as stored.
 
     Raises:
         ImageError: there is a file but it is damaged, or its region of the image is unknown.
@@ -65,8 +71,9 @@ def find_probabilities(label_file: Path, image_shape: tuple[int, ...]) -> Probab
         return None
     with _open_array(path) as (name, shape, _, _):
         pass
-    if shape[1:] == tuple(image_shape):
-        return ProbabilityFile(path, name, shape)
+    turn = turn_of(label_file, recorded_reader(path))
+    if shape[1:] == turn.permuted(tuple(image_shape)[::-1])[::-1]:
+        return ProbabilityFile(path, name, shape, turn=turn, image_shape=tuple(image_shape))
     box = _crop_box(path.with_suffix(".pkl"))
     if tuple(last - first for first, last in box) != shape[1:]:
         raise ImageError(f"{path}: holds {shape[1:]} voxels, but its properties say the region is {box} (z, y, x)")
@@ -83,12 +90,13 @@ def margins_at(file: ProbabilityFile, coordinates: Coordinates) -> Samples:
     infinity.
 
     Args:
-        coordinates: (n, 3) in the image's array order.
+        coordinates: (n, 3) of the label map as stored, (z, y, x).
 
     Raises:
         ImageError: the file is damaged.
     """
-    local = coordinates - np.asarray(file.origin)
+    turned = coordinates if file.turn.identity else file.turn.turned_places(coordinates, file.image_shape)
+    local = turned - np.asarray(file.origin)
     inside = np.all((local >= 0) & (local < np.asarray(file.shape[1:])), axis=1)
     count = math.prod(file.shape[1:])
     probes = np.unique(np.linspace(0, count - 1, min(_PROBES, count)).astype(np.int64))
@@ -104,12 +112,12 @@ def margins_at(file: ProbabilityFile, coordinates: Coordinates) -> Samples:
 
 
 def largest_difference(a: ProbabilityFile, b: ProbabilityFile) -> dict[str, float] | None:
-    """``max`` and ``mean`` of ``|a - b|`` over all voxels and classes; None if the arrays are not of the same region.
+    """``max`` and ``mean`` of ``|a - b|`` over all voxels and classes; None if the arrays are not of the same region or axes.
 
     Raises:
         ImageError: a file is damaged.
     """
-    if (a.shape, a.origin) != (b.shape, b.origin):
+    if (a.shape, a.origin, a.turn) != (b.shape, b.origin, b.turn):
         return None
     largest, total = 0.0, 0.0
     for (_, _, first), (_, _, second) in zip(_blocks(a.path), _blocks(b.path), strict=True):
