@@ -126,7 +126,8 @@ class RefineMask(nn.Module):
         boxes, scores, spots = [], [], []
         for index, (stride, features) in enumerate(zip(anchors.strides, levels, strict=True)):
             logits, deltas = self.rpn_head(features)
-            ranks = logits.permute(0, 2, 3, 1).sigmoid()
+            # The sigmoid written out: engines' own flush small values to zero, and the order among those still counts.
+            ranks = 1 / (1 + torch.exp(-logits.permute(0, 2, 3, 1)))
             if masks:
                 ranks = torch.where(masks[stride].permute(0, 2, 3, 1) > 0, ranks, torch.tensor(ABSENT))
             # Fillers first see to it that there are enough; they rank below every anchor.

@@ -1,0 +1,1 @@
+"""Detectors that give every object a box, a label and a mask."""

@@ -1,0 +1,99 @@
+"""From the graph's three outputs to objects in the image's own pixels."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from offline_infer.errors import EngineFailed
+from offline_infer.tasks.instances.geometry import InstanceGeometry
+from offline_infer.tasks.instances.paste import paste
+from offline_infer.tasks.instances.rle import Runs
+from offline_infer.tasks.instances.spec import DETS, LABELS, MASKS, InstancesSpec
+
+FloatArray = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True, eq=False)
+class Instances:
+    """What was found in an image, best first.
+
+    Attributes:
+        size: (height, width) of the image.
+        boxes: (n, 4) float32 x0, y0, x1, y1 in image pixels.
+        scores: (n,) float32. labels: (n,) int64, from 0.
+        masks: one per object, in the image's own size.
+    """
+
+    size: tuple[int, int]
+    boxes: FloatArray
+    scores: FloatArray
+    labels: npt.NDArray[np.int64]
+    masks: tuple[Runs, ...]
+
+    def __len__(self) -> int:
+        return len(self.scores)
+
+    def above(self, score: float) -> Instances:
+        """Those with a score strictly above ``score``."""
+        keep = np.flatnonzero(self.scores > np.float32(score))
+        chosen = tuple(self.masks[index] for index in keep)
+        return Instances(self.size, self.boxes[keep], self.scores[keep], self.labels[keep], chosen)
+
+
+def read_outputs(answers: Mapping[str, npt.NDArray[Any]], geometry: InstanceGeometry, spec: InstancesSpec) -> Instances:
+    """Objects of one image.
+
+    Args:
+        answers: ``dets``, ``labels`` and ``masks`` as the graph gives them; a leading axis of 1 is allowed.
+
+    Raises:
+        EngineFailed: an output is missing, has another shape, or a kept row holds NaN or an unknown label.
+    """
+    dets, labels, masks = (_output(answers, name, rank) for name, rank in ((DETS, 2), (LABELS, 1), (MASKS, 3)))
+    if dets.shape[1] != 5 or not len(dets) == len(labels) == len(masks):
+        raise EngineFailed(f"dets {dets.shape}, labels {labels.shape} and masks {masks.shape} do not belong together")
+    if np.isnan(dets[:, 4]).any():
+        raise EngineFailed("a score is NaN")
+    keep = np.flatnonzero(dets[:, 4] > max(spec.score_floor, 0))
+    keep = keep[np.argsort(-dets[keep, 4], kind="stable")]
+    if not np.isfinite(dets[keep]).all():
+        raise EngineFailed("the box of a detection is NaN or infinite")
+    chosen = labels[keep].astype(np.int64)
+    if chosen.size and (chosen.min() < 0 or chosen.max() >= len(spec.classes)):
+        raise EngineFailed(f"a detection has the label {int(chosen.max())}; the model has {len(spec.classes)} classes")
+    boxes = geometry.to_image(dets[keep, :4].astype(np.float32))
+    pasted = tuple(
+        paste(_probabilities(masks[row], spec), box, geometry, spec.mask) for row, box in zip(keep, boxes, strict=True)
+    )
+    return Instances(geometry.size, boxes, dets[keep, 4].astype(np.float32), chosen, pasted)
+
+
+def _output(answers: Mapping[str, npt.NDArray[Any]], name: str, rank: int) -> npt.NDArray[Any]:
+    if name not in answers:
+        raise EngineFailed(f"the answer has no output {name!r}, only {', '.join(answers)}")
+    array = np.asarray(answers[name])
+    if array.ndim == rank + 1 and array.shape[0] == 1:
+        array = array[0]
+    if array.ndim != rank:
+        raise EngineFailed(f"output {name!r} has shape {array.shape}; expected {rank} axes")
+    return array
+
+
+def _probabilities(mask: npt.NDArray[Any], spec: InstancesSpec) -> FloatArray:
+    """One mask (y, x) as probabilities.
+
+    Raises:
+        EngineFailed: NaN.
+    """
+    values = np.asarray(mask, np.float32)
+    if np.isnan(values).any():
+        raise EngineFailed("the mask of a detection holds NaN")
+    if spec.mask.activation == "none":
+        return values
+    with np.errstate(over="ignore"):
+        return np.asarray(np.float32(1) / (np.float32(1) + np.exp(-values)), np.float32)
