@@ -26,12 +26,14 @@ class InstanceGeometry:
         scaled: of the image inside the input.
         network: of the input.
         offset: (y, x) of the image's top-left pixel in the input.
+        source: the file the image was read from; overlays are drawn on it.
     """
 
     size: Size
     scaled: Size
     network: Size
     offset: Size = (0, 0)
+    source: str | None = None
 
     @property
     def scale(self) -> FloatArray:
@@ -62,7 +64,10 @@ def geometry_from_json(record: Mapping[str, Any]) -> InstanceGeometry:
         raise UsageError(f"an image's geometry record is damaged ({error!r}); preprocess into a new folder") from error
     if any(offset[i] + scaled[i] > network[i] for i in (0, 1)):
         raise UsageError("an image's geometry record is damaged: the image exceeds the input; preprocess again")
-    return InstanceGeometry(size, scaled, network, offset)
+    source = record.get("source")
+    if source is not None and not isinstance(source, str):
+        raise UsageError("an image's geometry record is damaged: its source is no path; preprocess into a new folder")
+    return InstanceGeometry(size, scaled, network, offset, source)
 
 
 def fit(size: Size, spec: InstancesSpec) -> InstanceGeometry:

@@ -59,7 +59,8 @@ def _continuous(mask: FloatArray, box: FloatArray, height: int, width: int, rule
         part = slice(first, first + band)
         weight = down[part, None]
         blended = framed[rows[part]] * (1 - weight) + framed[rows[part] + 1] * weight
-        crop[part] = reached(blended[:, columns] * (1 - across) + blended[:, columns + 1] * across, rule)
+        values = blended[:, columns] * (1 - across) + blended[:, columns + 1] * across
+        crop[part] = reached(np.asarray(values, np.float32), rule)
     return crop, top, left
 
 
