@@ -39,7 +39,7 @@ def examine() -> tuple[dict[str, Any], list[str]]:
         "processors": os.cpu_count(),
         "memory_free": psutil.virtual_memory().available,
         "packages": packages,
-        "engines": {name: _engine(name) for name in ENGINES if name != "fake"},
+        "engines": {name: _engine(name) for name in ENGINES},
         "telemetry": "off" if os.environ.get("ORT_DISABLE_TELEMETRY") == "1" else "on",
         "ascend": ascend_report(),
     }

@@ -274,11 +274,8 @@ ENGINES: dict[str, str] = {
     "openvino": "offline_infer.engines.openvino.engine",
     "onnxruntime": "offline_infer.engines.onnxruntime.engine",
     "om": "offline_infer.engines.om.engine",
-    "fake": "offline_infer.engines.fake",
 }
 """Engine name -> module. Exact names only."""
-_FOR_TESTS = frozenset({"fake"})
-"""Can be opened, but are not offered."""
 
 
 def get_engine(name: str) -> Engine:
@@ -289,7 +286,7 @@ def get_engine(name: str) -> Engine:
         EngineUnavailable: the engine's module cannot be loaded.
     """
     if name not in ENGINES:
-        raise UsageError(f"unknown engine {name!r}; legal names: {', '.join(sorted(set(ENGINES) - _FOR_TESTS))}")
+        raise UsageError(f"unknown engine {name!r}; legal names: {', '.join(sorted(ENGINES))}")
     try:
         engine = importlib.import_module(ENGINES[name]).ENGINE
     except ImportError as error:

@@ -1,5 +1,8 @@
 """An engine for tests: no library, no graph, a closed formula, and faults on request.
 
+It is no engine of the product, which would answer patients' images with a formula: it has a name only in a process that
+called :func:`register`.
+
 The answer depends on each voxel alone, so tiling, mirroring and averaging must not change it, and what a whole pipeline
 should give can be computed with :func:`fake_logits`.
 """
@@ -16,7 +19,16 @@ from typing import Any
 
 import numpy as np
 
-from offline_infer.engines.base import OPEN, AnyArray, EngineOptions, FloatArray, SessionInfo, check_batch, kept_outputs
+from offline_infer.engines.base import (
+    ENGINES,
+    OPEN,
+    AnyArray,
+    EngineOptions,
+    FloatArray,
+    SessionInfo,
+    check_batch,
+    kept_outputs,
+)
 from offline_infer.errors import BundleError, EngineFailed, EngineUnavailable
 
 LEGAL = ("shape", "classes", "fail_at", "nan_at", "exit_at", "sleep", "device_exists")
@@ -73,6 +85,11 @@ class FakeEngine:
 
 
 ENGINE = FakeEngine()
+
+
+def register() -> None:
+    """Let this process, and no other, open the engine by the name ``fake``."""
+    ENGINES[ENGINE.name] = __name__
 
 
 class FakeSession:

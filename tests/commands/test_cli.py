@@ -193,12 +193,24 @@ def test_running_a_bundle_needs_neither_torch_nor_onnx(bundle: Path, tmp_path: P
     code = (
         "import sys\n"
         "for name in ('torch', 'onnx', 'nnunetv2', 'batchgenerators', 'skimage'): sys.modules[name] = None\n"
+        "from offline_infer.engines import fake\n"
+        "fake.register()\n"
         "from offline_infer.cli import main\n"
         "sys.exit(main(['predict', *sys.argv[1:], '--engine', 'fake', '--quiet']))\n"
     )
     places = [str(bundle), str(tmp_path / "in"), str(tmp_path / "out")]
     done = subprocess.run([sys.executable, "-c", code, *places], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def test_the_engine_for_tests_cannot_be_asked_for(bundle: Path, tmp_path: Path) -> None:
+    write_image(tmp_path / "in" / "a_0000.nii.gz")
+    places = [str(bundle), str(tmp_path / "in"), str(tmp_path / "out")]
+    command = [sys.executable, "-m", "offline_infer", "predict", *places, "--engine", "fake", "--quiet"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "unknown engine 'fake'; legal names: om, onnxruntime, openvino" in done.stderr
+    assert not (tmp_path / "out" / "a.nii.gz").exists()
 
 
 def test_half_precision_sums_are_refused_where_the_framework_makes_none(

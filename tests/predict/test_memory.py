@@ -26,6 +26,7 @@ import json, sys
 from pathlib import Path
 import numpy as np
 from offline_infer.images.cases import CaseFiles
+from offline_infer.engines import fake
 from offline_infer.engines.base import SessionInfo
 from offline_infer.predict.model import load
 from offline_infer.predict.folder import FolderJob, predict_folder
@@ -51,6 +52,7 @@ class Session:
         pass
 
 
+fake.register()
 with load(bundle, engine="fake", threads=2) as model:
     model._sessions = [Session(model.spec)] * len(model.folds)
     Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew, so that imports do not count
