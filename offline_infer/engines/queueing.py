@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping
-from types import TracebackType
-from typing import Any, Protocol, TypeVar, runtime_checkable
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Generic, Protocol, TypeVar, runtime_checkable
 
 import numpy.typing as npt
 
 from offline_infer.engines.base import FloatArray, Session
 
 Tag = TypeVar("Tag")
+Answers = Mapping[str, npt.NDArray[Any]]
+
+KEPT_ANSWER_BYTES = 64 * 2**20
+"""The answer to an input with a key is kept for later ones if it is no larger than this."""
 
 
 class PendingAnswer(Protocol):
     """An answer on its way."""
 
-    def result(self) -> Mapping[str, npt.NDArray[Any]]:
+    def result(self) -> Answers:
         """All kept outputs by name, valid until :meth:`release`; waits for them.
 
         Raises:
@@ -46,66 +50,118 @@ class QueueingSession(Protocol):
         ...
 
 
-class _Asker:
-    """Keeps as many inputs on their way as a session can use; a session that does not queue answers at once.
+@dataclass(frozen=True)
+class Request(Generic[Tag]):
+    """An input for a session.
 
-    Inputs go in through :meth:`ask`, answers come out of :meth:`ready` and :meth:`rest` in the same order. Leaving the
-    ``with`` block releases whatever is still on its way.
+    Attributes:
+        tag: given back with the answer.
+        session: sessions may differ from request to request: the folds of a model.
+        make: makes the input; it may use one buffer for all. Not called where an answer to an equal input is at hand.
+        key: requests of one session with equal keys have equal inputs; None: nothing is known.
     """
 
-    def __init__(self) -> None:
-        self._waiting: deque[tuple[Any, PendingAnswer]] = deque()
-
-    def ask(
-        self, tag: Any, session: Session, batch: FloatArray
-    ) -> Iterator[tuple[Any, Mapping[str, npt.NDArray[Any]]]]:
-        """Ask a session; yields, in order, the answers that have to be used first to make room, each with its tag.
-
-        An answer is valid until the next one is asked for.
-        """
-        if not isinstance(session, QueueingSession):
-            yield from self.rest()
-            yield tag, session.answer(batch)
-            return
-        while len(self._waiting) >= session.depth:
-            yield from self._first()
-        self._waiting.append((tag, session.submit(batch)))
-
-    def rest(self) -> Iterator[tuple[Any, Mapping[str, npt.NDArray[Any]]]]:
-        """The answers that are still on their way, in order."""
-        while self._waiting:
-            yield from self._first()
-
-    def _first(self) -> Iterator[tuple[Any, Mapping[str, npt.NDArray[Any]]]]:
-        tag, pending = self._waiting.popleft()
-        try:
-            yield tag, pending.result()
-        finally:
-            pending.release()
-
-    def __enter__(self) -> _Asker:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        for _, pending in self._waiting:
-            pending.release()
-        self._waiting.clear()
+    tag: Tag
+    session: Session
+    make: Callable[[], FloatArray]
+    key: Hashable | None = None
 
 
-def in_order(
-    requests: Iterable[tuple[Tag, Session, FloatArray]],
-) -> Iterator[tuple[Tag, Mapping[str, npt.NDArray[Any]]]]:
-    """The answers to requests (tag, session, input), in the order of the requests, each with its tag.
+def in_order(requests: Iterable[Request[Tag]]) -> Iterator[tuple[Tag, Answers]]:
+    """The answers in the order of the requests, each with its tag; an answer is valid until the next one is asked for.
 
-    A request's array is used before the next request is asked for, so one buffer serves them all. An answer is valid until
-    the next one is asked for. Sessions may differ from request to request: the folds of a model.
+    A session that queues is kept busy with as many inputs as it can use; any other is asked when its turn comes.
 
     Raises:
         EngineFailed: an answer could not be had.
     """
-    with _Asker() as asker:
-        for tag, session, batch in requests:
-            yield from asker.ask(tag, session, batch)
-        yield from asker.rest()
+    queue: _Queue[Tag] = _Queue()
+    memories: dict[int, _Memory] = {}
+    try:
+        for request in requests:
+            memory = memories.setdefault(id(request.session), _Memory())
+            if isinstance(request.session, QueueingSession):
+                while queue.on_their_way >= request.session.depth:
+                    yield from queue.first()
+                queue.put(request, request.session, memory)
+            else:
+                yield from queue.rest()
+                yield request.tag, memory.answer(request)
+        yield from queue.rest()
+    finally:
+        queue.abandon()
+
+
+class _Memory:
+    """The last answer to an input with a key, of one session."""
+
+    def __init__(self) -> None:
+        self._in_buffer: tuple[Hashable, Answers] | None = None
+        self._kept: tuple[Hashable, Answers] | None = None
+        self.asked: Hashable | None = None
+        """Key of the last input that was sent on its way."""
+
+    def known(self, key: Hashable | None) -> Answers | None:
+        """The answer to inputs with this key, if it is at hand."""
+        for pair in (self._in_buffer, self._kept):
+            if key is not None and pair is not None and pair[0] == key:
+                return pair[1]
+        return None
+
+    def answer(self, request: Request[Any]) -> Answers:
+        """Ask the session, unless the answer is known."""
+        found = self.known(request.key)
+        if found is not None:
+            return found
+        answers = request.session.answer(request.make())
+        self._in_buffer = (request.key, answers) if request.key is not None else None
+        if sum(array.nbytes for array in answers.values()) <= KEPT_ANSWER_BYTES:
+            self.keep(request.key, answers)
+        return answers
+
+    def keep(self, key: Hashable | None, answers: Answers) -> None:
+        """Keep a copy of the answer to an input with a key."""
+        if key is not None:
+            self._kept = (key, {name: array.copy() for name, array in answers.items()})
+
+
+class _Queue(Generic[Tag]):
+    """Answers on their way, in order; those to equal inputs stand in it without being on their way."""
+
+    def __init__(self) -> None:
+        self._waiting: deque[tuple[Tag, PendingAnswer | None, Hashable | None, _Memory]] = deque()
+        self.on_their_way = 0
+
+    def put(self, request: Request[Tag], session: QueueingSession, memory: _Memory) -> None:
+        pending = None
+        if request.key is None or request.key != memory.asked:
+            pending = session.submit(request.make())
+            self.on_their_way += 1
+            memory.asked = request.key if request.key is not None else memory.asked
+        self._waiting.append((request.tag, pending, request.key, memory))
+
+    def first(self) -> Iterator[tuple[Tag, Answers]]:
+        tag, pending, key, memory = self._waiting.popleft()
+        if pending is None:
+            answers = memory.known(key)
+            assert answers is not None  # it was asked for earlier, and nothing with another key since
+            yield tag, answers
+            return
+        self.on_their_way -= 1
+        try:
+            answers = pending.result()
+            memory.keep(key, answers)
+            yield tag, answers
+        finally:
+            pending.release()
+
+    def rest(self) -> Iterator[tuple[Tag, Answers]]:
+        while self._waiting:
+            yield from self.first()
+
+    def abandon(self) -> None:
+        """Give back what nobody will ask for."""
+        for _, pending, _, _ in self._waiting:
+            if pending is not None:
+                pending.release()
+        self._waiting.clear()

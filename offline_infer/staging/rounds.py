@@ -21,7 +21,7 @@ from offline_infer.files import write_json
 from offline_infer.images.cases import CaseFiles
 from offline_infer.spec import VolumeSpec
 from offline_infer.staging.cutting import check_items, cut_items, feed, missing_outputs, refuse_missing
-from offline_infer.staging.disk_budget import DiskMeter, case_cost, free_bytes, plan_rounds, size_text
+from offline_infer.staging.disk_budget import DiskMeter, case_cost, free_bytes, plan_rounds, size_text, used_bytes
 from offline_infer.staging.outputs import OutputsManifest
 from offline_infer.staging.reports import CaseOutcome, StageReport, attempt
 from offline_infer.staging.stages import forecast_cases, result_files, tile_settings, write_result
@@ -109,7 +109,7 @@ def run_in_rounds(
             budget=job.scratch_bytes,
             all_outputs=job.all_outputs,
         )
-        with DiskMeter(folder) as meter:
+        with DiskMeter(job.work) as meter:
             runner = _Runner(spec, job, settings, header, folder, meter, sink, rounds_of)
             for case in job.cases:
                 if case in todo:
@@ -160,7 +160,8 @@ class _Runner:
         shape = prepared.geometry.network_shape
         cost = case_cost(case.case_id, self._spec, self._header, shape, self._settings, job.all_outputs)
         # Other programs use the disk as well: never count on more than is free now.
-        rounds = plan_rounds(cost, min(job.scratch_bytes, free_bytes(job.work)))
+        kept = used_bytes(job.work)  # records of earlier rounds stay and count
+        rounds = plan_rounds(cost, min(job.scratch_bytes - kept, free_bytes(job.work)))
         self._sink(Event("note", "rounds", case.case_id, data={"rounds": len(rounds), "items": cost.items}))
         aggregator = CaseAggregator(self._spec, prepared.geometry, self._settings, len(self._header.folds))
         for number, (first, last) in enumerate(rounds, start=1):

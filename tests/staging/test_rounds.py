@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 
 import numpy as np
@@ -243,6 +244,16 @@ def test_the_meter_sees_files_that_come_and_go(tmp_path: Path) -> None:
         assert meter.sample() < 50_000
     assert 100_000 <= meter.peak < 150_000
     assert used_bytes(tmp_path / "nowhere") == 0
+
+
+def test_the_meter_sees_what_nobody_told_it_of(tmp_path: Path) -> None:
+    with DiskMeter(tmp_path) as meter:
+        (tmp_path / "x").write_bytes(bytes(300_000))
+        deadline = time.monotonic() + 5
+        while meter.peak < 300_000 and time.monotonic() < deadline:
+            time.sleep(0.01)
+        (tmp_path / "x").unlink()
+    assert meter.peak >= 300_000
 
 
 def test_sizes_are_written_as_disks_count() -> None:

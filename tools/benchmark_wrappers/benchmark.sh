@@ -19,31 +19,22 @@ esac
 
 tool="$(find_tool "benchmark.${machine}")" ||
     fail "benchmark.${machine} is not on PATH and not in this folder; put it there or set TOOL_PATH"
-list= device=0 binary=False
+list="" device=0 binary=False model=""
 for word in "$@"; do
     case $word in
         -input_text_path=*) list=${word#*=} ;;
         -device_id=*) device=${word#*=} ;;
         -output_binary=*) binary=${word#*=} ;;
+        -om_path=*) model=${word#*=} ;;
     esac
 done
+# Outputs of an earlier run with the same names must not pass for this one's.
+marker="$(mktemp)"
+trap 'rm -f "$marker"' EXIT
 status=0
 "$tool" "$@" || status=$?
 [ "$status" -eq 0 ] || fail "${tool} ended with status ${status}"
 [ -n "$list" ] || exit 0 # a run without data (-round=N)
-
-# The tool's word is not enough: every input must have its first output.
 ending=txt
 [ "$binary" = "True" ] && ending=bin
-total=0 missing=0 first=
-while read -r _ path _; do
-    [ -n "$path" ] || continue
-    name=${path##*/}
-    total=$((total + 1))
-    if [ ! -s "result/dumpOutput_device${device}/${name%.*}_1.${ending}" ]; then
-        missing=$((missing + 1))
-        first=${first:-$path}
-    fi
-done <"$list"
-[ "$missing" -eq 0 ] || fail "${missing} of ${total} inputs have no output in result/dumpOutput_device${device} (first: ${first})"
-echo "$(basename "$0"): ${total} inputs answered on device ${device}"
+check_outputs benchmark "$model" "$list" "result/dumpOutput_device${device}" --ending "$ending" --since "$marker"

@@ -35,6 +35,12 @@ find_tool() {
     fi
 }
 
+# check_outputs TOOL MODEL INPUTS OUTPUTS: every input must have all the outputs the model gives, whole. INPUTS is a folder
+# or an info file. What the model gives is read from the bundle around it, or else taken from the outputs that are there.
+check_outputs() {
+    "$python" "${wrapper_folder}/check_outputs.py" "$@" || fail "its outputs are not complete"
+}
+
 # parallel_sessions TOOL BUNDLE WORK [OPTION...]: one session per device, watched, through the package.
 parallel_sessions() {
     local tool=$1

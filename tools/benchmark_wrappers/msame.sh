@@ -14,6 +14,17 @@ case "${1:-}" in
 esac
 
 tool="$(find_tool msame)" || fail "msame is not on PATH and not in this folder; put it there or set TOOL_PATH"
+model="" inputs="" outputs="" format=BIN word=""
+for each in "$@"; do
+    case $word in
+        --model) model=$each ;; --input) inputs=$each ;; --output) outputs=$each ;; --outfmt) format=$each ;;
+    esac
+    case $each in
+        --model=*) model=${each#*=} ;; --input=*) inputs=${each#*=} ;;
+        --output=*) outputs=${each#*=} ;; --outfmt=*) format=${each#*=} ;;
+    esac
+    word=$each
+done
 log="$(mktemp)"
 trap 'rm -f "$log"' EXIT
 status=0
@@ -22,4 +33,9 @@ status=0
 grep -q "Execute sample success" "$log" || fail "${tool} ended with status 0, but without saying 'Execute sample success'"
 if grep -q "^\[ERROR\]" "$log"; then
     fail "${tool} reported success, but passed over inputs: $(grep -m 1 "^\[ERROR\]" "$log")"
+fi
+if [ -d "$inputs" ] && [ -n "$outputs" ]; then
+    ending=txt
+    [ "$format" = "BIN" ] && ending=bin
+    check_outputs msame "$model" "$inputs" "$outputs" --ending "$ending" --since "$log"
 fi

@@ -359,8 +359,10 @@ class Lane:
             worker.receive()
             job = self._sent.popleft()
             self._begun = time.monotonic()
-            self._fill()
-            self._judge(job)
+            try:
+                self._fill()  # first, so that the device has work while the answer is looked at
+            finally:  # the worker may be gone by now, but this answer is there
+                self._judge(job)
         elif self._sent and time.monotonic() - self._begun > self._pool.limits.answer_s:
             raise WorkerFailed(f"no answer within {self._pool.limits.answer_s:g} s; check the device (npu-smi info)")
 

@@ -84,17 +84,20 @@ def expected(bundle: Bundle, inputs: list[np.ndarray], fold: str = "0") -> list[
         return [session.run(batch).copy() for batch in inputs]
 
 
-def in_order(session: Session, inputs: list[np.ndarray]) -> list[np.ndarray]:
+def in_order(session: Session, inputs: list[np.ndarray], keys: list[int | None] | None = None) -> list[np.ndarray]:
     """The answers to inputs that are on their way together."""
     batch = np.empty_like(inputs[0])  # one buffer for all, as predict has
 
-    def requests() -> Iterator[tuple[int, Session, np.ndarray]]:
-        for number, values in enumerate(inputs):
-            batch[:] = values
-            yield number, session, batch
+    def make(values: np.ndarray) -> np.ndarray:
+        batch[:] = values
+        return batch
 
     found = []
-    for number, answer in queueing.in_order(requests()):
+    requests = (
+        queueing.Request(number, session, lambda values=values: make(values), keys[number] if keys else None)
+        for number, values in enumerate(inputs)
+    )
+    for number, answer in queueing.in_order(requests):
         assert number == len(found)
         found.append(next(iter(answer.values())).copy())
     return found
@@ -117,6 +120,21 @@ def test_answers_are_those_of_the_graph(
     assert info.details["binding"] == ("acl" if binding == "acl" else "ais_bench")
     assert info.details["generation"] == ("" if binding == "acl" else binding)
     assert (info.precision, info.processor, info.kept) == ("fp16", SOC, ("class",))
+
+
+def test_equal_inputs_are_sent_once(compiled: Callable[..., Bundle], monkeypatch: pytest.MonkeyPatch) -> None:
+    use_binding(monkeypatch, "v2024")
+    bundle, inputs = compiled(), batches(3)
+    row = [0, 1, 1, 1, 2, 1, 0, 2, 2]
+    with opened(bundle, "npu:0,1") as session:
+        sent: list[float] = []
+        submit = session.submit  # type: ignore[attr-defined]
+        monkeypatch.setattr(session, "submit", lambda batch: (sent.append(float(batch.flat[0])), submit(batch))[1])
+        keys: list[int | None] = [None if index == 0 else index for index in row]
+        wanted = expected(bundle, inputs)
+        for got, index in zip(in_order(session, [inputs[index] for index in row], keys), row, strict=True):
+            np.testing.assert_array_equal(got, wanted[index])
+        assert len(sent) == 6  # both without a key; 1, 2, 1 again after 2, 2 again after 1
 
 
 def test_flipped_views_are_refused(compiled: Callable[..., Bundle], monkeypatch: pytest.MonkeyPatch) -> None:
