@@ -101,7 +101,7 @@ def _compared(bundle: Bundle, plan: Plan, sink: Sink) -> tuple[dict[str, Any], l
         raise UsageError(f"{bundle.folder}: no fold {fold}; this bundle has {', '.join(bundle.folds)}")
     if plan.tiles < 1 or plan.repeats < 1:
         raise UsageError("a benchmark needs at least one tile and one repeat")
-    tiles = list(_real_tiles(bundle.spec, plan)) if plan.image else list(_noise(bundle.spec, plan.tiles))
+    tiles = sample_tiles(bundle.spec, plan)
     pairs = [(engine, precision) for engine in plan.engines for precision in plan.precisions]
     # The reference first: every other answer is compared with it.
     pairs.sort(key=lambda pair: (pair[1] != "fp32", REFERENCE.index(pair[0]) if pair[0] in REFERENCE else 9))
@@ -274,6 +274,11 @@ def judge(answers: Sequence[FloatArray], reference: Sequence[FloatArray] | None,
     if wanted and not found:
         return {"status": "failed", "reason": "all background, where float32 finds structures", **figures}
     return {"status": "ok", **figures}
+
+
+def sample_tiles(spec: VolumeSpec, plan: Plan) -> list[FloatArray]:
+    """Inputs (1, c, *patch) to compare engines on: tiles of the plan's image, or smooth noise."""
+    return list(_real_tiles(spec, plan)) if plan.image else list(_noise(spec, plan.tiles))
 
 
 def _real_tiles(spec: VolumeSpec, plan: Plan) -> Iterator[FloatArray]:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from offline_infer.commands.common import Subparsers, command, existing, say, share, sink_for
-from offline_infer.errors import CasesFailed
+from offline_infer.errors import CasesFailed, UsageError
 
 if TYPE_CHECKING:
     from offline_infer.proof.evaluation.options import Evaluation, EvaluationOptions
@@ -57,10 +57,15 @@ def register(commands: Subparsers) -> None:
     parser.add_argument("--jobs", type=int, default=1, metavar="N", help="cases at a time")
 
     parser = command(
-        commands, "compare", compare, "two prediction folders, voxel by voxel: agreement, and ties told from bugs"
+        commands,
+        "compare",
+        compare,
+        "two prediction folders, voxel by voxel: agreement, and ties told from bugs; with --layers, two engines inside a graph",
     )
-    parser.add_argument("a", type=Path, help="a folder of label maps (and .npz probabilities), or one file")
-    parser.add_argument("b", type=Path, help="the other one, e.g. the framework's own predictions")
+    parser.add_argument(
+        "a", type=Path, help="a folder of label maps (and .npz probabilities), or one file; a bundle with --layers"
+    )
+    parser.add_argument("b", type=Path, nargs="?", help="the other one, e.g. the framework's own predictions")
     parser.add_argument("-o", "--output", type=Path, metavar="FILE", help="write the whole comparison as JSON")
     parser.add_argument(
         "--tie-margin",
@@ -72,6 +77,20 @@ def register(commands: Subparsers) -> None:
     parser.add_argument(
         "--fail-below", type=share, metavar="F", help="exit with 3 if the Dice of any class of any case is below this"
     )
+    parser.add_argument(
+        "--layers",
+        nargs=2,
+        metavar=("A", "B"),
+        help="compare tensor by tensor inside a bundle's graph, e.g. --layers openvino:bf16 onnxruntime:fp32",
+    )
+    parser.add_argument(
+        "--input", nargs="+", type=Path, metavar="IMAGE", help="with --layers: a case's channels, or one .npy"
+    )
+    parser.add_argument("--fold", metavar="FOLD", help="with --layers: default the first")
+    parser.add_argument(
+        "--layer-tolerance", type=float, metavar="F", help="with --layers: relative distance that counts as equal"
+    )
+    parser.add_argument("--threads", type=int, default=0, metavar="N", help="with --layers: processor threads, 0 = all")
     parser.add_argument("--bundle", type=Path, help="take label names from this bundle")
     parser.add_argument("--jobs", type=int, default=1, metavar="N", help="cases at a time")
 
@@ -172,6 +191,12 @@ def _show_evaluation(options: argparse.Namespace, result: Evaluation, output: Pa
 
 def compare(options: argparse.Namespace) -> dict[str, Any]:
     """``offline-infer compare``."""
+    if options.layers:
+        from offline_infer.commands.layers import compare_layers
+
+        return compare_layers(options)
+    if options.b is None:
+        raise UsageError("name two prediction folders or files; or a bundle and two engines with --layers")
     from offline_infer.files import write_json
     from offline_infer.proof.comparison.label_maps import compare_folders
     from offline_infer.proof.comparison.text import below, comparison_text

@@ -1,0 +1,78 @@
+"""``offline-infer compare BUNDLE --layers A B``: two engines, or two precisions, tensor by tensor."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from offline_infer.commands.common import existing, say, sink_for
+from offline_infer.errors import UsageError
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+    from offline_infer.bundles.bundle import Bundle
+    from offline_infer.proof.comparison.layers import Side
+
+PRECISIONS = ("fp32", "bf16", "fp16")
+
+
+def compare_layers(options: argparse.Namespace) -> dict[str, Any]:
+    """Compare, print where the two part, and write the record and the picture."""
+    from offline_infer.bundles.bundle import Bundle
+    from offline_infer.files import write_json
+    from offline_infer.proof.comparison import layers
+
+    if options.b is not None:
+        raise UsageError("--layers compares two engines on one bundle; leave out the second path")
+    bundle = Bundle.load(existing(options.a))
+    fold = options.fold if options.fold is not None else bundle.folds[0]
+    if fold not in bundle.folds:
+        raise UsageError(f"{bundle.folder}: no fold {fold}; this bundle has {', '.join(bundle.folds)}")
+    if options.output is not None and options.output.suffix != ".json":
+        raise UsageError(
+            f"{options.output}: name a file that ends with .json; the picture is written beside it as .svg"
+        )
+    first, second = (_side(bundle, fold, text, options.threads) for text in options.layers)
+    found = layers.compare_layers(
+        first, second, _input(bundle, options.input), tolerance=options.layer_tolerance, sink=sink_for(options)
+    )
+    say(options, layers.layers_text(found))
+    record = found.to_json()
+    if options.output is not None:
+        write_json(options.output, record)
+        picture = options.output.with_suffix(".svg")
+        layers.write_growth_picture(picture, found)
+        say(options, f"written: {options.output}, {picture}")
+    return record
+
+
+def _side(bundle: Bundle, fold: str, text: str, threads: int) -> Side:
+    """``engine`` or ``engine:precision``."""
+    from offline_infer.engines.base import EngineOptions, get_engine
+    from offline_infer.proof.comparison.layers import Side
+
+    engine, _, precision = text.partition(":")
+    precision = precision or "fp32"
+    if precision not in PRECISIONS:
+        raise UsageError(f"--layers {text!r}: unknown precision {precision!r}; legal names: {', '.join(PRECISIONS)}")
+    graph = bundle.graph_path(fold, get_engine(engine).graph_precision(precision))
+    return Side(engine, graph, EngineOptions(precision=precision, threads=threads))
+
+
+def _input(bundle: Bundle, files: list[Path] | None) -> npt.NDArray[np.float32]:
+    """An input of the network: an array in a .npy file, a tile of a case, or smooth noise."""
+    import numpy as np
+
+    if files and len(files) == 1 and files[0].suffix == ".npy":
+        try:
+            array = np.load(existing(files[0]), allow_pickle=False)
+        except ValueError as error:
+            raise UsageError(f"{files[0]}: not an array without objects ({error})") from error
+        return np.ascontiguousarray(array, np.float32)
+    from offline_infer.benchmark import Plan, sample_tiles
+
+    plan = Plan(image=tuple(existing(path) for path in files or ()), tiles=1)
+    return sample_tiles(bundle.spec, plan)[0]
