@@ -20,7 +20,6 @@ import numpy.typing as npt
 
 from offline_infer.arithmetic.axes import IDENTITY, Turn
 from offline_infer.errors import ImageError
-from offline_infer.nnunet_files.readers import recorded_reader, turn_of
 from offline_infer.proof.comparison.arrays import top_two_margin
 from offline_infer.proof.evaluation.pairs import case_of
 
@@ -65,6 +64,8 @@ def find_probabilities(label_file: Path, image_shape: tuple[int, ...]) -> Probab
     Raises:
         ImageError: there is a file but it is damaged, or its region of the image is unknown.
     """
+    from offline_infer.nnunet_files.readers import recorded_reader, turn_of  # it brings SimpleITK
+
     case = case_of(label_file.name) or label_file.stem
     path = label_file.with_name(case + ".npz")
     if not path.is_file():
