@@ -148,7 +148,7 @@ def cache_folder(chosen: Path | None) -> Path | None:
     base = os.environ.get("OFFLINE_INFER_CACHE") or os.environ.get("XDG_CACHE_HOME")
     if os.environ.get("OFFLINE_INFER_CACHE"):
         return Path(str(base))
-    return (Path(base) if base else Path.home() / ".cache") / "offline_infer"
+    return (Path(base) if base else Path.home() / ".cache") / "offline_infer" / "compiled"
 
 
 def existing(path: Path) -> Path:

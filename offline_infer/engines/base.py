@@ -36,7 +36,8 @@ class EngineOptions:
         device: ``cpu``, ``cuda:0``, ``npu:0``; an engine refuses a device it does not have.
         precision: ``fp32``, ``bf16`` or ``fp16``; what the engine computes in where the graph leaves it open.
         threads: 0 leaves it to the engine (all cores).
-        cache: folder for compiled graphs, or None.
+        cache: folder for compiled graphs, or None; it has to be the user's alone.
+        shared_cache: use a ``cache`` that others may write as well; they are trusted to keep good compiled graphs there.
         outputs: names of the outputs that are kept, in the order wanted; empty = the graph's first one.
         control_flow: operators with graphs inside that the task allows (see :mod:`offline_infer.graph.admission`).
         extra: engine-specific options, passed through as they are.
@@ -47,6 +48,7 @@ class EngineOptions:
     precision: str = "fp32"
     threads: int = 0
     cache: Path | None = None
+    shared_cache: bool = False
     outputs: tuple[str, ...] = ()
     control_flow: frozenset[str] = frozenset()
     extra: Mapping[str, str] = field(default_factory=dict)

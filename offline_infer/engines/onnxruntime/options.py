@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from offline_infer.engines.base import EngineOptions
+from offline_infer.engines.compiled_cache import open_cache
 from offline_infer.errors import EngineUnavailable
 
 PROVIDERS = {
@@ -54,7 +55,8 @@ def chain(kind: str, index: int, options: EngineOptions) -> list[Any]:
         tensorrt = {"device_id": str(index)}
         if options.precision == "fp16":
             tensorrt["trt_fp16_enable"] = "1"
-        if options.cache is not None:
+        # TensorRT believes what it finds in its cache, so only a folder of the user's own, or one named as shared, is given.
+        if open_cache(options.cache, shared=options.shared_cache)[0] is not None:
             tensorrt |= {
                 "trt_engine_cache_enable": "1",
                 "trt_engine_cache_path": str(options.cache),

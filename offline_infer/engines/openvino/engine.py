@@ -9,9 +9,7 @@ bfloat16, where its statistics stay float32.
 
 from __future__ import annotations
 
-import hashlib
 import io
-import json
 import os
 import sys
 import time
@@ -23,6 +21,7 @@ from typing import Any
 
 import numpy as np
 
+from offline_infer.digests import digest_of
 from offline_infer.engines.base import (
     OPEN,
     OUTPUT_TYPES,
@@ -38,12 +37,12 @@ from offline_infer.engines.base import (
     single_input,
     telling_line,
 )
+from offline_infer.engines.compiled_cache import open_cache
 from offline_infer.engines.openvino.bf16_norms import VERSION as BF16_NORMS_VERSION
 from offline_infer.engines.openvino.bf16_norms import keep_ends_float32, make_norms_float32, rounded_node
 from offline_infer.engines.openvino.norms import VERSION as NORMS_VERSION
 from offline_infer.engines.openvino.norms import make_norms_exact
 from offline_infer.errors import BundleError, EngineFailed, EngineUnavailable
-from offline_infer.files import sha256_file, write_bytes
 from offline_infer.graph.admission import admit
 from offline_infer.threads import PerThread
 
@@ -55,7 +54,6 @@ _OWN = {
     "CACHE_DIR": "cache",
     "DEVICE_ID": "device",
 }
-_MAGIC = b"offline_infer openvino 1\n"  # a cached file: this, SHA-256 of the rest (32 bytes), the compiled graph
 
 
 class OpenVinoEngine:
@@ -188,7 +186,7 @@ class OpenVinoSession:
         core = ov.Core()
         capabilities = [str(item) for item in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")]
         config = _config(options, capabilities)
-        compiled, norms, cache = _compile(ov, core, graph, config, _norms(options), options.cache)
+        compiled, norms, cache = _compile(ov, core, graph, config, _norms(options), options)
         _check_precision(compiled, options.precision)
         source = _input(compiled.inputs, graph)
         outputs = _outputs(compiled.outputs, output_names, graph)
@@ -309,16 +307,19 @@ def _norms(options: EngineOptions) -> Norms:
 
 
 def _compile(
-    ov: Any, core: Any, graph: Path, config: Mapping[str, str], norms: Norms, cache: Path | None
+    ov: Any, core: Any, graph: Path, config: Mapping[str, str], norms: Norms, options: EngineOptions
 ) -> tuple[Any, Norms, CacheUse]:
     """The compiled graph, its norms, and what the cache did.
 
-    OpenVINO's own CACHE_DIR is not used: a file there is written in place, and another process may read half of it.
+    OpenVINO's own CACHE_DIR is not used: a file there is written in place, so another process may read half of it, and is
+    believed whoever wrote it.
     """
+    cache, unusable = open_cache(options.cache, shared=options.shared_cache)
     if cache is None:
-        return *_compile_afresh(ov, core, graph, config, norms), CacheUse("off")
-    place = cache / f"{_key(ov, core, graph, config, norms)}.openvino"
-    blob = _read_cached(place)
+        use = CacheUse("off") if unusable is None else CacheUse("not stored", unusable)
+        return *_compile_afresh(ov, core, graph, config, norms), use
+    facts = _facts(ov, core, graph, config, norms)
+    blob = cache.read(facts)
     if blob is not None:
         try:
             return core.import_model(io.BytesIO(blob), "CPU", dict(config)), norms, CacheUse("hit")
@@ -329,8 +330,7 @@ def _compile(
         return compiled, made, CacheUse("not stored", "the norms are not those that were asked for")
     try:
         exported = compiled.export_model()
-        data = exported.getvalue() if isinstance(exported, io.BytesIO) else bytes(exported)
-        write_bytes(place, _MAGIC + hashlib.sha256(data).digest() + data)
+        cache.write(facts, exported.getvalue() if isinstance(exported, io.BytesIO) else bytes(exported))
     except (OSError, RuntimeError) as error:
         return compiled, made, CacheUse("not stored", telling_line(error))
     return compiled, made, CacheUse("stored")
@@ -390,30 +390,17 @@ def _read(ov: Any, graph: Path) -> Any:
     return model
 
 
-def _key(ov: Any, core: Any, graph: Path, config: Mapping[str, str], norms: Norms) -> str:
-    """Everything a compiled graph depends on, as one hash."""
-    facts = {
-        "graph": sha256_file(graph),
+def _facts(ov: Any, core: Any, graph: Path, config: Mapping[str, str], norms: Norms) -> dict[str, Any]:
+    """Everything a compiled graph depends on."""
+    return {
+        "engine": "openvino",
+        "graph": digest_of(graph),
         "openvino": str(ov.__version__),
         "processor": str(core.get_property("CPU", "FULL_DEVICE_NAME")),
         "capabilities": sorted(str(item) for item in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")),
         "config": dict(sorted(config.items())),
         "norms": f"{norms.mode} {NORMS_VERSION} {BF16_NORMS_VERSION}",
     }
-    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:40]
-
-
-def _read_cached(place: Path) -> bytes | None:
-    """A cached graph whose checksum agrees, or None."""
-    try:
-        data = place.read_bytes()
-    except OSError:
-        return None
-    head = len(_MAGIC)
-    blob = data[head + 32 :]
-    if data[:head] != _MAGIC or hashlib.sha256(blob).digest() != data[head : head + 32]:
-        return None
-    return blob
 
 
 def _check_precision(compiled: Any, precision: str) -> None:

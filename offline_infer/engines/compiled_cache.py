@@ -1,0 +1,153 @@
+"""Compiled graphs kept between runs: found again only by whoever made them, and only for what they were made from.
+
+A compiled graph is code that an engine runs without a further look. An entry therefore carries a keyed digest (HMAC-SHA256
+with a random key of the user's own, kept outside the cache) over everything it depends on and over its content: an entry that
+somebody else wrote, or that was made from another graph, is not used. A cache shared by several users is an explicit choice
+(``EngineOptions.shared_cache``); its entries carry a plain digest, and whoever may write there is trusted.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import json
+import os
+import time
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from offline_infer.files import write_bytes
+from offline_infer.private import NotPrivateError, private_folder, user_key
+
+SUFFIX = ".compiled"
+MOST_BYTES = 8 << 30
+"""Entries are removed, those longest unused first, until the others are no larger than this together."""
+MOST_DAYS = 90
+"""Entries that were not used for so long are removed."""
+
+_MAGIC = b"offline_infer compiled 2\n"
+_DIGEST = 32  # bytes
+_DAY = 86_400.0
+
+
+@dataclass(frozen=True)
+class CacheEntry:
+    """One compiled graph: its file, size in bytes, and days since it was last used."""
+
+    path: Path
+    size: int
+    idle_days: float
+
+
+class CompiledCache:
+    """Compiled graphs in one folder."""
+
+    def __init__(self, folder: Path, *, shared: bool = False) -> None:
+        """
+        Raises:
+            NotPrivateError: the folder is not the user's alone and ``shared`` is false, or there is no key.
+        """
+        self._folder = folder
+        self._key = b"" if shared else user_key()
+        if shared:
+            folder.mkdir(parents=True, exist_ok=True)
+        else:
+            private_folder(folder)
+
+    def read(self, facts: Mapping[str, Any]) -> bytes | None:
+        """The compiled graph made from these facts; None where there is none that can be believed."""
+        name = _name(facts)
+        path = self._folder / (name + SUFFIX)
+        try:
+            data = path.read_bytes()
+        except OSError:
+            return None
+        head = len(_MAGIC)
+        content = data[head + _DIGEST :]
+        if data[:head] != _MAGIC or not hmac.compare_digest(data[head : head + _DIGEST], self._digest(name, content)):
+            return None
+        with suppress(OSError):
+            os.utime(path)  # used now
+        return content
+
+    def write(self, facts: Mapping[str, Any], content: bytes) -> None:
+        """Keep a compiled graph, and remove what is too old or too much.
+
+        Raises:
+            OSError: it cannot be written.
+        """
+        name = _name(facts)
+        path = self._folder / (name + SUFFIX)
+        write_bytes(path, _MAGIC + self._digest(name, content) + content)
+        trim(self._folder, keep=path)
+
+    def _digest(self, name: str, content: bytes) -> bytes:
+        """Binds the content to the facts behind the name, and to the user where there is a key."""
+        digest = hmac.new(self._key, digestmod=hashlib.sha256)
+        digest.update(name.encode())
+        digest.update(b"\0")
+        digest.update(content)
+        return digest.digest()
+
+
+def entries(folder: Path) -> tuple[CacheEntry, ...]:
+    """What a folder keeps, longest unused first; nothing where it is missing."""
+    found = []
+    now = time.time()
+    with suppress(OSError):
+        for path in folder.iterdir():
+            with suppress(OSError):
+                facts = path.lstat()
+                if path.name.endswith(SUFFIX) and path.is_file() and not path.is_symlink():
+                    found.append(CacheEntry(path, facts.st_size, max((now - facts.st_mtime) / _DAY, 0.0)))
+    return tuple(sorted(found, key=lambda entry: -entry.idle_days))
+
+
+def trim(
+    folder: Path, *, most_bytes: int = MOST_BYTES, most_days: float = MOST_DAYS, keep: Path | None = None
+) -> tuple[CacheEntry, ...]:
+    """Remove entries that are too old, then the longest unused ones while all together are too large.
+
+    Args:
+        keep: an entry that stays whatever its size.
+
+    Returns:
+        What was removed.
+    """
+    present = [entry for entry in entries(folder) if entry.path != keep]
+    total = sum(entry.size for entry in present) + (keep.stat().st_size if keep is not None else 0)
+    removed = []
+    for entry in present:
+        if entry.idle_days > most_days or total > most_bytes:
+            with suppress(OSError):
+                entry.path.unlink()
+                removed.append(entry)
+                total -= entry.size
+    return tuple(removed)
+
+
+def clear(folder: Path) -> tuple[CacheEntry, ...]:
+    """Remove every entry; other files in the folder stay.
+
+    Returns:
+        What was removed.
+    """
+    return trim(folder, most_bytes=-1)
+
+
+def open_cache(folder: Path | None, *, shared: bool) -> tuple[CompiledCache | None, str | None]:
+    """The cache in a folder; None with the reason where it cannot be used, None without one where there is no folder."""
+    if folder is None:
+        return None, None
+    try:
+        return CompiledCache(folder, shared=shared), None
+    except (NotPrivateError, OSError) as error:
+        return None, f"the cache is not used: {error}"
+
+
+def _name(facts: Mapping[str, Any]) -> str:
+    """The facts as one name."""
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:40]
