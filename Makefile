@@ -1,6 +1,7 @@
 # make demo   export, predict and evaluate on phantom CTs; ends in a Dice table and a picture
-# make test   linters, type checks, import contracts and the test suite
-# make lint | typecheck | contracts | unit   the parts of make test
+# make test   linters, type checks, import contracts, the test suite with coverage, and the wheel in an empty environment
+# make lint | typecheck | contracts | unit | wheel   the parts of make test
+# make docs | lowest | pythons | audit | sbom        what a release needs besides: see CONTRIBUTING.md
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -10,14 +11,17 @@ READY := $(VENV)/.installed
 DEMO_OUT ?= demo_out
 # Half of the tests start engines with their own threads: more workers than cores do not help.
 JOBS ?= 2
+# What the classifiers in pyproject.toml claim; `make pythons` tries those that this machine has.
+PYTHONS ?= python3.11 python3.12 python3.13
+ONE_THREAD := OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1
 
-.PHONY: demo test lint typecheck contracts unit clean
+.PHONY: demo test lint typecheck contracts unit wheel docs lowest pythons audit sbom clean
 .DELETE_ON_ERROR:
 
 demo: $(READY)
 	$(BIN)/offline-infer demo -o $(DEMO_OUT) --overwrite
 
-test: lint typecheck contracts unit
+test: lint typecheck contracts unit wheel
 
 lint: $(READY)
 	$(BIN)/ruff check .
@@ -30,7 +34,35 @@ contracts: $(READY)
 	$(BIN)/lint-imports
 
 unit: $(READY)
-	OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS)
+	$(ONE_THREAD) $(BIN)/python -m pytest -n $(JOBS) --cov --cov-report=term:skip-covered
+
+wheel: $(READY)
+	$(ONE_THREAD) $(BIN)/python tools/check_wheel.py
+
+pythons: $(READY)
+	$(ONE_THREAD) $(BIN)/python tools/check_wheel.py --interpreter $(PYTHONS)
+
+docs: $(READY)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt '.[docs]'
+	$(BIN)/python -m pip install --quiet --no-deps --editable .
+	$(BIN)/mkdocs build --strict
+
+# An environment of its own with the oldest admitted release of everything; the linters and oracles are of today.
+lowest:
+	$(PYTHON) -m venv --clear .venv-lowest
+	.venv-lowest/bin/python -m pip install --quiet --constraint constraints-lowest.txt --editable '.[test]'
+	$(ONE_THREAD) .venv-lowest/bin/python -m pytest -n $(JOBS)
+
+audit: $(READY)
+	$(BIN)/python -m pip install --quiet pip-audit
+	$(BIN)/pip-audit --local --skip-editable
+
+# Of a plain install, not of the development environment.
+sbom: wheel
+	$(PYTHON) -m venv --clear .venv-sbom
+	.venv-sbom/bin/python -m pip install --quiet dist/*.whl
+	$(BIN)/python -m pip install --quiet cyclonedx-bom
+	$(BIN)/cyclonedx-py environment --pyproject pyproject.toml --output-file dist/offline_infer.cdx.json .venv-sbom/bin/python
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed, this is " + sys.version.split()[0]) if sys.version_info < (3, 11) else None'
@@ -41,4 +73,4 @@ $(READY): pyproject.toml constraints.txt
 	touch $@
 
 clean:
-	rm -rf $(DEMO_OUT) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(DEMO_OUT) build dist site *.egg-info .venv-lowest .venv-sbom .coverage* .pytest_cache .mypy_cache .ruff_cache
