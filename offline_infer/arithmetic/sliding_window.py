@@ -39,6 +39,9 @@ def tile_starts(size: int, patch: int, step_size: float) -> tuple[int, ...]:
 
     Args:
         size: padded length of the axis, at least ``patch``.
+
+    >>> tile_starts(300, 128, step_size=0.5)
+    (0, 57, 115, 172)
     """
     count = math.ceil((size - patch) / (patch * step_size)) + 1
     step = (size - patch) / (count - 1) if count > 1 else 0.0

@@ -27,6 +27,12 @@ def spline_matrix(n_in: int, n_out: int, order: int) -> Doubles:
 
     Args:
         order: of the spline, 0 (nearest) to 5.
+
+    >>> spline_matrix(2, 4, order=1)
+    array([[1.  , 0.  ],
+           [0.75, 0.25],
+           [0.25, 0.75],
+           [0.  , 1.  ]])
     """
     if n_in == n_out:
         return np.eye(n_in)
