@@ -18,7 +18,7 @@ import os
 import threading
 import time
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
@@ -44,6 +44,7 @@ from offline_infer.engines.base import (
 )
 from offline_infer.engines.onnxruntime.device import Device, Network, OnnxRuntimeStitcher, Origin
 from offline_infer.engines.onnxruntime.options import PROVIDERS, chain, device_of, session_options, stitching
+from offline_infer.engines.self_test import check_arithmetic
 from offline_infer.errors import BundleError, EngineFailed, EngineUnavailable, OfflineInferError
 from offline_infer.graph.admission import admit
 from offline_infer.threads import PerThread
@@ -63,6 +64,9 @@ class OnnxRuntimeEngine:
     """See the module."""
 
     name = "onnxruntime"
+
+    def __init__(self) -> None:
+        self._trusted: set[Hashable] = set()
 
     def available(self) -> str | None:
         """None when ONNX Runtime can be used here, otherwise the reason and the remedy."""
@@ -97,7 +101,19 @@ class OnnxRuntimeEngine:
         if reason is not None:
             raise EngineUnavailable(f"onnxruntime: {reason}")
         admit(graph, control_flow=options.control_flow)
+        if options.precision == "fp16":
+            self._check_arithmetic(options)
         return OnnxRuntimeSession(graph, options)
+
+    def _check_arithmetic(self, options: EngineOptions) -> None:
+        """Once for every device and way of computing."""
+        passed_on = {key: value for key, value in options.extra.items() if key not in ("output", "norms")}
+        own = replace(options, cache=None, outputs=(), compiled=(), extra=passed_on)
+        key = (own.device, own.precision, own.threads, tuple(sorted(passed_on.items())))
+        if key not in self._trusted:
+            what = f"onnxruntime, {options.precision} on {options.device}"
+            check_arithmetic(what, lambda path: OnnxRuntimeSession(path, own), half_graph=True)
+            self._trusted.add(key)
 
 
 ENGINE = OnnxRuntimeEngine()

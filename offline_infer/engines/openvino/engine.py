@@ -13,7 +13,7 @@ import io
 import os
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
@@ -42,6 +42,7 @@ from offline_infer.engines.openvino.bf16_norms import VERSION as BF16_NORMS_VERS
 from offline_infer.engines.openvino.bf16_norms import keep_ends_float32, make_norms_float32, rounded_node
 from offline_infer.engines.openvino.norms import VERSION as NORMS_VERSION
 from offline_infer.engines.openvino.norms import make_norms_exact
+from offline_infer.engines.self_test import check_arithmetic
 from offline_infer.errors import BundleError, EngineFailed, EngineUnavailable
 from offline_infer.graph.admission import admit
 from offline_infer.threads import PerThread
@@ -60,6 +61,9 @@ class OpenVinoEngine:
     """See the module."""
 
     name = "openvino"
+
+    def __init__(self) -> None:
+        self._trusted: set[Hashable] = set()
 
     def available(self) -> str | None:
         """None when OpenVINO can be used here, otherwise the reason and the remedy."""
@@ -96,7 +100,19 @@ class OpenVinoEngine:
                 f"openvino: no device {options.device!r}; this engine runs on cpu, use --engine onnxruntime for others"
             )
         admitted = admit(graph, control_flow=options.control_flow)
+        if options.precision != "fp32":
+            self._check_arithmetic(options)
         return OpenVinoSession(graph, options, [port.name for port in admitted.outputs])
+
+    def _check_arithmetic(self, options: EngineOptions) -> None:
+        """Once for every precision and way of computing; with native norms nothing is kept in float32."""
+        passed_on = {key: value for key, value in options.extra.items() if key not in ("output", "norms")}
+        own = replace(options, cache=None, outputs=(), compiled=(), extra={**passed_on, "norms": "native"})
+        key = (own.precision, own.threads, tuple(sorted(passed_on.items())))
+        if key not in self._trusted:
+            what = f"openvino, {options.precision}"
+            check_arithmetic(what, lambda path: OpenVinoSession(path, own, ["logits"]), half_graph=False)
+            self._trusted.add(key)
 
 
 ENGINE = OpenVinoEngine()
