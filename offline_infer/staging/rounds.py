@@ -160,7 +160,7 @@ class _Runner:
         shape = prepared.geometry.network_shape
         cost = case_cost(case.case_id, self._spec, self._header, shape, self._settings, job.all_outputs)
         # Other programs use the disk as well: never count on more than is free now.
-        kept = used_bytes(job.work)  # records of earlier rounds stay and count
+        kept = used_bytes(job.work / "perf")  # records of earlier rounds stay, and count
         rounds = plan_rounds(cost, min(job.scratch_bytes - kept, free_bytes(job.work)))
         self._sink(Event("note", "rounds", case.case_id, data={"rounds": len(rounds), "items": cost.items}))
         aggregator = CaseAggregator(self._spec, prepared.geometry, self._settings, len(self._header.folds))

@@ -1,0 +1,102 @@
+"""Outputs a tool wrote by hand, as the published guide runs it, taken into the work folder its lists came from."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from ascend_specimens import STANDINS, check_answers, tiny_bundle, use_standins, work_folder
+
+from offline_infer.ascend.compile import compile_bundle
+from offline_infer.bundles.bundle import Bundle
+from offline_infer.errors import UsageError
+from offline_infer.staging.adopting import adopt_outputs
+from offline_infer.staging.lists import write_info
+from offline_infer.staging.worklist import Worklist
+
+SOC = "Ascend310P3"
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    """Five heads of one shape, as the published export leaves them."""
+    folder = tmp_path_factory.mktemp("bundle") / "tiny"
+    tiny_bundle(folder, heads=5)
+    with pytest.MonkeyPatch.context() as patch:
+        use_standins(patch)
+        compile_bundle(folder, SOC)
+    return Bundle.load(folder)
+
+
+def by_benchmark(bundle: Bundle, worklist: Worklist, place: Path) -> None:
+    """Guide, 2.5, method two: four lists, four devices."""
+    files = write_info(worklist.work, shards=4)
+    om = bundle.compiled_path(bundle.spec.compiled[0])
+    for device, shard in enumerate(files.shards):
+        if files.counts[device]:
+            run(
+                "benchmark.x86_64", "-model_type=vision", f"-device_id={device}", "-batch_size=1", f"-om_path={om}",
+                f"-input_text_path={shard}", "-input_width=8", "-input_height=6", "-output_binary=True", "-useDvpp=False",
+                cwd=place,
+            )  # fmt: skip
+
+
+def by_msame(bundle: Bundle, worklist: Worklist, place: Path) -> None:
+    om = bundle.compiled_path(bundle.spec.compiled[0])
+    run("msame", "--model", om, "--input", worklist.work / "inputs", "--output", place / "result", cwd=place)
+
+
+def by_ais_bench(bundle: Bundle, worklist: Worklist, place: Path) -> None:
+    om = bundle.compiled_path(bundle.spec.compiled[0])
+    for path in (worklist.work / "inputs", *(worklist.work / "inputs").iterdir()):
+        path.chmod(0o750 if path.is_dir() else 0o640)
+    run("ais_bench", "--model", om, "--input", worklist.work / "inputs", "--output", place / "result", cwd=place)
+
+
+def run(tool: str, *arguments: object, cwd: Path) -> None:
+    command = [str(STANDINS / "bin" / tool), *map(str, arguments)]
+    done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stdout
+
+
+@pytest.mark.parametrize("tool", [by_benchmark, by_msame, by_ais_bench])
+def test_what_a_tool_wrote_by_hand_is_taken_over(
+    tool: Callable[[Bundle, Worklist, Path], None], bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    use_standins(monkeypatch)
+    worklist = work_folder(tmp_path / "work", bundle.spec, 6)
+    tool(bundle, worklist, tmp_path)
+    report = adopt_outputs(bundle, tmp_path / "work", tmp_path / "result")
+    assert (report.outputs, report.needed, report.other, report.notes) == (6, 6, 24, ())
+    check_answers(bundle, worklist, "0")
+    with pytest.raises(UsageError, match="none of the files of one input holds"):  # only other heads are left
+        adopt_outputs(bundle, tmp_path / "work", tmp_path / "result")
+
+
+def test_a_head_with_the_number_of_another_tools_first_is_not_taken_for_it(
+    bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """ais_bench's ``_1.bin`` is another head of the same shape; benchmark's ``_1.bin`` is the needed one."""
+    use_standins(monkeypatch)
+    worklist = work_folder(tmp_path / "work", bundle.spec, 3)
+    by_ais_bench(bundle, worklist, tmp_path)
+    for path in (tmp_path / "result").rglob("*.bin"):
+        if not path.name.endswith("_1.bin"):
+            path.unlink()
+    with pytest.raises(UsageError, match="none of the files of one input holds"):
+        adopt_outputs(bundle, tmp_path / "work", tmp_path / "result")
+
+
+def test_cut_files_are_named_and_left(bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    use_standins(monkeypatch)
+    worklist = work_folder(tmp_path / "work", bundle.spec, 3)
+    by_msame(bundle, worklist, tmp_path)
+    last = sorted((tmp_path / "result").rglob("*_output_0.bin"))[-1]
+    last.write_bytes(last.read_bytes()[:100])
+    report = adopt_outputs(bundle, tmp_path / "work", tmp_path / "result")
+    assert (report.outputs, report.wrong_size) == (2, (last.name,))
+    assert "1 outputs are still missing" in report.notes[0]
+    assert np.fromfile(last, np.uint8).size == 100
