@@ -149,6 +149,15 @@ def inside(root: Path | str, path: Path | str) -> Path:
     return Path(path)
 
 
+def is_unicode(path: Path | str) -> bool:
+    """Whether a path can be written as UTF-8. Native libraries take others for something else, or abort the process."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def printable(text: object) -> str:
     """A path or a foreign text for a message: what a terminal cannot show, or would obey, is written as an escape."""
     shown = str(text)

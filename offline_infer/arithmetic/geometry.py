@@ -7,12 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from math import isfinite
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from offline_infer.arithmetic.axes import Axes, FileAxes, axes_from_first_schema, axes_from_json, finite, three_positive
+from offline_infer.arithmetic.budgets import check_voxels
 from offline_infer.errors import GeometryError
 
 Box = tuple[tuple[int, int], tuple[int, int], tuple[int, int]]
@@ -191,20 +193,32 @@ def resampled_shape(shape: Sequence[int], spacing: Sequence[float], target: Sequ
     """Number of voxels per axis at the target spacing, rounded half to even, as nnU-Net v1 and v2 do.
 
     Raises:
-        GeometryError: an axis would vanish.
+        GeometryError: an axis would vanish, or the result be absurdly large; see ``budgets``.
     """
-    new = tuple(round(float(s) / float(t) * int(n)) for s, t, n in zip(spacing, target, shape, strict=True))
+    exact = [float(s) / float(t) * int(n) for s, t, n in zip(spacing, target, shape, strict=True)]
+    shown = f"an image of {tuple(shape)} voxels at {_millimetres(spacing)} mm"
+    if not all(isfinite(length) for length in exact):
+        raise GeometryError(
+            f"{shown} has no size at the model's {_millimetres(target)} mm; is the spacing in its header right?"
+        )
+    new = tuple(round(length) for length in exact)
     if min(new) < 1:
         raise GeometryError(
-            f"an image of {tuple(shape)} voxels at {tuple(round(float(s), 4) for s in spacing)} mm has no voxel at the model's "
-            f"{tuple(round(float(t), 4) for t in target)} mm; is the spacing in its header right?"
+            f"{shown} has no voxel at the model's {_millimetres(target)} mm; is the spacing in its header right?"
         )
+    check_voxels(
+        new, f"{shown} resampled to the model's {_millimetres(target)} mm", "is the spacing in its header right?"
+    )
     return _three_ints(new)
 
 
 def permute(values: Sequence[Any], order: Sequence[int]) -> tuple[Any, ...]:
     """``values`` in the given order."""
     return tuple(values[i] for i in order)
+
+
+def _millimetres(spacing: Sequence[float]) -> tuple[float, ...]:
+    return tuple(round(float(step), 4) for step in spacing)
 
 
 def _three_ints(values: Sequence[Any]) -> tuple[int, int, int]:

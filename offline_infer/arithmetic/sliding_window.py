@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from offline_infer.arithmetic.budgets import check_tiles
 from offline_infer.arithmetic.geometry import Shape3
 from offline_infer.arithmetic.half_precision import make_sums
 from offline_infer.arithmetic.smoothing import gaussian_kernel
@@ -43,9 +44,14 @@ def tile_starts(size: int, patch: int, step_size: float) -> tuple[int, ...]:
     >>> tile_starts(300, 128, step_size=0.5)
     (0, 57, 115, 172)
     """
-    count = math.ceil((size - patch) / (patch * step_size)) + 1
+    count = tile_count(size, patch, step_size)
     step = (size - patch) / (count - 1) if count > 1 else 0.0
     return tuple(round(step * i) for i in range(count))
+
+
+def tile_count(size: int, patch: int, step_size: float) -> int:
+    """How many tiles :func:`tile_starts` lays along one axis."""
+    return math.ceil((size - patch) / (patch * step_size)) + 1
 
 
 _COUNTED_AT_ONCE = 256 * 1024
@@ -87,14 +93,20 @@ class TileGrid:
 
 
 def plan_tiles(shape: Sequence[int], patch_size: Sequence[int], step_size: float) -> TileGrid:
-    """Lay tiles over an array of ``shape`` (z, y, x); ``patch_size`` has two or three entries."""
+    """Lay tiles over an array of ``shape`` (z, y, x); ``patch_size`` has two or three entries.
+
+    Raises:
+        GeometryError: absurdly many tiles; see ``budgets``.
+    """
     slices = len(patch_size) == 2
     patch: Shape3 = (1, patch_size[0], patch_size[1]) if slices else (patch_size[0], patch_size[1], patch_size[2])
-    pads, starts = [], []
+    pads, starts, count = [], [], 1
     for axis, (size, tile) in enumerate(zip(shape, patch, strict=True)):
         missing = max(tile - int(size), 0)
         pads.append((missing // 2, missing - missing // 2))
         every_slice = slices and axis == 0
+        count *= int(size) if every_slice else tile_count(int(size) + missing, tile, step_size)
+        check_tiles(count)
         starts.append(tuple(range(size)) if every_slice else tile_starts(int(size) + missing, tile, step_size))
     return TileGrid(
         shape=(int(shape[0]), int(shape[1]), int(shape[2])),

@@ -3,13 +3,14 @@
 ===================  =====================================================================================
 ``formats``          endings and readers by name
 ``frame``            :class:`Image`, and the tests a frame must pass
-``streams, nifti``   decoding NIfTI voxels, checksum verified
-``metaimage``        the same for MetaImage
-``integrity``        are NRRD and GIPL files complete?
+``streams``          bytes to float32, in bounded memory, checksums verified
+``nifti``            NIfTI headers and voxels
+``stored``           where MetaImage, NRRD and GIPL files keep their voxels: ``metaimage``, ``nrrd``, ``gipl``
 ``itk``              SimpleITKIO, SimpleITKIOWithReorient
 ``dicom``            DICOM series
 ``nibabel_volume``   NibabelIO, NibabelIOWithReorient
-``flat``             NaturalImage2DIO, Tiff3DIO
+``pictures``         NaturalImage2DIO
+``tiff``             Tiff3DIO
 ``split_channels``   four-dimensional files into one file per channel
 ``reading, writing`` the functions exported here
 ===================  =====================================================================================

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from offline_infer.errors import UsageError
+from offline_infer.files import is_unicode, plain_name, printable
 from offline_infer.images.formats import (
     DICOM_ENDINGS,
     FLAT_ENDINGS,
@@ -73,6 +74,8 @@ def find_cases(source: Path, channels: int, file_ending: str) -> CaseList:
         UsageError: the path does not exist, is no image, or holds nothing that could be a case.
     """
     source = Path(source)
+    if not is_unicode(source):
+        raise UsageError(f"{printable(source)}: the path is not UTF-8, which the image libraries need; rename it")
     if not source.exists():
         raise UsageError(f"{source}: does not exist; expected an image file or a folder of images")
     try:
@@ -141,7 +144,7 @@ def _in_folder(folder: Path, channels: int, file_ending: str) -> CaseList:
         groups = _one_channel_names(groups)
     found = _collect(groups, channels)
     if slices:
-        found.problems[_printable(folder.resolve().name)] = (
+        found.problems[printable(folder.resolve().name)] = (
             f"{slices} DICOM files lie beside image files; move each DICOM series to a folder of its own"
         )
     return found
@@ -171,7 +174,7 @@ def _collect(groups: dict[str, list[_Entry]], channels: int) -> CaseList:
         entries = sorted(groups[case], key=lambda entry: (entry.channel or 0, entry.path.name))
         reason = _unsafe(case) or _problem(entries, channels)
         if reason:
-            problems[_printable(case)] = reason
+            problems[printable(case)] = reason
         else:
             cases.append(CaseFiles(case, tuple(entry.path for entry in entries)))
     return CaseList(tuple(cases), problems)
@@ -179,7 +182,7 @@ def _collect(groups: dict[str, list[_Entry]], channels: int) -> CaseList:
 
 def _problem(entries: Sequence[_Entry], channels: int) -> str | None:
     """Why these files are not one case of the model, or None."""
-    names = ", ".join(_printable(entry.path.name) for entry in entries)
+    names = ", ".join(printable(entry.path.name) for entry in entries)
     endings = {entry.ending for entry in entries}
     if len(endings) > 1:
         return f"its files have different endings ({names}); keep one format per case"
@@ -231,14 +234,12 @@ def _takes_dicom(file_ending: str) -> bool:
 
 
 def _unsafe(case: str) -> str | None:
-    """Why a case's name cannot become a file name, or None. Separators cannot occur: the name comes from a file."""
-    if not case.isprintable() or "\\" in case or "/" in case or case in (".", ".."):
-        return "its name holds characters that a file name or a list must not hold; rename the file"
+    """Why a case's name cannot become a file name, or None."""
+    try:
+        plain_name(case, "case's name")
+    except UsageError as error:
+        return str(error)
     return None
-
-
-def _printable(text: str) -> str:
-    return text if text.isprintable() else ascii(text)[1:-1]
 
 
 def _nothing_found(folder: Path, visible: Iterable[Path], channels: int, file_ending: str) -> str:
@@ -249,7 +250,7 @@ def _nothing_found(folder: Path, visible: Iterable[Path], channels: int, file_en
         looked += f", the same with {', '.join(others)}"
     if _takes_dicom(file_ending):
         looked += ", DICOM files, folders with one DICOM series each"
-    names = sorted((_printable(path.name) for path in visible), key=natural_key)
+    names = sorted((printable(path.name) for path in visible), key=natural_key)
     if not names:
         return f"{folder}: is empty; looked for {looked}"
     shown = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")

@@ -11,13 +11,18 @@ import numpy as np
 import numpy.typing as npt
 
 from offline_infer.arithmetic.axes import Axes, FileAxes
+from offline_infer.arithmetic.budgets import check_voxels
 from offline_infer.arithmetic.geometry import ImageGeometry
 from offline_infer.errors import GeometryError, ImageError
+from offline_infer.files import is_unicode, printable
 
 FloatArray = npt.NDArray[np.float32]
 
 ORTHONORMAL_TOLERANCE = 1e-3
 """Largest entry of D^T D - I. Beyond it a label map written as NIfTI would not come back with the same direction."""
+
+
+IDENTITY_DIRECTION = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0)
 
 
 @dataclass(frozen=True)
@@ -83,6 +88,7 @@ def make_geometry(
     check_spacing(path, steps)
     corner = [float(value) for value in origin]
     counts = [int(value) for value in size]
+    check_voxels(counts, str(path), "is its header right?")
     if len(counts) == 2:
         axes = axes or FileAxes(2)
         steps.append(999.0 * max(steps))
@@ -101,6 +107,18 @@ def make_geometry(
         reader=reader,
         axes=axes or FileAxes(),
     )
+
+
+def require_unicode(path: Path) -> None:
+    """The image libraries abort the process, or open another file, where a path is not UTF-8.
+
+    Raises:
+        ImageError: it is not.
+    """
+    if not is_unicode(path):
+        raise ImageError(
+            f"{printable(path)}: its path is not UTF-8, which the image libraries need; rename the file or folder"
+        )
 
 
 def check_spacing(path: Path, spacing: Sequence[float]) -> None:
@@ -200,6 +218,18 @@ def require_finite(path: Path, array: FloatArray) -> None:
             f"{path}: {bad} of {array.size} voxels are NaN or infinite, the first at (z, y, x) = {place}; "
             "replace them, with the background's value for instance, and write the image again"
         )
+
+
+def copy_finite(path: Path, values: npt.NDArray[Any], out: FloatArray) -> None:
+    """Copy decoded pixels into ``out``, and refuse NaN and infinity.
+
+    Raises:
+        ImageError: as :func:`require_finite`.
+    """
+    with np.errstate(over="ignore", invalid="ignore"):
+        out[:] = values
+    if values.dtype.kind == "f":
+        require_finite(path, out)
 
 
 def _numbers(values: Sequence[float] | npt.NDArray[Any]) -> str:

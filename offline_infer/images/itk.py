@@ -17,9 +17,10 @@ import SimpleITK as sitk
 from offline_infer.arithmetic.axes import Turn, TurnedAxes, three_finite
 from offline_infer.arithmetic.geometry import ImageGeometry
 from offline_infer.errors import CaseError, GeometryError, ImageError
-from offline_infer.images import integrity, metaimage, nifti
-from offline_infer.images.formats import META_ENDINGS, NIFTI_ENDINGS, ending_of, is_dicom
+from offline_infer.images import gipl, metaimage, nifti, nrrd
+from offline_infer.images.formats import NIFTI_ENDINGS, ending_of, is_dicom
 from offline_infer.images.frame import FloatArray, Source, make_geometry, require_finite, require_orthonormal
+from offline_infer.images.stored import StoredVoxels
 
 IMAGE_IO = {
     ".nii.gz": "NiftiImageIO",
@@ -32,6 +33,15 @@ IMAGE_IO = {
     ".ima": "GDCMImageIO",
 }
 """The only ITK readers that are ever asked: a file is never tried as some other format ITK happens to know."""
+
+
+STORED: dict[str, Callable[[Path], StoredVoxels]] = {
+    ".mha": metaimage.read_header,
+    ".mhd": metaimage.read_header,
+    ".nrrd": nrrd.read_header,
+    ".gipl": gipl.read_header,
+}
+"""Formats whose voxels are decoded here, without ITK."""
 
 
 class _Quiet:
@@ -81,18 +91,18 @@ def open_volume(path: Path, reader: str) -> Source:
         scaling = nifti.itk_scaling(nifti_header)
         dims, floats = nifti_header.dims, nifti.may_hold_nan(nifti_header, scaling)
         read: Callable[[FloatArray], None] = partial(nifti.read_voxels, path, nifti_header, scaling)
-    elif ending in META_ENDINGS:
-        meta_header = metaimage.read_header(path)
-        dims, floats = meta_header.dims, meta_header.dtype.kind == "f"
-        read = partial(metaimage.read_voxels, path, meta_header)
+    elif ending in STORED:
+        stored = STORED[ending](path)
+        dims, floats = stored.dims, stored.dtype.kind == "f"
+        read = stored.read
     else:
-        integrity.check(path, ending)
         floats = True
         read = partial(copy_voxels, path)
     info = read_information(path)
+    frame = stored_frame(path, info, reader)
     if dims is not None and dims != tuple(int(n) for n in info.GetSize()):
         raise ImageError(f"{path}: ITK sees {info.GetSize()} voxels, the header says {dims}")
-    return volume_source(path, stored_frame(path, info, reader), reader, read, floats=floats)
+    return volume_source(path, frame, reader, read, floats=floats)
 
 
 def volume_source(
@@ -252,10 +262,9 @@ def write_image(path: Path, image: sitk.Image) -> None:
         ending = ending_of(path)
         if ending in NIFTI_ENDINGS:
             nifti.check_complete(path)
-        elif ending in META_ENDINGS:
-            metaimage.check_complete(path)
+        elif ending in STORED:
+            STORED[ending](path).check_complete()
         else:
-            integrity.check(path, ending)
             read_image(path)
     except CaseError as error:
         raise ImageError(f"{path}: was not written completely; is the disk full?") from error

@@ -1,4 +1,4 @@
-"""MetaImage (``.mha``, ``.mhd``): the header, and voxels straight into the float32 array, checksum verified.
+"""MetaImage (``.mha``, ``.mhd``): the header, and where the voxels are.
 
 MetaIO, which ITK reads these files with, prints to stderr and hands out whatever was in memory where compressed data is
 damaged. So ITK is asked for the frame only.
@@ -6,18 +6,15 @@ damaged. So ITK is asked for the frame only.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 
 import numpy as np
 
 from offline_infer.errors import ImageError
-from offline_infer.images.frame import FloatArray
-from offline_infer.images.integrity import inside
 from offline_infer.images.nifti import require_three_dimensions
-from offline_infer.images.streams import CHUNK, UNSCALED, damaged, decode, inflate, wrong_size
+from offline_infer.images.stored import StoredVoxels, data_file
+from offline_infer.images.streams import damaged
 
 _HEADER_LIMIT = 1 << 16
 _DTYPES = {
@@ -36,31 +33,12 @@ _DTYPES = {
 }
 
 
-@dataclass(frozen=True)
-class MetaHeader:
-    """What is needed to find and decode the voxels.
-
-    Attributes:
-        dims: sizes (x, y, z).
-        dtype: stored type with its byte order.
-        data: the file that holds the voxels: the header's own or one beside it.
-        offset: bytes before the first voxel, or before the compressed stream.
-        compressed: the voxels are one zlib or gzip stream.
-    """
-
-    dims: tuple[int, ...]
-    dtype: np.dtype[np.generic]
-    data: Path
-    offset: int
-    compressed: bool
-
-
-def read_header(path: Path) -> MetaHeader:
+def read_header(path: Path) -> StoredVoxels:
     """Parse the header.
 
     Raises:
         ImageError: no MetaImage, more than three dimensions, an unknown type, voxels that are missing, spread over
-            several files, written as text, or taken from outside the file's own folder.
+            several files, written as text, or taken from another place than the case's own files.
     """
     fields, end = _fields(path)
     try:
@@ -87,50 +65,13 @@ def read_header(path: Path) -> MetaHeader:
     dtype = np.dtype(order + _DTYPES[element])
     compressed = _flag(fields, "CompressedData")
     if place.upper() == "LOCAL":
-        return MetaHeader(dims, dtype, path, end, compressed)
+        return StoredVoxels(path, dims, dtype, path, end, compressed)
     if place.upper().startswith("LIST") or "%" in place:
         raise ImageError(f"{path}: its voxels are spread over several files; convert the image to .nii.gz")
-    data = inside(path, place)
-    if not data.is_file():
-        raise ImageError(f"{path}: its voxels should be in {data}, which is missing; copy both files")
+    data = data_file(path, place)
     if gap < 0:  # the voxels are the end of the file
         gap = max(0, data.stat().st_size - prod(dims) * dtype.itemsize)
-    return MetaHeader(dims, dtype, data, gap, compressed)
-
-
-def read_voxels(path: Path, header: MetaHeader, out: FloatArray) -> None:
-    """Decode all voxels into ``out``.
-
-    Args:
-        out: (z, y, x), float32, C-contiguous; x runs fastest, as in the file.
-
-    Raises:
-        ImageError: the data ends too early or its checksum is wrong.
-    """
-    decode(_pieces(path, header), path, header.dtype, UNSCALED, out)
-
-
-def check_complete(path: Path) -> None:
-    """Read a MetaImage to its end and check length and checksum.
-
-    Raises:
-        ImageError: it is not complete.
-    """
-    header = read_header(path)
-    found = sum(len(piece) for piece in _pieces(path, header))
-    expected = prod(header.dims) * header.dtype.itemsize
-    if found < expected:
-        raise wrong_size(path, found, expected)
-
-
-def _pieces(path: Path, header: MetaHeader) -> Iterator[bytes]:
-    with header.data.open("rb") as stream:
-        stream.seek(header.offset)
-        if header.compressed:
-            yield from inflate(stream, path, several=False)
-        else:
-            while chunk := stream.read(CHUNK):
-                yield chunk
+    return StoredVoxels(path, dims, dtype, data, gap, compressed)
 
 
 def _fields(path: Path) -> tuple[dict[str, str], int]:
@@ -146,6 +87,8 @@ def _fields(path: Path) -> tuple[dict[str, str], int]:
         position = end + 1
         if not equals:
             break
+        if name.strip() in fields:
+            raise damaged(path, f"its header has the field {name.strip()!r:.40} twice")
         fields[name.strip()] = value.strip()
         if name.strip() == "ElementDataFile":
             return fields, position

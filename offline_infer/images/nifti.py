@@ -98,6 +98,7 @@ def read_header(path: Path) -> NiftiHeader:
         least = 352
     dims = _dims(path, sizes)
     _check_pixdim(path, dims, pixdim)
+    _check_frame(path, start, order, two=two)
     if code not in _DTYPES:
         kind = _UNSUPPORTED.get(code, f"unknown NIfTI datatype {code}")
         raise ImageError(f"{path}: holds {kind}; expected one integer or float per voxel")
@@ -224,3 +225,15 @@ def _check_pixdim(path: Path, dims: tuple[int, ...], pixdim: tuple[float, ...]) 
                 f"{path}: impossible spacing {step:g} mm along {'xyz'[axis]} in the header; every axis needs a "
                 "positive number - repair the header or convert the image again"
             )
+
+
+def _check_frame(path: Path, start: bytes, order: str, *, two: bool) -> None:
+    """The forms whose codes say that they count must hold finite numbers: both libraries put an identity in their place."""
+    number, codes, first = ("d", "2i", 344) if two else ("f", "2h", 252)
+    qform, sform = struct.unpack_from(order + codes, start, first)
+    values = struct.unpack_from(order + "18" + number, start, first + struct.calcsize(codes))
+    if (qform > 0 and not all(map(isfinite, values[:6]))) or (sform > 0 and not all(map(isfinite, values[6:]))):
+        raise GeometryError(
+            f"{path}: the position or direction in the header is not a finite number; repair the header or convert the "
+            "image again"
+        )

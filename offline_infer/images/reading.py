@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from offline_infer.arithmetic.geometry import ImageGeometry
 from offline_infer.errors import GeometryError, ImageError, UsageError
-from offline_infer.images import dicom, flat, itk, nibabel_volume
+from offline_infer.images import dicom, itk, nibabel_volume, pictures, tiff
 from offline_infer.images.formats import (
     FLAT_ENDINGS,
     NIFTI_ENDINGS,
@@ -20,7 +20,7 @@ from offline_infer.images.formats import (
     is_dicom,
     reader_endings,
 )
-from offline_infer.images.frame import Image, Source, require_same_frame
+from offline_infer.images.frame import Image, Source, require_same_frame, require_unicode
 
 _LARGEST_LABEL = 1 << 24  # whole numbers are exact in float32 up to here
 
@@ -113,7 +113,7 @@ def read_labels(path: Path, reader: str | None = None) -> tuple[npt.NDArray[np.i
 def _label_reader(path: Path) -> str:
     if ending_of(path) not in FLAT_ENDINGS:
         return "SimpleITKIO"
-    return "Tiff3DIO" if path.is_file() and flat.is_stack(path) else "NaturalImage2DIO"
+    return "Tiff3DIO" if path.is_file() and tiff.is_stack(path) else "NaturalImage2DIO"
 
 
 def _open(path: Path, reader: str, *, label: bool = False) -> Source:
@@ -133,9 +133,9 @@ def _open(path: Path, reader: str, *, label: bool = False) -> Source:
         raise ImageError(f"{path}: is {kind}, but this model's reader {reader} takes {', '.join(legal)}")
     try:
         if reader == "NaturalImage2DIO":
-            return flat.open_flat(path)
+            return pictures.open_picture(path)
         if reader == "Tiff3DIO":
-            return flat.open_stack(path, label=label)
+            return tiff.open_stack(path, label=label)
         if reader.startswith("NibabelIO") and ending in NIFTI_ENDINGS and not series:
             return nibabel_volume.open_volume(path, reader)
         through_itk = reader.replace("NibabelIO", "SimpleITKIO")
@@ -145,6 +145,7 @@ def _open(path: Path, reader: str, *, label: bool = False) -> Source:
 
 
 def _require_readable(path: Path) -> None:
+    require_unicode(path)
     try:
         exists = path.exists()
     except OSError as error:

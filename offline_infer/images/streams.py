@@ -15,7 +15,9 @@ from typing import BinaryIO
 import numpy as np
 import numpy.typing as npt
 
+from offline_infer.arithmetic.budgets import EMPTY_MEMBERS, TRAILING_BYTES
 from offline_infer.errors import ImageError
+from offline_infer.files import printable
 from offline_infer.images.frame import FloatArray
 
 Scaling = tuple[float, float]
@@ -60,14 +62,20 @@ def inflate(stream: BinaryIO, path: Path, *, several: bool) -> Iterator[bytes]:
     """
     engine = zlib.decompressobj(_GZIP if several else _AUTO)
     data = stream.read(CHUNK)
+    empty, filled = 0, False
     if not data:
         raise damaged(path, "the compressed voxels are missing")
     try:
         while True:
             piece = engine.decompress(data, _PIECE)
             if piece:
+                filled = True
                 yield piece
             if engine.eof:
+                empty += not filled
+                filled = False
+                if empty > EMPTY_MEMBERS:
+                    raise damaged(path, f"more than {EMPTY_MEMBERS} of its compressed parts hold nothing")
                 data = engine.unused_data if several else b""
                 if several and len(data) < len(GZIP_MAGIC):
                     data += stream.read(CHUNK)
@@ -104,7 +112,12 @@ def decode(
     item = dtype.itemsize
     done = total = 0
     rest = b""
+    most = skip + flat.size * item + TRAILING_BYTES
+    seen = 0
     for piece in data:
+        seen += len(piece)
+        if seen > most:
+            raise damaged(path, f"more than {TRAILING_BYTES:,} bytes follow the voxels that the header promises")
         if skip >= len(piece):
             skip -= len(piece)
             continue
@@ -128,6 +141,12 @@ def _convert(values: npt.NDArray[np.generic], scaling: Scaling, out: FloatArray)
             scaled *= scaling[0]
             scaled += scaling[1]
             out[:] = scaled
+
+
+def one_line(error: BaseException) -> str:
+    """The first line of a foreign exception, without what a terminal would obey."""
+    lines = str(error).strip().splitlines()
+    return printable(lines[0][:200]) if lines else type(error).__name__
 
 
 def damaged(path: Path, what: str) -> ImageError:

@@ -14,8 +14,9 @@ from offline_infer.arithmetic.axes import AffineAxes, PictureAxes
 from offline_infer.arithmetic.geometry import ImageGeometry
 from offline_infer.errors import GeometryError, ImageError, UsageError
 from offline_infer.files import replacing
-from offline_infer.images import flat, itk, nibabel_volume
+from offline_infer.images import itk, nibabel_volume, pictures, tiff
 from offline_infer.images.formats import FLAT_ENDINGS, NIFTI_ENDINGS, TIFF_ENDINGS, WRITABLE_ENDINGS, ending_of
+from offline_infer.images.frame import require_unicode
 
 
 def write_labels(path: Path, labels: npt.NDArray[np.integer[Any]], geometry: ImageGeometry) -> None:
@@ -34,9 +35,10 @@ def write_labels(path: Path, labels: npt.NDArray[np.integer[Any]], geometry: Ima
     Raises:
         UsageError: an ending that no label map is written with.
         GeometryError: ``labels`` does not have the image's shape.
-        ImageError: labels that do not fit 16 bits, or the disk refused.
+        ImageError: labels that do not fit 16 bits, a path that is not UTF-8, or the disk refused.
     """
     path = Path(path)
+    require_unicode(path)
     ending = ending_of(path)
     if ending not in WRITABLE_ENDINGS:
         raise UsageError(
@@ -48,13 +50,13 @@ def write_labels(path: Path, labels: npt.NDArray[np.integer[Any]], geometry: Ima
     two_dimensional = isinstance(geometry.axes, PictureAxes) or geometry.dimensions == 2
     stack = ending in TIFF_ENDINGS and not two_dimensional
     if stack:  # its spacing first: where the stack exists, its spacing does
-        with whole_file(flat.spacing_file(path)) as temporary:
-            flat.write_stack_spacing(temporary, geometry.spacing)
+        with whole_file(tiff.spacing_file(path)) as temporary:
+            tiff.write_stack_spacing(temporary, geometry.spacing)
     with whole_file(path) as temporary:
         if stack:
-            flat.write_stack(temporary, final)
+            tiff.write_stack(temporary, final)
         elif ending in FLAT_ENDINGS:
-            flat.write_flat(temporary, final)
+            pictures.write_picture(temporary, final)
         elif isinstance(geometry.axes, AffineAxes) and ending in NIFTI_ENDINGS:
             nibabel_volume.write(temporary, final, geometry.axes)
         else:

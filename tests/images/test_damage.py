@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import os
+import shutil
 import struct
 import zlib
 from pathlib import Path
@@ -16,8 +17,9 @@ import tifffile
 from image_samples import save, save_plain, voxels
 from skimage.io import imsave
 
-from offline_infer.errors import CaseError, GeometryError, ImageError
-from offline_infer.images import read_image, read_labels
+from offline_infer.errors import CaseError, GeometryError, ImageError, UsageError
+from offline_infer.images import read_image, read_labels, write_labels
+from offline_infer.images.cases import find_cases
 from offline_infer.images.streams import pieces
 
 ENDINGS = [".nii.gz", ".nii", ".mha", ".nrrd", ".gipl"]
@@ -201,7 +203,10 @@ def test_hand_made_metaimage_is_read(tmp_path: Path) -> None:
         ({"TransformMatrix": "1 0 0 0.3 1 0 0 0 1"}, "sheared"),
         ({"DimSize": "4 4"}, "DimSize"),
         ({"ElementType": "MET_OTHER"}, "ElementType"),
-        ({"place": "nowhere.raw"}, "missing"),
+        ({"place": "a.zraw"}, "missing"),
+        ({"place": "ab.raw"}, "not a file of this case"),
+        ({"place": "a.nii"}, "not a file of this case"),
+        ({"place": "sub/a.raw"}, "outside"),
         ({"place": "../secret.raw"}, "outside"),
         ({"place": "/etc/passwd"}, "outside"),
         ({"place": "LIST"}, "several files"),
@@ -222,6 +227,114 @@ def test_nrrd_that_points_elsewhere(tmp_path: Path) -> None:
     path = tmp_path / "a.nrrd"
     path.write_text("NRRD0004\ntype: short\ndimension: 3\nsizes: 4 4 4\nencoding: raw\ndata file: /etc/passwd\n\n")
     assert "outside" in refused(path)
+
+
+NRRD = "NRRD0004\ntype: short\ndimension: 3\nsizes: 4 4 4\nencoding: raw\nendian: little\n"
+
+
+def test_hand_made_nrrd_is_read(tmp_path: Path) -> None:
+    data = np.arange(64, dtype="<i2")
+    plain, pair, apart = tmp_path / "a.nrrd", tmp_path / "b.nrrd", tmp_path / "c_0000.nrrd"
+    plain.write_bytes(NRRD.encode() + b"# a remark\n\n" + data.tobytes())
+    pair.write_bytes(NRRD.replace("\n", "\r\n").encode() + b"key:=a value\r\n\r\n" + data.tobytes())
+    apart.write_bytes(NRRD.replace("raw", "gzip").encode() + b"data file: c.raw.gz\n")
+    (tmp_path / "c.raw.gz").write_bytes(gzip.compress(data.tobytes()))
+    (tmp_path / "other.raw").write_bytes(np.full(64, 77, "<i2").tobytes())
+    text = tmp_path / "d.nrrd"  # a pair whose value reads like a field
+    text.write_bytes(NRRD.encode() + b"key:=y data file: other.raw\n\n" + data.tobytes())
+    for path in (plain, pair, apart, text):
+        np.testing.assert_array_equal(read_image([path], "SimpleITKIO").array.ravel(), data)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "data file: other.raw",
+        "datafile: other.raw",
+        "Data File: other.raw",
+        "DATAFILE: other.raw",
+        "data file: a.raw\ndata file: other.raw",
+        "data file: a.raw\nDataFile: other.raw",
+        "data file:= other.raw",
+        "data  file: other.raw",
+        " data file: other.raw",
+        "key:=x\x0bdata file: other.raw",
+        "key:=x\x85data file: other.raw",
+        "key:=x\rdata file: other.raw",
+        "data file: LIST\nother.raw",
+        "data file: other%d.raw 1 1 1",
+        "sizes: 4 4 2",
+    ],
+)
+def test_no_spelling_of_a_nrrd_header_reads_another_case(tmp_path: Path, line: str) -> None:
+    (tmp_path / "other.raw").write_bytes(np.full(64, 77, "<i2").tobytes())
+    (tmp_path / "a.raw").write_bytes(bytes(128))
+    (tmp_path / "a.nrrd").write_bytes((NRRD + line + "\n\n").encode("latin-1") + bytes(128))
+    refused(tmp_path / "a.nrrd")
+
+
+@pytest.mark.parametrize("kind", ["nrrd", "mhd"])
+def test_a_linked_data_file_is_refused(tmp_path: Path, kind: str) -> None:
+    (tmp_path / "secret").mkdir()
+    (tmp_path / "secret" / "other.raw").write_bytes(np.full(64, 77, "<i2").tobytes())
+    path = meta(tmp_path, data=bytes(128))
+    if kind == "nrrd":
+        path = tmp_path / "a.nrrd"
+        path.write_text(NRRD + "data file: a.raw\n\n")
+    (tmp_path / "a.raw").unlink()
+    for target in ("secret/other.raw", "here.raw"):
+        (tmp_path / "here.raw").write_bytes(bytes(128))
+        (tmp_path / "a.raw").symlink_to(tmp_path / target)
+        assert any(word in refused(path) for word in ("link", "outside"))
+        (tmp_path / "a.raw").unlink()
+
+
+def test_gzip_bombs(tmp_path: Path) -> None:
+    header = gzip.decompress(save(tmp_path / "a.nii.gz", voxels()).read_bytes())
+    many = tmp_path / "many.nii.gz"
+    many.write_bytes(gzip.compress(header) + gzip.compress(b"") * 100_000)
+    assert "hold nothing" in refused(many)
+    long = tmp_path / "long.nii.gz"
+    long.write_bytes(gzip.compress(header + bytes(1 << 27)))
+    assert "follow the voxels" in refused(long)
+
+
+def test_pipes_loops_and_devices(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.nii.gz")
+    (tmp_path / "loop.nii.gz").symlink_to(tmp_path / "loop.nii.gz")
+    assert "neither a file nor a folder" in refused(tmp_path / "pipe.nii.gz")
+    assert "does not exist" in refused(tmp_path / "loop.nii.gz")
+    (tmp_path / "device.nii.gz").symlink_to("/dev/zero")
+    assert "neither a file nor a folder" in refused(tmp_path / "device.nii.gz")
+
+
+@pytest.mark.parametrize("reader", ["SimpleITKIO", "NibabelIO"])
+def test_paths_that_are_no_unicode(tmp_path: Path, reader: str) -> None:
+    folder = tmp_path / os.fsdecode(b"caf\xe9")
+    folder.mkdir()
+    save(tmp_path / "a.nii.gz", voxels())
+    shutil.copy(tmp_path / "a.nii.gz", folder / "a.nii.gz")
+    with pytest.raises(ImageError, match=r"caf\\udce9.*not UTF-8") as caught:
+        read_image([folder / "a.nii.gz"], reader)
+    assert str(caught.value).isprintable()
+    with pytest.raises(ImageError, match="not UTF-8"):
+        read_labels(folder / "a.nii.gz")
+    with pytest.raises(ImageError, match="not UTF-8"):
+        write_labels(folder / "b.nii.gz", *read_labels(tmp_path / "a.nii.gz"))
+    with pytest.raises(UsageError, match="not UTF-8"):
+        find_cases(folder, 1, ".nii.gz")
+
+
+@pytest.mark.parametrize("reader", ["SimpleITKIO", "NibabelIO"])
+@pytest.mark.parametrize("place", [256, 268, 280])
+def test_a_frame_that_is_not_a_number(tmp_path: Path, reader: str, place: int) -> None:
+    """quatern_b, qoffset_x, srow_x: ITK and nibabel make an identity of some of them."""
+    data = bytearray(save(tmp_path / "a.nii", voxels()).read_bytes())
+    data[252:256] = struct.pack("<hh", place < 280, place >= 280)  # the form that holds it is the one that counts
+    data[place : place + 4] = struct.pack("<f", np.nan)
+    (tmp_path / "b.nii").write_bytes(bytes(data))
+    with pytest.raises(GeometryError):
+        read_image([tmp_path / "b.nii"], reader)
 
 
 def sheared(folder: Path, amount: float) -> Path:
