@@ -49,6 +49,6 @@ def check_tiles(count: int) -> None:
     """
     if count > TILES:
         raise GeometryError(
-            f"the case would be cut into {float(min(count, 10**300)):,.0f} tiles, more than {TILES:,}; is the step size, or the "
+            f"the case would be cut into {float(min(count, 10**300)):.3g} tiles, more than {TILES:,}; is the step size, or the "
             "spacing in the image's header, right?"
         )
