@@ -34,6 +34,8 @@ from urllib.parse import quote, unquote
 
 RemedyCode = Literal[
     "accumulate-float32",
+    "correct-expected-hash",
+    "expect-hash",
     "export-precision",
     "export-unverified",
     "install-engine",
@@ -42,6 +44,7 @@ RemedyCode = Literal[
     "name-checkpoint",
     "name-configuration",
     "name-folds",
+    "name-labels",
     "name-temporary-folder",
     "overwrite-bundle",
     "save-probabilities",

@@ -5,6 +5,8 @@ The only stage that needs torch. The work is done in :mod:`offline_infer.exporti
 
 from __future__ import annotations
 
+from offline_infer.checkpoints import Selection
 from offline_infer.exporting.bundles import export_bundle, export_network
+from offline_infer.exporting.options import ExportOptions
 
-__all__ = ["export_bundle", "export_network"]
+__all__ = ["ExportOptions", "Selection", "export_bundle", "export_network"]

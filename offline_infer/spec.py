@@ -42,6 +42,13 @@ class FoldSource(Record):
     sha256: Sha256
 
 
+class SourceFile(Record):
+    """A file of the checkpoint that was read beside the weights: plans, labels, post-processing."""
+
+    path: str = Field(description="inside the checkpoint folder")
+    sha256: Sha256
+
+
 class Source(Record):
     """The checkpoint a bundle was made from."""
 
@@ -55,6 +62,7 @@ class Source(Record):
     configuration: str = Field(description="2d, 3d_fullres, 3d_lowres, 3d_cascade_fullres, ...")
     network: str = Field(description="class name of the network that was re-built")
     folds: tuple[FoldSource, ...] = Field(min_length=1)
+    files: tuple[SourceFile, ...] = ()
 
 
 class Intensity(Record):

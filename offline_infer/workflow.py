@@ -110,11 +110,11 @@ def raise_failures(outcome: Outcome) -> None:
 
 def _bundle(journey: Journey, folder: Path, sink: Sink) -> Bundle:
     """The bundle that is there, or a new one."""
-    from offline_infer.checkpoints import read_checkpoint
+    from offline_infer.checkpoints import Selection, read_checkpoint
     from offline_infer.exporting.bundles import export_bundle
 
     if not folder.exists():
-        return export_bundle(journey.checkpoint, folder, folds=journey.folds, sink=sink)
+        return export_bundle(journey.checkpoint, folder, selection=Selection(folds=journey.folds), sink=sink)
     bundle = Bundle.load(folder)
     source = read_checkpoint(journey.checkpoint, folds=journey.folds).spec.source
     if [fold.sha256 for fold in bundle.spec.source.folds] != [fold.sha256 for fold in source.folds]:

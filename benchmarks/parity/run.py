@@ -91,7 +91,9 @@ def make_peer_environment(folder: Path) -> Path:
 
 def compare(folder: Path, scenario, engine: str) -> list[dict]:  # type: ignore[no-untyped-def]
     """Predict with this package and compare with what the peer wrote."""
+    from offline_infer.checkpoints import Selection
     from offline_infer.exporting.bundles import export_bundle
+    from offline_infer.exporting.options import ExportOptions
     from offline_infer.images import read_labels
     from offline_infer.images.cases import find_cases
     from offline_infer.nnunet_files.probabilities import read_npz
@@ -99,10 +101,20 @@ def compare(folder: Path, scenario, engine: str) -> list[dict]:  # type: ignore[
     from offline_infer.tasks.volume.aggregation import RunSettings
 
     try:
-        export_bundle(folder / "model", folder / "bundle", folds=scenario.folds, overwrite=True)
+        export_bundle(
+            folder / "model",
+            folder / "bundle",
+            selection=Selection(folds=scenario.folds),
+            options=ExportOptions(overwrite=True),
+        )
         bundle, previous = folder / "bundle", None
         if scenario.cascade:
-            export_bundle(folder / "model2", folder / "bundle2", folds=scenario.folds, overwrite=True)
+            export_bundle(
+                folder / "model2",
+                folder / "bundle2",
+                selection=Selection(folds=scenario.folds),
+                options=ExportOptions(overwrite=True),
+            )
             bundle, previous = folder / "bundle2", folder / "bundle"
         model = load(bundle, engine=engine, previous=previous, cache=folder / "cache")
     except Exception as error:

@@ -116,7 +116,9 @@ def peer_versions(python: Path) -> str:
 
 def compare(folder: Path, scenario: Scenario, engine: str) -> list[dict[str, Any]]:
     """Predict with this package and compare with what the peer wrote."""
+    from offline_infer.checkpoints import Selection
     from offline_infer.exporting.bundles import export_bundle
+    from offline_infer.exporting.options import ExportOptions
     from offline_infer.images.cases import find_cases
     from offline_infer.predict.model import load
 
@@ -137,9 +139,8 @@ def compare(folder: Path, scenario: Scenario, engine: str) -> list[dict[str, Any
             export_bundle(
                 model_folder(folder, configuration, trainer),
                 bundle,
-                folds=scenario.asked,
-                checkpoint_name=scenario.checkpoint,
-                overwrite=True,
+                selection=Selection(folds=scenario.asked, checkpoint_name=scenario.checkpoint),
+                options=ExportOptions(overwrite=True),
             )
             model = load(bundle, engine=engine, previous=previous, threads=1)
         except Exception as error:

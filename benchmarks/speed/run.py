@@ -147,8 +147,9 @@ class Bench:
                 stdout=subprocess.DEVNULL,
             )
             from offline_infer.exporting.bundles import export_bundle
+            from offline_infer.exporting.options import ExportOptions
 
-            export_bundle(folder, bundle, verify=False, overwrite=True)
+            export_bundle(folder, bundle, options=ExportOptions(verify=False, overwrite=True))
         return folder, bundle
 
     def image(self, shape: tuple[int, int, int], spacing: tuple[float, float, float]) -> Path:
@@ -167,9 +168,10 @@ class Bench:
         if not bundle.exists():
             from offline_infer.bundles.bundle import Bundle
             from offline_infer.exporting.bundles import export_network
+            from offline_infer.exporting.options import ExportOptions
 
             spec = Bundle.load(self.model(3, CT_SPACING, FULL)[1]).spec
-            export_network(spec, lambda fold: unetplusplus(3), bundle, verify=False)
+            export_network(spec, lambda fold: unetplusplus(3), bundle, options=ExportOptions(verify=False))
         return bundle
 
     def resampling(self) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -35,6 +35,27 @@ class NetworkDescription:
     output_channels: int
     patch_size: tuple[int, ...]
     parameters: int | None = None
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Which part of a checkpoint to read, and what is known of it beforehand.
+
+    Attributes:
+        folds: ``"0"``, ``"1"``, ..., or ``"all"``; None takes those the framework's own predictor would take.
+        checkpoint_name: such as ``model_best`` or ``checkpoint_best``; None takes the final one.
+        configuration: such as ``3d_fullres``: which model of an archive that holds several; for a folder, what it must
+            be.
+        labels: name -> value of every foreground label, for frameworks that do not store names.
+        expect_sha256: digests its publisher gives: of the archive, or of every weights file that is used. Empty accepts
+            any file.
+    """
+
+    folds: Sequence[str] | None = None
+    checkpoint_name: str | None = None
+    configuration: str | None = None
+    labels: Mapping[str, int] | None = None
+    expect_sha256: Sequence[str] = ()
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,6 @@ model_final_checkpoint.model`` with a ``.model.pkl`` beside it there, nnU-Net v2
 
 from __future__ import annotations
 
-import hashlib
 import os
 import re
 from collections.abc import Sequence
@@ -149,22 +148,6 @@ def choose_folds(
             )
         result.append(Fold(fold, path))
     return result, notes
-
-
-def sha256(path: Path) -> str:
-    """Checksum of a file's bytes, as 64 hexadecimal digits.
-
-    Raises:
-        CheckpointError: the file cannot be read.
-    """
-    digest = hashlib.sha256()
-    try:
-        with path.open("rb") as stream:
-            while block := stream.read(1 << 20):
-                digest.update(block)
-    except OSError as error:
-        raise CheckpointError(f"{path} cannot be read: {error.strerror or error}") from error
-    return digest.hexdigest()
 
 
 def _fold_folders(folder: Path, layout: Layout) -> dict[str, Path]:

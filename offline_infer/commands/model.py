@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from offline_infer.ascend.limits import COMPILE_TIMEOUT_S
 from offline_infer.commands.common import Subparsers, command, existing, say, sink_for
+from offline_infer.errors import UsageError
 
 if TYPE_CHECKING:
     from offline_infer.bundles.bundle import Bundle
@@ -26,6 +28,20 @@ def register(commands: Subparsers) -> None:
         "--checkpoint-name", metavar="NAME", help="such as checkpoint_best or model_best; default the final one"
     )
     parser.add_argument("--configuration", metavar="NAME", help="for archives that hold several, e.g. 3d_fullres")
+    parser.add_argument(
+        "--labels",
+        nargs="+",
+        type=label_name,
+        metavar="NAME=VALUE",
+        help="names for the labels of a model of nnU-Net v1, e.g. liver=1 tumour=2; default: of a dataset.json beside it",
+    )
+    parser.add_argument(
+        "--expect-sha256",
+        nargs="+",
+        default=[],
+        metavar="HASH",
+        help="accept only weights files (or an archive) with these digests",
+    )
     parser.add_argument(
         "--precision", default="fp32", choices=["fp32", "fp16"], help="fp16 keeps InstanceNormalization in float32"
     )
@@ -72,21 +88,25 @@ def register(commands: Subparsers) -> None:
 def export(options: argparse.Namespace) -> dict[str, Any]:
     """``offline-infer export``."""
     from offline_infer.bundles.verification_record import lines_of
+    from offline_infer.checkpoints import Selection
     from offline_infer.exporting.bundles import export_bundle
+    from offline_infer.exporting.options import ExportOptions
 
-    bundle = export_bundle(
-        existing(options.checkpoint),
-        options.output,
+    selection = Selection(
         folds=options.folds,
         checkpoint_name=options.checkpoint_name,
         configuration=options.configuration,
+        labels=label_names(options.labels),
+        expect_sha256=tuple(options.expect_sha256),
+    )
+    how = ExportOptions(
         precision=options.precision,
         opset=options.opset,
         keep_deep_supervision=options.keep_deep_supervision,
         verify=not options.no_verify,
         overwrite=options.overwrite,
-        sink=sink_for(options),
     )
+    bundle = export_bundle(existing(options.checkpoint), options.output, selection, how, sink_for(options))
     for graph in bundle.spec.graphs:
         say(options, f"{bundle.folder / graph.file}: fold {graph.fold}, opset {graph.opset}, {graph.precision}")
         say(options, *(f"  {line}" for line in lines_of(graph.verification)))
@@ -95,6 +115,26 @@ def export(options: argparse.Namespace) -> dict[str, Any]:
         "graphs": [graph.model_dump(mode="json") for graph in bundle.spec.graphs],
         "verified": _verified(bundle),
     }
+
+
+def label_name(text: str) -> tuple[str, int]:
+    """argparse type: ``liver=1``."""
+    name, _, value = text.rpartition("=")
+    if not name or not re.fullmatch(r"[0-9]{1,5}", value):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a label; write NAME=VALUE, for example liver=1")
+    return name, int(value)
+
+
+def label_names(pairs: list[tuple[str, int]] | None) -> dict[str, int] | None:
+    """``--labels`` as a mapping.
+
+    Raises:
+        UsageError: a name is given twice.
+    """
+    names = dict(pairs or ())
+    if len(names) != len(pairs or ()):
+        raise UsageError("--labels gives one name to several values; name every label differently")
+    return names or None
 
 
 def compile_om(options: argparse.Namespace) -> dict[str, Any]:

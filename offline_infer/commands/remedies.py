@@ -8,6 +8,8 @@ from offline_infer.errors import Remedy, RemedyCode, spell_out
 
 WORDS: Mapping[RemedyCode, str] = {
     "accumulate-float32": "run with --accumulate float32",
+    "correct-expected-hash": "get the file from its publisher again, or correct --expect-sha256",
+    "expect-hash": "accept only these with --expect-sha256 {hashes}",
     "export-precision": "export the checkpoint with --precision {precision}",
     "export-unverified": "export with --no-verify, which leaves the comparison out",
     "install-engine": "install an engine: pip install openvino, or pip install 'offline-infer[ort]'",
@@ -16,6 +18,7 @@ WORDS: Mapping[RemedyCode, str] = {
     "name-checkpoint": "name another one with --checkpoint-name",
     "name-configuration": "say which with --configuration",
     "name-folds": "say which with --folds {folds}",
+    "name-labels": "name every one with --labels NAME=VALUE ...",
     "name-temporary-folder": "set TMPDIR to a folder on a larger disk, or unpack the archive yourself and name the folder",
     "overwrite-bundle": "use --overwrite to replace it, or name another folder with --output",
     "save-probabilities": "predict with --save-probabilities",

@@ -10,6 +10,7 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
+from offline_infer.checkpoints.fields import shown
 from offline_infer.checkpoints.state_dict import strip_prefixes
 from offline_infer.errors import CheckpointError
 
@@ -23,7 +24,7 @@ def copy_weights(module: nn.Module, weights: Mapping[str, npt.NDArray[Any]]) -> 
     for name, tensor in targets.items():
         names_of.setdefault(id(tensor), []).append(name)
     missing = [names[0] for names in names_of.values() if not any(name in given for name in names)]
-    unexpected = [name for name in given if name not in targets]
+    unexpected = [shown(name, 200) for name in given if name not in targets]
     misshapen = [
         f"{name} is {tuple(given[name].shape)}, the network wants {tuple(tensor.shape)}"
         for name, tensor in targets.items()
@@ -36,8 +37,8 @@ def copy_weights(module: nn.Module, weights: Mapping[str, npt.NDArray[Any]]) -> 
     ]
     if complaints:
         raise CheckpointError(
-            f"the weights do not fit {type(module).__name__}: {'; '.join(complaints)}. "
-            "The checkpoint's trainer may have built another network than its plans describe."
+            f"the weights do not fit {type(module).__name__}: {'; '.join(complaints)}; the checkpoint's trainer may have "
+            "built another network than its plans describe"
         )
     with torch.no_grad():
         for names in names_of.values():
@@ -58,5 +59,5 @@ def _complain(kind: str, names: Iterable[str]) -> list[str]:
     listed = list(names)
     if not listed:
         return []
-    shown = ", ".join(listed[:3]) + (", ..." if len(listed) > 3 else "")
-    return [f"{len(listed)} {kind} ({shown})"]
+    first = ", ".join(listed[:3]) + (", ..." if len(listed) > 3 else "")
+    return [f"{len(listed)} {kind} ({first})"]

@@ -12,7 +12,7 @@ import pytest
 from checkpoint_samples import V1_CONVS, V1_POOLS, v1_folder, v1_network, v1_plans, v2_dataset, v2_folder, v2_plans
 
 from offline_infer.checkpoints import read_checkpoint
-from offline_infer.checkpoints.folders import sha256
+from offline_infer.checkpoints.digests import sha256
 from offline_infer.errors import CheckpointError, UnsafePickleError
 from offline_infer.networks import build, load_weights
 from offline_infer.spec import ComponentRule, Resampling

@@ -23,8 +23,9 @@ from offline_infer.engines.base import EngineOptions, get_engine
 from offline_infer.errors import BundleError, ExportError, UsageError
 from offline_infer.events import Event
 from offline_infer.exporting import bundles as exporting
-from offline_infer.exporting import tracing
+from offline_infer.exporting import comparing, tracing
 from offline_infer.exporting.bundles import export_network
+from offline_infer.exporting.options import ExportOptions
 from offline_infer.exporting.verification import compare, probe_inputs, verdict
 from offline_infer.files import sha256_file
 from offline_infer.spec import VolumeSpec
@@ -133,7 +134,7 @@ def test_what_was_measured_is_printed(tmp_path: Path, capsys: pytest.CaptureFixt
     for name in ENGINES:
         assert re.search(rf"{name} \S+: max \|difference\| \S+ of logits up to \S+, \d+ of 3,072 labels changed", told)
     assert "canary" in told
-    export_network(tiny_spec(), maker(), tmp_path / "c", verify=False)
+    export_network(tiny_spec(), maker(), tmp_path / "c", options=ExportOptions(verify=False))
     assert main(["inspect", str(tmp_path / "c"), "--json"]) == 0
     record = json.loads(capsys.readouterr().out)
     assert record["verified"] == {"fold_0.onnx": []}
@@ -152,7 +153,7 @@ def test_a_bundle_carries_a_canary(tmp_path: Path, previous: tuple[int, ...]) ->
 
 
 def test_a_lone_graph_whose_weights_were_exchanged_is_refused(tmp_path: Path) -> None:
-    bundle = export_network(tiny_spec(), maker(), tmp_path / "b", verify=False)
+    bundle = export_network(tiny_spec(), maker(), tmp_path / "b", options=ExportOptions(verify=False))
     path = bundle.graph_path("0").rename(tmp_path / "lone.onnx")
     assert Bundle.load(path).lone == path
     model = onnx.load(path)
@@ -187,7 +188,7 @@ def test_the_record_of_a_verification(tmp_path: Path) -> None:
 
 
 def test_without_verification_the_record_is_null(tmp_path: Path) -> None:
-    bundle = export_network(tiny_spec(), maker(), tmp_path / "b", verify=False)
+    bundle = export_network(tiny_spec(), maker(), tmp_path / "b", options=ExportOptions(verify=False))
     assert bundle.spec.graphs[0].verification is None
     assert json.loads((tmp_path / "b" / "bundle.json").read_text())["graphs"][0]["verification"] is None
 
@@ -195,7 +196,7 @@ def test_without_verification_the_record_is_null(tmp_path: Path) -> None:
 def test_the_same_network_gives_the_same_bytes(tmp_path: Path) -> None:
     hashes = set()
     for name in ("a", "b"):
-        bundle = export_network(tiny_spec(), maker(), tmp_path / name, verify=False)
+        bundle = export_network(tiny_spec(), maker(), tmp_path / name, options=ExportOptions(verify=False))
         hashes.add(sha256_file(bundle.graph_path("0")))
     assert len(hashes) == 1
     data = bundle.graph_path("0").read_bytes()
@@ -204,7 +205,7 @@ def test_the_same_network_gives_the_same_bytes(tmp_path: Path) -> None:
 
 
 def test_a_lone_graph_is_a_bundle(tmp_path: Path) -> None:
-    bundle = export_network(tiny_spec(folds=("0", "1")), maker(), tmp_path / "b", verify=False)
+    bundle = export_network(tiny_spec(folds=("0", "1")), maker(), tmp_path / "b", options=ExportOptions(verify=False))
     lone = tmp_path / "elsewhere.onnx"
     lone.write_bytes(bundle.graph_path("1").read_bytes())
     alone = Bundle.load(lone)
@@ -216,7 +217,9 @@ def test_a_lone_graph_is_a_bundle(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("opset", [11, 13, 17])
 def test_every_legal_opset(tmp_path: Path, opset: int) -> None:
-    bundle = export_network(tiny_spec(), maker(), tmp_path / "b", opset=opset, verify=opset != 17)
+    bundle = export_network(
+        tiny_spec(), maker(), tmp_path / "b", options=ExportOptions(opset=opset, verify=opset != 17)
+    )
     facts = passes.inspect_graph(bundle.graph_path("0"))
     assert facts.opset == bundle.spec.graphs[0].opset == opset
     assert facts.advice == ()
@@ -225,9 +228,9 @@ def test_every_legal_opset(tmp_path: Path, opset: int) -> None:
 def test_illegal_options(tmp_path: Path) -> None:
     for opset in (10, 18):
         with pytest.raises(ExportError, match=f"opset {opset} cannot be written; legal: 11 to 17"):
-            export_network(tiny_spec(), maker(), tmp_path / "b", opset=opset)
+            export_network(tiny_spec(), maker(), tmp_path / "b", options=ExportOptions(opset=opset))
     with pytest.raises(UsageError, match="legal: fp32, fp16"):
-        export_network(tiny_spec(), maker(), tmp_path / "b", precision="fp8")
+        export_network(tiny_spec(), maker(), tmp_path / "b", options=ExportOptions(precision="fp8"))
     with pytest.raises(UsageError, match="its name becomes a file's name"):
         export_network(tiny_spec(folds=("../x",)), lambda fold: Net().eval(), tmp_path / "b")
     assert partials(tmp_path) == []
@@ -245,10 +248,10 @@ def test_two_dimensions_regions_and_a_previous_stage(tmp_path: Path) -> None:
 
 def test_deep_supervision_heads_on_request(tmp_path: Path) -> None:
     make = maker(lambda: Net(deep=True))
-    one = export_network(tiny_spec(), make, tmp_path / "one", verify=False)
+    one = export_network(tiny_spec(), make, tmp_path / "one", options=ExportOptions(verify=False))
     assert [(o.name, o.keep) for o in one.spec.outputs] == [("logits", True)]
     assert passes.inspect_graph(one.graph_path("0")).ops["Conv"] == 4
-    both = export_network(tiny_spec(), make, tmp_path / "both", keep_deep_supervision=True)
+    both = export_network(tiny_spec(), make, tmp_path / "both", options=ExportOptions(keep_deep_supervision=True))
     assert [(o.name, o.keep, o.shape) for o in both.spec.outputs] == [
         ("logits", True, (1, 3, 8, 12, 16)),
         ("logits_1", False, (1, 3, 4, 6, 8)),
@@ -289,7 +292,9 @@ def test_fresh_weights_leave_no_identity_and_running_statistics_become_batch_nor
 
 
 def test_half_precision(tmp_path: Path) -> None:
-    bundle = export_network(tiny_spec(), maker(lambda: Net(gain=5)), tmp_path / "b", precision="fp16")
+    bundle = export_network(
+        tiny_spec(), maker(lambda: Net(gain=5)), tmp_path / "b", options=ExportOptions(precision="fp16")
+    )
     record = bundle.spec.graphs[0]
     assert (record.file, record.precision) == ("fold_0_fp16.onnx", "fp16")
     assert bundle.graph_path("0") == bundle.graph_path("0", "fp16")
@@ -318,9 +323,9 @@ def test_activations_beyond_half_precision_are_refused(tmp_path: Path) -> None:
         net.down[0].weight.data.mul_(1e5)  # the norm behind it makes that invisible at the output
         return net
 
-    export_network(tiny_spec(), maker(loud), tmp_path / "wide", verify=False)
-    with pytest.raises(ExportError, match=r"down\.0 gives values up to .*half precision ends at 65504.*as fp32"):
-        export_network(tiny_spec(), maker(loud), tmp_path / "half", precision="fp16")
+    export_network(tiny_spec(), maker(loud), tmp_path / "wide", options=ExportOptions(verify=False))
+    with pytest.raises(ExportError, match=r"down\.0 gives values up to .*half precision ends at 65504.*precision=fp32"):
+        export_network(tiny_spec(), maker(loud), tmp_path / "half", options=ExportOptions(precision="fp16"))
     assert partials(tmp_path) == ["wide"]
 
 
@@ -373,11 +378,11 @@ def zero(item: Any) -> None:
 def test_a_graph_that_differs_is_refused_and_the_old_bundle_stays(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: Any, words: str, precision: str
 ) -> None:
-    old = export_network(tiny_spec(), maker(seed=50), tmp_path / "b", verify=False)
+    old = export_network(tiny_spec(), maker(seed=50), tmp_path / "b", options=ExportOptions(verify=False))
     before = (tmp_path / "b" / "bundle.json").read_bytes()
     tampered(monkeypatch, change)
     with pytest.raises(ExportError, match=words):
-        export_network(tiny_spec(), maker(), tmp_path / "b", precision=precision, overwrite=True)
+        export_network(tiny_spec(), maker(), tmp_path / "b", options=ExportOptions(precision=precision, overwrite=True))
     assert partials(tmp_path) == ["b"]
     assert (tmp_path / "b" / "bundle.json").read_bytes() == before
     assert Bundle.load(tmp_path / "b", verify_hashes=True).spec == old.spec
@@ -428,11 +433,11 @@ def test_a_taken_output_folder_is_refused_before_any_work(tmp_path: Path) -> Non
         raise AssertionError("work was begun")
 
     with pytest.raises(UsageError, match="not a bundle"):
-        export_network(tiny_spec(), never, tmp_path / "b", overwrite=True)
+        export_network(tiny_spec(), never, tmp_path / "b", options=ExportOptions(overwrite=True))
 
 
 def test_no_engine_to_verify_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(exporting, "ENGINES", ())
+    monkeypatch.setattr(comparing, "ENGINES", ())
     with pytest.raises(ExportError, match="export-unverified"):
         export_network(tiny_spec(), maker(), tmp_path / "b")
 

@@ -8,8 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from offline_infer.checkpoints import Selection
 from offline_infer.engines.base import EngineOptions, get_engine
 from offline_infer.exporting.bundles import export_bundle
+from offline_infer.exporting.options import ExportOptions
 from offline_infer.exporting.verification import compare, verdict
 
 pytest.importorskip("torch")
@@ -37,7 +39,12 @@ def agree(graph: Path, image: np.ndarray[Any, Any], heads: dict[str, np.ndarray[
 
 def test_unetplusplus_with_all_five_heads(goldens: Path, tmp_path: Path) -> None:
     tile = np.load(goldens / "v1/expected/one_patch/one_patch.npz")
-    bundle = export_bundle(goldens / V1, tmp_path / "b", folds=["0"], keep_deep_supervision=True, verify=False)
+    bundle = export_bundle(
+        goldens / V1,
+        tmp_path / "b",
+        selection=Selection(folds=["0"]),
+        options=ExportOptions(keep_deep_supervision=True, verify=False),
+    )
     names = ["logits", "logits_1", "logits_2", "logits_3", "logits_4"]
     agree(bundle.graph_path("0"), tile["input"], {name: tile[f"fold0_output{i}"] for i, name in enumerate(names)})
 
@@ -45,7 +52,9 @@ def test_unetplusplus_with_all_five_heads(goldens: Path, tmp_path: Path) -> None
 def test_unetplusplus_for_ascend(goldens: Path, tmp_path: Path) -> None:
     """Opset 11, the final head alone: the published recipe without its four unused outputs."""
     tile = np.load(goldens / "v1/expected/one_patch/one_patch.npz")
-    bundle = export_bundle(goldens / V1, tmp_path / "b", folds=["1"], opset=11, verify=False)
+    bundle = export_bundle(
+        goldens / V1, tmp_path / "b", selection=Selection(folds=["1"]), options=ExportOptions(opset=11, verify=False)
+    )
     agree(bundle.graph_path("1"), tile["input"], {"logits": tile["fold1_output0"]})
 
 
@@ -60,7 +69,9 @@ def test_unetplusplus_for_ascend(goldens: Path, tmp_path: Path) -> None:
 )
 def test_generic_unet(goldens: Path, tmp_path: Path, tile: str, configuration: str, trainer: str) -> None:
     recorded = np.load(goldens / f"v1b/expected/one_patch/{tile}.npz")
-    bundle = export_bundle(goldens / V1B.format(configuration, trainer), tmp_path / "b", verify=False)
+    bundle = export_bundle(
+        goldens / V1B.format(configuration, trainer), tmp_path / "b", options=ExportOptions(verify=False)
+    )
     agree(bundle.graph_path("0"), recorded["input"], {"logits": recorded["logits"]})
 
 
@@ -74,5 +85,5 @@ def test_generic_unet(goldens: Path, tmp_path: Path, tile: str, configuration: s
 )
 def test_nnunet_v2(goldens: Path, tmp_path: Path, case: str, dataset: str) -> None:
     recorded = np.load(goldens / f"v2/expected/intermediates/{case}/tile.npz")
-    bundle = export_bundle(goldens / V2.format(dataset), tmp_path / "b", verify=False)
+    bundle = export_bundle(goldens / V2.format(dataset), tmp_path / "b", options=ExportOptions(verify=False))
     agree(bundle.graph_path("0"), recorded["input"], {"logits": recorded["raw_logits"]})

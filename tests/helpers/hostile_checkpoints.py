@@ -47,7 +47,7 @@ def long_integer(value: int) -> bytes:
 
 def doubled(opening: bytes, pair: bytes, times: int) -> bytes:
     """A value, then a pair of it and itself, and so on: 2**times values for whoever walks the tree."""
-    return opening + b"q\x00" + b"".join(b"h\x00h\x00" + pair + b"q\x00" for _ in range(times))
+    return opening + b"q\x000" + (b"h\x00h\x00" + pair + b"q\x000") * times + b"h\x00"
 
 
 HOSTILE_PICKLES: dict[str, bytes] = {

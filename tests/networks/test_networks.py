@@ -138,7 +138,7 @@ def test_loading_is_strict_and_names_the_first_of_each_complaint() -> None:
     first = next(iter(good))
     with pytest.raises(CheckpointError, match=rf"1 missing \({first}\)"):
         load_weights(module, {name: array for name, array in good.items() if name != first})
-    with pytest.raises(CheckpointError, match=r"1 unexpected \(stranger\)"):
+    with pytest.raises(CheckpointError, match=r"1 unexpected \('stranger'\)"):
         load_weights(module, {**good, "stranger": np.zeros(1)})
     with pytest.raises(CheckpointError, match=rf"{first} is \(1,\), the network wants \(32, 64, 1, 3, 3\)"):
         load_weights(module, {**good, first: np.zeros(1)})

@@ -129,6 +129,7 @@ RECORDED = (
 def open_golden(goldens: Path, tmp_path_factory: pytest.TempPathFactory):  # type: ignore[no-untyped-def]
     """Exports a recorded checkpoint once and opens it."""
     pytest.importorskip("torch")
+    from offline_infer.checkpoints import Selection
     from offline_infer.exporting.bundles import export_bundle
 
     folder = tmp_path_factory.mktemp("bundles")
@@ -137,7 +138,7 @@ def open_golden(goldens: Path, tmp_path_factory: pytest.TempPathFactory):  # typ
     def bundle(model: str, folds: tuple[str, ...]) -> Path:
         if (model, folds) not in made:
             made[model, folds] = folder / f"bundle{len(made)}"
-            export_bundle(goldens / model, made[model, folds], folds=folds)
+            export_bundle(goldens / model, made[model, folds], selection=Selection(folds=folds))
         return made[model, folds]
 
     def open_model(recorded: Recorded) -> Model:

@@ -21,9 +21,13 @@ BUDGET = 40_000_000
 
 
 def test_two_folds_on_every_road(tmp_path: Path, goldens: Path) -> None:
+    from offline_infer.checkpoints import Selection
     from offline_infer.exporting.bundles import export_bundle
+    from offline_infer.exporting.options import ExportOptions
 
-    export_bundle(goldens / MODEL, tmp_path / "bundle", folds=("0", "1"), verify=False)
+    export_bundle(
+        goldens / MODEL, tmp_path / "bundle", selection=Selection(folds=("0", "1")), options=ExportOptions(verify=False)
+    )
     settings = RunSettings()
     image = goldens / "v1/images/ctthick_0000.nii.gz"
     expected, _ = read_labels(goldens / "v1/expected/ctthick_fold0+1/ctthick.nii.gz")

@@ -68,6 +68,11 @@ class TorchFile:
     order: ByteOrder
     stamp: tuple[int, int]
 
+    @property
+    def has_checksums(self) -> bool:
+        """Whether every storage has a checksum, so that a changed number in it is noticed."""
+        return all(extent.crc is not None for extent in self.extents.values())
+
     def check(self, tensors: Mapping[str, TensorRef]) -> None:
         """See that tensors lie within their storages and are, together, of a size this file can hold; nothing is read.
 

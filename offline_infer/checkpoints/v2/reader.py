@@ -11,9 +11,10 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from offline_infer.checkpoints.description import CheckpointDescription, NetworkDescription, Weights
+from offline_infer.checkpoints.description import CheckpointDescription, NetworkDescription, Selection, Weights
+from offline_infer.checkpoints.digests import checked_sha256, source_files
 from offline_infer.checkpoints.fields import Fields, first_fault, read_json
-from offline_infer.checkpoints.folders import LAYOUTS, Fold, choose_folds, sha256
+from offline_infer.checkpoints.folders import LAYOUTS, Fold, choose_folds
 from offline_infer.checkpoints.pickles.torch_file import TensorRef, TorchFile, open_torch_file
 from offline_infer.checkpoints.plausibility import check_patch, check_spacing
 from offline_infer.checkpoints.postprocessing import read_v2
@@ -28,7 +29,7 @@ from offline_infer.checkpoints.v2.plans import (
     read_reader,
     read_resampling,
 )
-from offline_infer.errors import CheckpointError
+from offline_infer.errors import CheckpointError, UsageError
 from offline_infer.spec import (
     Aggregation,
     ComponentRule,
@@ -52,6 +53,7 @@ class _Reading:
     """What one fold's weights file says. ``tensors`` is the state dict; the rest must be the same in all folds."""
 
     fold: Fold
+    sha256: str
     file: TorchFile
     tensors: Mapping[str, TensorRef]
     trainer: str
@@ -59,24 +61,24 @@ class _Reading:
     mirror_axes: tuple[int, ...]
 
 
-def read(
-    folder: Path, folds: Sequence[str] | None = None, checkpoint_name: str | None = None, keep: Any = None
-) -> CheckpointDescription:
+def read(folder: Path, selection: Selection, keep: Any = None) -> CheckpointDescription:
     """Read a model folder.
 
     Args:
         folder: holds ``plans.json``, ``dataset.json`` and ``fold_0`` and so on.
-        folds: see :func:`offline_infer.checkpoints.folders.choose_folds`.
-        checkpoint_name: None takes ``checkpoint_final``.
+        selection: what to read of it.
         keep: an object to keep alive as long as the weights may be asked for.
 
     Raises:
         UnsafePickleError: a pickle names something outside the closed table; nothing was executed.
         CheckpointError: anything missing, damaged, unknown or contradictory. The message names the file.
+        UsageError: names for labels, which this framework stores itself.
     """
+    if selection.labels:
+        raise UsageError(f"nnU-Net v2 names its labels in dataset.json; {folder} needs no others")
     plans, dataset = read_json(folder / "plans.json"), read_json(folder / "dataset.json")
-    chosen, notes = choose_folds(folder, LAYOUT, folds, checkpoint_name)
-    readings = [_read_fold(fold) for fold in chosen]
+    chosen, notes = choose_folds(folder, LAYOUT, selection.folds, selection.checkpoint_name)
+    readings = [_read_fold(fold, selection.expect_sha256) for fold in chosen]
     first = readings[0]
     for other in readings[1:]:
         _check_agreement(folder, first, other)
@@ -107,7 +109,8 @@ def _loader(readings: Sequence[_Reading], keep: Any) -> Callable[[str], Weights]
     return load
 
 
-def _read_fold(fold: Fold) -> _Reading:
+def _read_fold(fold: Fold, expected: Sequence[str]) -> _Reading:
+    digest = checked_sha256(fold.path, expected)
     file = open_torch_file(fold.path)
     content = Fields(file.content, str(fold.path))
     axes = content.raw("inference_allowed_mirroring_axes", None)
@@ -115,6 +118,7 @@ def _read_fold(fold: Fold) -> _Reading:
     file.check(tensors)
     return _Reading(
         fold=fold,
+        sha256=digest,
         file=file,
         tensors=tensors,
         trainer=content.text("trainer_name"),
@@ -154,10 +158,11 @@ def _spec(
                 FoldSource(
                     fold=reading.fold.name,
                     checkpoint=reading.fold.path.relative_to(folder).as_posix(),
-                    sha256=sha256(reading.fold.path),
+                    sha256=reading.sha256,
                 )
                 for reading in readings
             ),
+            files=source_files(folder, ("plans.json", "dataset.json", "postprocessing.pkl")),
         ),
         reader=read_reader(plans, dataset),
         file_ending=read_file_ending(dataset),

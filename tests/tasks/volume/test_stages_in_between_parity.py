@@ -7,8 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from offline_infer.checkpoints import read_checkpoint
+from offline_infer.checkpoints import Selection, read_checkpoint
 from offline_infer.exporting.bundles import export_bundle
+from offline_infer.exporting.options import ExportOptions
 from offline_infer.images import read_image
 from offline_infer.predict.model import load
 from offline_infer.tasks.settings import RunSettings
@@ -65,7 +66,9 @@ def test_aggregated_map(name: str, goldens: Path, tmp_path: Path, monkeypatch: p
             super().push(slab)
 
     monkeypatch.setattr(aggregate, "MapFinisher", Keeper)
-    export_bundle(goldens / model, tmp_path / "bundle", folds=["0"], verify=False)
+    export_bundle(
+        goldens / model, tmp_path / "bundle", selection=Selection(folds=["0"]), options=ExportOptions(verify=False)
+    )
     with load(tmp_path / "bundle") as opened:
         opened.predict([goldens / path for path in images], settings=RunSettings())
     ours = np.concatenate(slabs, axis=1)
