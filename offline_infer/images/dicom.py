@@ -1,14 +1,11 @@
 """A folder with one DICOM series, or one DICOM file, as a volume: sorted by position, gaps and tilts refused.
 
 SimpleITK's series reader takes the spacing from the first and the last slice and says nothing about a missing slice, a
-tilted gantry or two phases in one series. Here every slice's position is looked at before a voxel is read.
+tilted gantry or two phases in one series. Here every slice's position is checked before a voxel is read.
 """
 
 from __future__ import annotations
 
-import mmap
-import re
-import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -21,6 +18,7 @@ import SimpleITK as sitk
 from offline_infer.arithmetic.geometry import ImageGeometry
 from offline_infer.errors import GeometryError, ImageError
 from offline_infer.images import itk
+from offline_infer.images.dicom_tags import check_orientation, frame_tags, is_no_image
 from offline_infer.images.formats import dicom_candidates
 from offline_infer.images.frame import FloatArray, Source, make_geometry
 
@@ -30,17 +28,6 @@ NOTED_DEVIATION = 0.02
 """From here on an uneven grid is mentioned."""
 REFUSED_DRIFT = 0.5
 """Pixels by which the last slice may have moved sideways; beyond it the gantry was tilted."""
-
-_NO_IMAGE = (
-    "1.2.840.10008.1.3.10",  # DICOMDIR
-    "1.2.840.10008.5.1.4.1.1.11.",  # presentation states
-    "1.2.840.10008.5.1.4.1.1.66",  # registrations, raw data, segmentations, surfaces
-    "1.2.840.10008.5.1.4.1.1.67",  # real-world value mappings
-    "1.2.840.10008.5.1.4.1.1.88.",  # structured reports
-    "1.2.840.10008.5.1.4.1.1.104.",  # encapsulated documents
-    "1.2.840.10008.5.1.4.1.1.481.",  # radiotherapy
-)
-"""Beginnings of SOP classes that are no images; such files may lie beside a series."""
 
 _POSITIONED_FRAMES = (
     "1.2.840.10008.5.1.4.1.1.2.",  # enhanced and legacy-converted enhanced CT
@@ -52,12 +39,16 @@ _POSITIONED_FRAMES = (
 """SOP classes whose frames have positions in space."""
 
 
+_SERIES = "0020|000e"
+_POSITION = "0020|0032"
+_ORIENTATION = "0020|0037"
+
+
 @dataclass(frozen=True)
 class _Slice:
     path: Path
     info: sitk.ImageFileReader
     series: str
-    description: str
 
     def tag(self, key: str) -> str:
         return str(self.info.GetMetaData(key)).strip() if self.info.HasMetaDataKey(key) else ""
@@ -79,7 +70,7 @@ def open_series(path: Path, reader: str) -> Source:
         reader: ``SimpleITKIO`` or ``SimpleITKIOWithReorient``.
 
     Raises:
-        ImageError: no series, several series (they are listed), unreadable files, colours.
+        ImageError: no series, several series (with an example of each), unreadable files, colours.
         GeometryError: slices that do not form an even, straight stack.
     """
     slices = _image_files(path)
@@ -115,7 +106,7 @@ def _image_files(path: Path) -> list[_Slice]:
     candidates = dicom_candidates(path)
     if not candidates:
         raise ImageError(f"{path}: holds no DICOM files (names ending with .dcm, or files that begin as DICOM does)")
-    slices = [_open(file) for file in candidates if not _is_no_image(file)]
+    slices = [_open(file) for file in candidates if not is_no_image(file)]
     if not slices:
         raise ImageError(f"{path}: its {len(candidates)} DICOM files are reports or other documents, not images")
     series: dict[str, list[_Slice]] = {}
@@ -123,8 +114,8 @@ def _image_files(path: Path) -> list[_Slice]:
         series.setdefault(part.series, []).append(part)
     if len(series) > 1:
         listed = "; ".join(
-            f"{uid} ({parts[0].description or 'no description'}, {len(parts)} files, e.g. {parts[0].path.name})"
-            for uid, parts in sorted(series.items())
+            f"{len(parts)} files, e.g. {parts[0].path.name}"
+            for parts in sorted(series.values(), key=lambda parts: parts[0].path.name)
         )
         raise ImageError(
             f"{path}: holds {len(series)} DICOM series, expected one: {listed}; give each series its own folder"
@@ -134,23 +125,24 @@ def _image_files(path: Path) -> list[_Slice]:
 
 def _open(path: Path) -> _Slice:
     info = itk.read_information(path)
-
-    def tag(key: str) -> str:
-        # A lone byte that is no UTF-8 comes as a surrogate; it must not reach a terminal.
-        text = str(info.GetMetaData(key)).strip("\0 ") if info.HasMetaDataKey(key) else ""
-        return text.encode("utf-8", "replace").decode("utf-8")
-
-    return _Slice(path, info, tag("0020|000e"), tag("0008|103e"))
+    part = _Slice(path, info, str(info.GetMetaData(_SERIES)) if info.HasMetaDataKey(_SERIES) else "")
+    orientation = part.tag(_ORIENTATION)
+    if orientation:
+        check_orientation(path, [_number(text, float("nan")) for text in orientation.split("\\")])
+    return part
 
 
 def _single(part: _Slice, path: Path, reader: str) -> Source:
     """One file: one slice, or all frames of an enhanced image."""
     geometry = itk.stored_frame(part.path, part.info, reader)
     frames = geometry.shape[0]
+    notes: tuple[str, ...] = ()
     spacing = geometry.itk_spacing[2]
     if frames > 1:
         _check_frames(part, frames, geometry)
     else:
+        if not part.tag(_ORIENTATION):
+            notes = (f"{path}: says nothing of its orientation in space; rows and columns were taken along x and y",)
         # GDCM says 1 mm where no distance to a next slice is given; the slice's own thickness is the better answer.
         for key in ("0018|0088", "0018|0050"):
             value = _number(part.tag(key))
@@ -166,7 +158,7 @@ def _single(part: _Slice, path: Path, reader: str) -> Source:
         geometry.direction,
     )
 
-    return itk.volume_source(path, geometry, reader, partial(itk.copy_voxels, part.path), floats=True)
+    return itk.volume_source(path, geometry, reader, partial(itk.copy_voxels, part.path), floats=True, notes=notes)
 
 
 def _sorted(path: Path, slices: Sequence[_Slice]) -> list[_Slice]:
@@ -174,10 +166,12 @@ def _sorted(path: Path, slices: Sequence[_Slice]) -> list[_Slice]:
     first = slices[0]
     plane = np.asarray(first.info.GetDirection(), dtype=np.float64)
     for part in slices:
-        if not part.tag("0020|0032"):
-            raise GeometryError(
-                f"{part.path}: has no position in space (ImagePositionPatient); its series cannot be stacked"
-            )
+        for key, what in (
+            (_POSITION, "position in space (ImagePositionPatient)"),
+            (_ORIENTATION, "orientation in space"),
+        ):
+            if not part.tag(key):
+                raise GeometryError(f"{part.path}: has no {what}; its series cannot be stacked")
         same_plane = np.allclose(part.info.GetDirection(), plane, atol=1e-4)
         same_pixels = np.allclose(part.info.GetSpacing()[:2], first.info.GetSpacing()[:2], rtol=1e-4)
         if part.size[:2] != first.size[:2] or not same_plane or not same_pixels:
@@ -252,10 +246,15 @@ def _check_frames(part: _Slice, frames: int, geometry: ImageGeometry) -> None:
     kind = part.tag("0008|0016")
     if not kind.startswith(_POSITIONED_FRAMES):
         raise GeometryError(
-            f"{part.path}: its {frames} frames have no positions in space (SOP class {kind or 'unknown'}); "
-            "convert it to a volume first"
+            f"{part.path}: its {frames} frames have no positions in space, as in a film or an ultrasound loop; convert it "
+            "to a volume first"
         )
-    places = _frame_positions(part.path)
+    tags = frame_tags(part.path)
+    places = tags.positions
+    for orientation in tags.orientations:
+        check_orientation(part.path, orientation.tolist())
+        if np.abs(orientation - tags.orientations[0]).max() > 1e-4:
+            raise GeometryError(f"{part.path}: its {frames} frames lie in several orientations; give each its own file")
     if len(places) == frames:
         normal = np.asarray(geometry.direction, dtype=np.float64).reshape(3, 3)[:, 2]
         names = [f"frame {index + 1}" for index in range(frames)]
@@ -270,50 +269,17 @@ def _check_frames(part: _Slice, frames: int, geometry: ImageGeometry) -> None:
         )
 
 
-def _frame_positions(path: Path) -> npt.NDArray[np.float64]:
-    """ImagePositionPatient of every frame in file order, (n, 3) mm, found in the bytes before the pixel data.
-
-    ITK does not hand over nested sequences. Little-endian files only, which all but a retired syntax are.
-    """
-    found = []
-    with path.open("rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as data:
-        end = data.rfind(b"\xe0\x7f\x10\x00")  # the pixel data; an icon's may come earlier
-        for match in re.finditer(rb"\x20\x00\x32\x00(?:DS(..)|(..)\0\0)", data, re.DOTALL):
-            if 0 <= end < match.start():
-                break
-            length = struct.unpack("<H", match[1] or match[2])[0]
-            try:
-                numbers = [float(text) for text in data[match.end() : match.end() + length].strip(b"\0 ").split(b"\\")]
-            except ValueError:
-                continue
-            if len(numbers) == 3:
-                found.append(numbers)
-    return np.asarray(found, dtype=np.float64).reshape(-1, 3)
-
-
 def _read_slices(paths: Sequence[Path], out: FloatArray) -> None:
     """Voxels slice by slice, each with its own rescale slope, into (z, y, x)."""
     for index, path in enumerate(paths):
         itk.copy_voxels(path, out[index])
 
 
-def _is_no_image(path: Path) -> bool:
-    """Whether the file's own header (group 2, always explicit little-endian) names a class that is no image."""
-    with path.open("rb") as stream:
-        start = stream.read(2048)
-    match = re.search(rb"\x02\x00\x02\x00UI(..)", start, re.DOTALL)
-    if match is None:
-        return False
-    length = struct.unpack("<H", match[1])[0]
-    uid = start[match.end() : match.end() + length].strip(b"\0 ").decode("ascii", "replace")
-    return uid.startswith(_NO_IMAGE)
-
-
-def _number(text: str) -> float:
+def _number(text: str, otherwise: float = 0.0) -> float:
     try:
         return float(text.partition("\\")[0])
     except ValueError:
-        return 0.0
+        return otherwise
 
 
 def _plane(part: _Slice) -> str:

@@ -1,0 +1,108 @@
+"""DICOM tags that ITK does not hand over: nested ones, and the kind of object a file holds. Read with pydicom.
+
+Nothing but geometry and the kind is looked at, and no value of any tag gets into a message.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from math import isfinite
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from offline_infer.errors import GeometryError, ImageError
+
+_NO_IMAGE = (
+    "1.2.840.10008.1.3.10",  # DICOMDIR
+    "1.2.840.10008.5.1.4.1.1.11.",  # presentation states
+    "1.2.840.10008.5.1.4.1.1.66",  # registrations, raw data, segmentations, surfaces
+    "1.2.840.10008.5.1.4.1.1.67",  # real-world value mappings
+    "1.2.840.10008.5.1.4.1.1.88.",  # structured reports
+    "1.2.840.10008.5.1.4.1.1.104.",  # encapsulated documents
+    "1.2.840.10008.5.1.4.1.1.481.",  # radiotherapy
+)
+"""Beginnings of SOP classes that are no images; such files may lie beside a series."""
+
+_SHARED, _PER_FRAME = "SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence"
+
+
+@dataclass(frozen=True)
+class FrameTags:
+    """The functional groups of a multi-frame file that say where its frames lie.
+
+    Attributes:
+        positions: ImagePositionPatient of every frame in file order, (n, 3) mm.
+        orientations: every ImageOrientationPatient there is, (m, 6); one where all frames share it.
+    """
+
+    positions: npt.NDArray[np.float64]
+    orientations: npt.NDArray[np.float64]
+
+
+def frame_tags(path: Path) -> FrameTags:
+    """Read a multi-frame file's functional groups.
+
+    Raises:
+        ImageError: they are damaged.
+    """
+    import pydicom
+
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            dataset = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=[_SHARED, _PER_FRAME])
+            frames = list(dataset.get(_PER_FRAME, ()))
+            groups = [*dataset.get(_SHARED, ()), *frames]
+            return FrameTags(
+                positions=_table(_values(frames, "PlanePositionSequence", "ImagePositionPatient"), 3),
+                orientations=_table(_values(groups, "PlaneOrientationSequence", "ImageOrientationPatient"), 6),
+            )
+    except Exception as error:  # what a damaged file makes of the parser
+        raise ImageError(
+            f"{path}: its functional groups are damaged ({type(error).__name__}); export it again"
+        ) from error
+
+
+def is_no_image(path: Path) -> bool:
+    """Whether a file's own header (group 2) names a class that is no image; False where it cannot be read."""
+    from pydicom.filereader import read_file_meta_info
+
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            kind = str(read_file_meta_info(path).get("MediaStorageSOPClassUID", ""))
+    except Exception:  # the reader says better what is wrong with it
+        return False
+    return kind.startswith(_NO_IMAGE)
+
+
+def check_orientation(path: Path, values: Sequence[float]) -> None:
+    """ImageOrientationPatient: two perpendicular vectors of unit length. ITK makes an identity of zeros.
+
+    Raises:
+        GeometryError: they are not.
+    """
+    row, column = np.asarray(values[:3]), np.asarray(values[3:])
+    plain = len(values) == 6 and all(isfinite(value) and abs(value) < 2 for value in values)
+    if not plain or max(abs(row @ row - 1), abs(column @ column - 1), abs(row @ column)) > 0.02:
+        raise GeometryError(
+            f"{path}: its orientation in space (ImageOrientationPatient) is no pair of perpendicular unit vectors; repair the "
+            "header or export the series again"
+        )
+
+
+def _values(groups: Sequence[Any], sequence: str, tag: str) -> Iterator[Sequence[float]]:
+    for group in groups:
+        for item in group.get(sequence, ()):
+            value = item.get(tag)
+            if value is not None:
+                yield [float(number) for number in value]
+
+
+def _table(rows: Iterator[Sequence[float]], width: int) -> npt.NDArray[np.float64]:
+    return np.asarray(list(rows), dtype=np.float64).reshape(-1, width)
