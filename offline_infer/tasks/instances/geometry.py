@@ -47,7 +47,7 @@ class InstanceGeometry:
         return np.asarray((boxes - np.array([x, y, x, y], np.float32)) / self.scale, np.float32)
 
     def to_json(self) -> dict[str, Any]:
-        return asdict(self)
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
 
 
 def geometry_from_json(record: Mapping[str, Any]) -> InstanceGeometry:

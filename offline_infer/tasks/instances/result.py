@@ -54,6 +54,21 @@ def read_outputs(answers: Mapping[str, npt.NDArray[Any]], geometry: InstanceGeom
     Raises:
         EngineFailed: an output is missing, has another shape, or a kept row holds NaN or an unknown label.
     """
+    rows = kept_rows(answers, spec)
+    boxes = geometry.to_image(rows[DETS][:, :4])
+    pasted = tuple(
+        paste(_probabilities(mask, spec), box, geometry, spec.mask)
+        for mask, box in zip(rows[MASKS], boxes, strict=True)
+    )
+    return Instances(geometry.size, boxes, rows[DETS][:, 4].copy(), rows[LABELS], pasted)
+
+
+def kept_rows(answers: Mapping[str, npt.NDArray[Any]], spec: InstancesSpec) -> dict[str, npt.NDArray[Any]]:
+    """Copies of the rows that hold a detection, best first: ``dets`` float32, ``labels`` int64 and ``masks``.
+
+    Raises:
+        EngineFailed: see :func:`read_outputs`.
+    """
     dets, labels, masks = (_output(answers, name, rank) for name, rank in ((DETS, 2), (LABELS, 1), (MASKS, 3)))
     if dets.shape[1] != 5 or not len(dets) == len(labels) == len(masks):
         raise EngineFailed(f"dets {dets.shape}, labels {labels.shape} and masks {masks.shape} do not belong together")
@@ -66,11 +81,7 @@ def read_outputs(answers: Mapping[str, npt.NDArray[Any]], geometry: InstanceGeom
     chosen = labels[keep].astype(np.int64)
     if chosen.size and (chosen.min() < 0 or chosen.max() >= len(spec.classes)):
         raise EngineFailed(f"a detection has the label {int(chosen.max())}; the model has {len(spec.classes)} classes")
-    boxes = geometry.to_image(dets[keep, :4].astype(np.float32))
-    pasted = tuple(
-        paste(_probabilities(masks[row], spec), box, geometry, spec.mask) for row, box in zip(keep, boxes, strict=True)
-    )
-    return Instances(geometry.size, boxes, dets[keep, 4].astype(np.float32), chosen, pasted)
+    return {DETS: dets[keep].astype(np.float32), LABELS: chosen, MASKS: masks[keep]}
 
 
 def _output(answers: Mapping[str, npt.NDArray[Any]], name: str, rank: int) -> npt.NDArray[Any]:

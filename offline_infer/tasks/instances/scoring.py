@@ -78,6 +78,21 @@ class InstanceScores:
     summary: dict[str, Any] | None
     failed: Mapping[str, str]
 
+    def table(self) -> str:
+        """The summary as text for people."""
+        if self.summary is None:
+            return ""
+        counts, objects = self.summary["counts"], self.summary["over_objects"]
+        lines = [
+            f"{counts['images']} images, {counts['objects']} objects: {counts['matched']} matched, "
+            f"{counts['missed']} missed; {counts['invented']} predictions without an object",
+            f"  over objects   IoU {_shown(objects['iou'])}   F1 {_shown(objects['f1'])}",
+        ]
+        for name, figures in self.summary["average_precision"].items():
+            value = figures.get("map", figures.get("AP"))
+            lines.append(f"  {name:<22} {_shown(value)}")
+        return "\n".join(lines)
+
 
 @dataclass
 class _Tables:
@@ -295,6 +310,10 @@ def _write(output: Path, summary: dict[str, Any], tables: _Tables) -> None:
             figures |= {f"{name}: {key}": one for key, one in value.items() if key != "ap"}
         write_workbook(output.with_name("objects.xlsx"), tables.objects, tables.images, figures)
     write_json(output, summary)
+
+
+def _shown(value: float | None) -> str:
+    return "not available" if value is None else f"{value:.4f}"
 
 
 def _mean(values: list[Any]) -> float | None:

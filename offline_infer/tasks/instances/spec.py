@@ -6,7 +6,7 @@ graph's input and the score, ``labels (K)`` from 0, and ``masks (K, m, m)``. Row
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -82,6 +82,8 @@ class InstancesSpec(BundleSpec):
     ``score_floor``: the graph itself leaves out detections at or below this.
     """
 
+    control_flow: ClassVar[frozenset[str]] = frozenset({"If"})
+    """Torchvision's graphs branch on whether anything was found."""
     task: Literal["instances"] = "instances"
     pixels: Pixels
     scaling: Scaling = Scaling()
