@@ -30,7 +30,7 @@ def read_checkpoint(
     labels: Mapping[str, int] | None = None,
     expect_sha256: Sequence[str] = (),
 ) -> CheckpointDescription:
-    """Understand a model folder, or a zip archive of one.
+    """Read a model folder, or a zip archive of one.
 
     Args:
         path: a model folder of nnU-Net v1, its UNet++ fork or nnU-Net v2, or a zip archive that holds one. An archive

@@ -1,4 +1,4 @@
-"""What a checkpoint reader hands over: a specification, a network to re-build, and where the weights are."""
+"""What a checkpoint reader hands over: a specification, a network to rebuild, and where the weights are."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ Weights = dict[str, npt.NDArray[Any]]
 
 @dataclass(frozen=True)
 class NetworkDescription:
-    """A network as plain data, enough to re-build it.
+    """A network as plain data, enough to rebuild it.
 
     Attributes:
-        kind: ``unetplusplus`` and ``generic_unet`` are re-implemented in :mod:`offline_infer.networks`; ``dynamic`` is
+        kind: ``unetplusplus`` and ``generic_unet`` are reimplemented in :mod:`offline_infer.networks`; ``dynamic`` is
             a class of ``dynamic_network_architectures`` (imported at export time only).
         class_name: the framework's class name (for ``dynamic``: the full dotted name).
         arguments: plain numbers, strings and lists; what they mean is the builder's contract.
@@ -60,11 +60,11 @@ class Selection:
 
 @dataclass(frozen=True)
 class CheckpointDescription:
-    """A checkpoint folder, understood.
+    """What was read from a checkpoint folder.
 
     Attributes:
         spec: everything inference needs except ``outputs`` and ``graphs``, which export fills in.
-        network: the network to re-build.
+        network: the network to rebuild.
         load_weights: fold name -> state dict as NumPy arrays (no torch, no pickle executed).
         notes: things worth telling the user (unknown trainer, missing fold, ...).
     """

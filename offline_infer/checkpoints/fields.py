@@ -1,4 +1,4 @@
-"""Reading values out of plans, with a readable complaint where one is missing or of the wrong kind."""
+"""Reading values out of plans, with a readable error where one is missing or of the wrong kind."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class Fields:
         return len(self.content)
 
     def raw(self, key: Any, default: Any = _ABSENT) -> Any:
-        """The value as it stands."""
+        """The value as stored."""
         if key in self.content:
             return self.content[key]
         if default is _ABSENT:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -56,7 +56,7 @@ class Fold:
 
 
 def recognise(folder: Path) -> Layout | None:
-    """The layout of a model folder, or None where it is none."""
+    """The layout of a model folder, or None if the folder is not one."""
     for layout in LAYOUTS:
         if _fold_folders(folder, layout) or (folder / layout.plans).is_file():
             return layout
@@ -64,7 +64,7 @@ def recognise(folder: Path) -> Layout | None:
 
 
 def candidates(path: Path) -> list[Path]:
-    """Model folders near a path that is none: above it, else below it."""
+    """Model folders near a path that is not one itself: above it, otherwise below it."""
     for parent in [path, *path.parents][:4]:
         if parent.is_dir() and recognise(parent):
             return [parent]
@@ -104,50 +104,59 @@ def choose_folds(
             f"{folder} has no fold folder with a *{layout.suffix} file; expected for example "
             f"{folder.name}/fold_0/{layout.default_checkpoint}{layout.suffix}"
         )
-    notes: list[str] = []
+    file = f"{name}{layout.suffix}"
     if folds is None:
-        chosen = [fold for fold in present if fold != "all"] or ["all"]
-        if chosen == ["all"] and layout.kind == "nnunet_v1":
-            raise CheckpointError(
-                f"{folder} holds only a model trained on all cases, which has to be asked for",
-                remedy=Remedy("name-folds", {"folds": "all"}),
-            )
-        if layout.kind == "nnunet_v2":
-            complete = [fold for fold in chosen if (present[fold] / f"{name}{layout.suffix}").is_file()]
-            left_out = [fold for fold in chosen if fold not in complete]
-            if complete and left_out:
-                notes.append(
-                    f"fold {', '.join(left_out)} left out: no {name}{layout.suffix} (nnU-Net leaves it out too)"
-                )
-                chosen = complete
-        empty = sorted(
-            child.name
-            for child in folder.glob("fold_*")
-            if child.is_dir() and child.name[5:].isdecimal() and _fold_name(child.name) not in present
-        )
-        if empty:
-            notes.append(f"{', '.join(empty)} left out: no *{layout.suffix} file")
-        if "all" in present and chosen != ["all"]:
-            remedy = Remedy("name-folds", {"folds": "all"})
-            notes.append(f"the model trained on all cases (fold all) was not used {remedy}")
+        chosen, notes = _default_folds(folder, layout, present, file)
     else:
-        chosen = list(dict.fromkeys(_fold_name(fold) for fold in folds))
-        unknown = [fold for fold in chosen if fold not in present]
-        if unknown or not chosen:
-            raise CheckpointError(
-                f"{folder} has no fold {', '.join(unknown) or '(none asked for)'}; it has {', '.join(present)}"
-            )
-    result = []
-    for fold in chosen:
-        path = present[fold] / f"{name}{layout.suffix}"
-        if not path.is_file():
-            there = sorted(p.name for p in present[fold].glob(f"*{layout.suffix}"))
-            raise CheckpointError(
-                f"{path} is missing; {present[fold].name} has {', '.join(there) or 'no weights'}",
-                remedy="name-checkpoint",
-            )
-        result.append(Fold(fold, path))
-    return result, notes
+        chosen, notes = _named_folds(folder, present, folds), []
+    return [Fold(fold, _weights(present[fold], file, layout)) for fold in chosen], notes
+
+
+def _default_folds(folder: Path, layout: Layout, present: Mapping[str, Path], file: str) -> tuple[list[str], list[str]]:
+    """What the framework's predictor takes, and notes about what it leaves out."""
+    notes: list[str] = []
+    chosen = [fold for fold in present if fold != "all"] or ["all"]
+    all_cases = Remedy("name-folds", {"folds": "all"})
+    if chosen == ["all"] and layout.kind == "nnunet_v1":
+        raise CheckpointError(
+            f"{folder} holds only a model trained on all cases, which has to be asked for", remedy=all_cases
+        )
+    if layout.kind == "nnunet_v2":
+        complete = [fold for fold in chosen if (present[fold] / file).is_file()]
+        left_out = [fold for fold in chosen if fold not in complete]
+        if complete and left_out:
+            notes.append(f"fold {', '.join(left_out)} left out: no {file} (nnU-Net leaves it out too)")
+            chosen = complete
+    empty = sorted(
+        child.name
+        for child in folder.glob("fold_*")
+        if child.is_dir() and child.name[5:].isdecimal() and _fold_name(child.name) not in present
+    )
+    if empty:
+        notes.append(f"{', '.join(empty)} left out: no *{layout.suffix} file")
+    if "all" in present and chosen != ["all"]:
+        notes.append(f"the model trained on all cases (fold all) was not used {all_cases}")
+    return chosen, notes
+
+
+def _named_folds(folder: Path, present: Mapping[str, Path], folds: Sequence[str]) -> list[str]:
+    chosen = list(dict.fromkeys(_fold_name(fold) for fold in folds))
+    unknown = [fold for fold in chosen if fold not in present]
+    if unknown or not chosen:
+        raise CheckpointError(
+            f"{folder} has no fold {', '.join(unknown) or '(none asked for)'}; it has {', '.join(present)}"
+        )
+    return chosen
+
+
+def _weights(fold_folder: Path, file: str, layout: Layout) -> Path:
+    path = fold_folder / file
+    if not path.is_file():
+        there = sorted(found.name for found in fold_folder.glob(f"*{layout.suffix}"))
+        raise CheckpointError(
+            f"{path} is missing; {fold_folder.name} has {', '.join(there) or 'no weights'}", remedy="name-checkpoint"
+        )
+    return path
 
 
 def _fold_folders(folder: Path, layout: Layout) -> dict[str, Path]:

@@ -1,1 +1,1 @@
-"""From a torch network to a verified graph: tracing, the reference run and the comparison."""
+"""From a torch network to a verified bundle: tracing, the reference run and the comparison."""

@@ -1,4 +1,4 @@
-"""What a torch network itself answers: the reference every exported graph is compared with."""
+"""What a torch network itself computes: the reference every exported graph is compared with."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ FloatArray = npt.NDArray[np.float32]
 
 @dataclass
 class References:
-    """What the network itself answered.
+    """What the network itself computed.
 
     Attributes:
         torch: version.
@@ -47,7 +47,7 @@ def reference_run(network: nn.Module, probes: dict[str, FloatArray], precision: 
             for name, image in probes.items():
                 found.heads[name] = _run(network, image)
                 if not all(np.isfinite(head).all() for head in found.heads[name]):
-                    raise ExportError(f"the checkpoint's own network answers NaN or infinity on the input {name!r}")
+                    raise ExportError(f"the checkpoint's own network gives NaN or infinity for the input {name!r}")
         if precision == "fp16":
             with _half_storage(network):
                 for name, image in probes.items():
@@ -65,7 +65,7 @@ def _run(network: nn.Module, image: FloatArray) -> list[FloatArray]:
 
 @contextmanager
 def _watched(network: nn.Module, peaks: dict[str, float]) -> Iterator[None]:
-    """Note the largest absolute value every layer gives: what half precision will have to hold."""
+    """Record the largest absolute value of every layer's output, which half precision has to represent."""
     torch = import_torch()
 
     def watch(name: str) -> Callable[..., None]:

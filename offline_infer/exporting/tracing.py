@@ -47,7 +47,7 @@ def trace(network: nn.Module, spec: VolumeSpec, opset: int, *, all_heads: bool =
                 check_graph(model, spec)
                 return model
         except ExportError:
-            pass  # the full size has the last word
+            pass  # the trace at full size decides
     model = passes.fix_shapes(_trace_at(network, spec, spec.patch_size, opset, all_heads), spec.input_shape)
     check_graph(model, spec)
     return model
@@ -103,7 +103,7 @@ def check_graph(model: Any, spec: VolumeSpec) -> None:
     if logits.shape != shape or logits.dtype != "float32":
         raise ExportError(
             f"the network gives {logits.dtype} {logits.shape}, but labels and patch size ask for float32 {shape}; "
-            "do plans and weights belong together?"
+            "check that plans and weights are from one training"
         )
     bad = [advice for advice in facts.advice if "eval mode" in advice]
     if bad:

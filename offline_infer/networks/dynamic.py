@@ -1,6 +1,6 @@
 """Classes of ``dynamic_network_architectures``, built from nnU-Net v2's plans.
 
-Plans name classes by dotted path. Such a name is never imported as it stands: network classes come from that package's
+Plans name classes by dotted path. Such a name is never imported directly: network classes come from that package's
 architecture modules and arguments from ``torch.nn`` or its building blocks, all listed here.
 """
 
@@ -30,7 +30,7 @@ def build_dynamic(description: NetworkDescription, deep_supervision: bool) -> nn
 
     Args:
         description: ``class_name`` dotted, ``arguments`` the plans' keyword arguments plus :data:`IMPORTS_KEY`.
-        deep_supervision: handed on where the class knows it; heads then come as a list, the final one first.
+        deep_supervision: passed on if the class accepts it; heads then come as a list, the final one first.
 
     Raises:
         CheckpointError: a class outside the closed set.

@@ -2,7 +2,7 @@
 
 Encoder ``conv_blocks_context``, decoder ``conv_blocks_localization`` (coarsest first), transposed convolutions ``tu``
 and one head per decoder stage in ``seg_outputs``. Unlike UNet++, the *last* head is the final one, and the heads of
-coarser stages answer at their own, lower resolution.
+coarser stages give logits at their own, lower resolution.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ class GenericUNet(nn.Module):
         base_features: features at full resolution; doubled per pooling up to ``max_features``.
         output_channels: classes (background included) or regions.
         pool_kernels: one factor per spatial axis for every pooling, finest first.
-        conv_kernels: one kernel (1 or 3 per axis) more than there are poolings, finest first. The decoder stage that
-            answers at full resolution uses the second one, as in the framework.
+        conv_kernels: one kernel (1 or 3 per axis) more than there are poolings, finest first. The decoder stage at
+            full resolution uses the second one, as in the framework.
         convs_per_stage: convolutions per stage.
         max_features: feature cap; None takes the framework's (320 in 3D, 480 in 2D).
         deep_supervision: if True, ``forward`` returns one head per decoder stage.

@@ -1,4 +1,4 @@
-"""Copying a state dict of NumPy arrays into a torch module, strictly and with readable complaints."""
+"""Copying a state dict of NumPy arrays into a torch module, strictly and with readable errors."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ def copy_weights(module: nn.Module, weights: Mapping[str, npt.NDArray[Any]]) -> 
         for name, tensor in targets.items()
         if name in given and tuple(given[name].shape) != tuple(tensor.shape)
     ]
-    complaints = [
-        *_complain("missing", missing),
-        *_complain("unexpected", unexpected),
-        *_complain("of the wrong shape", misshapen),
+    problems = [
+        *_listed("missing", missing),
+        *_listed("unexpected", unexpected),
+        *_listed("of the wrong shape", misshapen),
     ]
-    if complaints:
+    if problems:
         raise CheckpointError(
-            f"the weights do not fit {type(module).__name__}: {'; '.join(complaints)}; the checkpoint's trainer may have "
+            f"the weights do not fit {type(module).__name__}: {'; '.join(problems)}; the checkpoint's trainer may have "
             "built another network than its plans describe"
         )
     with torch.no_grad():
@@ -55,9 +55,9 @@ def copy_weights(module: nn.Module, weights: Mapping[str, npt.NDArray[Any]]) -> 
             targets[present[0]].copy_(torch.from_numpy(source if source.flags.writeable else source.copy()))
 
 
-def _complain(kind: str, names: Iterable[str]) -> list[str]:
-    listed = list(names)
-    if not listed:
+def _listed(kind: str, names: Iterable[str]) -> list[str]:
+    found = list(names)
+    if not found:
         return []
-    first = ", ".join(listed[:3]) + (", ..." if len(listed) > 3 else "")
-    return [f"{len(listed)} {kind} ({first})"]
+    first = ", ".join(found[:3]) + (", ..." if len(found) > 3 else "")
+    return [f"{len(found)} {kind} ({first})"]

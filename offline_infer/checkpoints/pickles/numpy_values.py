@@ -1,4 +1,4 @@
-"""How NumPy arrays, scalars and dtypes stand in pickles, rebuilt with every size checked against the data at hand.
+"""NumPy arrays, scalars and dtypes as pickles store them, rebuilt with every size checked against the stored data.
 
 Both spellings of NumPy's private modules occur: ``numpy.core`` before NumPy 2, ``numpy._core`` since. Only plain
 numbers and fixed-width text are accepted; arrays of Python objects, records and dates are refused.
@@ -23,7 +23,7 @@ MAX_EMPTY = 1 << 16
 
 
 class DtypeNote(Pending):
-    """A dtype in the making: its BUILD brings the byte order and, for text, the width."""
+    """A dtype under construction: its BUILD brings the byte order and, for text, the width."""
 
     __slots__ = ("_text",)
 
@@ -51,7 +51,7 @@ def _dtype(text: Any, align: Any = False, copy: Any = True) -> DtypeNote:
 
 
 class ArrayNote(Pending):
-    """An array in the making: its BUILD brings shape, dtype, order and bytes."""
+    """An array under construction: its BUILD brings shape, dtype, order and bytes."""
 
     __slots__ = ("_array",)
 

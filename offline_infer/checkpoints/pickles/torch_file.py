@@ -43,7 +43,7 @@ ByteOrder = Literal["<", ">"]
 
 @dataclass(frozen=True)
 class Extent:
-    """Where a storage's bytes lie in the file. ``crc`` is None where the layout records none."""
+    """Where a storage's bytes are in the file. ``crc`` is None where the layout records none."""
 
     offset: int
     size: int
@@ -57,7 +57,7 @@ class TorchFile:
     Attributes:
         path: the file.
         content: what was saved; every tensor is a :class:`TensorRef`.
-        extents: storage key -> where it lies.
+        extents: storage key -> where its bytes are.
         order: byte order of the storages.
         stamp: size and time of change of the file when it was opened.
     """

@@ -1,4 +1,4 @@
-"""How tensors stand in torch's pickles: as references to storages, rebuilt here as NumPy arrays, bounds checked."""
+"""Tensors as torch's pickles store them, as references to storages; rebuilt as NumPy arrays with bounds checked."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class StorageRef:
 
 @dataclass(frozen=True)
 class TensorRef:
-    """A tensor that still lies in the file. ``offset`` and ``stride`` count elements of ``dtype``."""
+    """A tensor that is still in the file. ``offset`` and ``stride`` count elements of ``dtype``."""
 
     storage: StorageRef
     dtype: str

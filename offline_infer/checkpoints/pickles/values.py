@@ -92,7 +92,7 @@ class Pending:
 
 
 class Container:
-    """A dict, list, tuple or set in the making.
+    """A dict, list, tuple or set under construction.
 
     It knows how deep and how large the tree below it is, every shared part counted as often as it occurs: nested pairs
     of one and the same tuple are a hundred bytes in a file, and 2**30 steps for whoever hashes, compares or prints them.

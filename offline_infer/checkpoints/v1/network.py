@@ -37,7 +37,7 @@ def describe(
     traits: Traits,
     origin: str,
 ) -> NetworkDescription:
-    """The network to re-build.
+    """The network to rebuild.
 
     Args:
         shapes: state dict names and shapes, without wrapper prefixes.
@@ -52,6 +52,36 @@ def describe(
     """
     kind = _kind(shapes, origin)
     sizes = _sizes(shapes, origin)
+    _check(sizes, kind, pool_kernels, patch_size, origin)
+    base, cap = sizes.features[0], max(sizes.features)
+    arguments: dict[str, Any] = {
+        "base_features": base,
+        "pool_kernels": [list(kernel) for kernel in pool_kernels],
+        "conv_kernels": sizes.kernels,
+        "convs_per_stage": sizes.convs_per_stage,
+    }
+    if cap != min(base * 2 ** (len(sizes.features) - 1), FEATURE_CAPS[len(patch_size)]):
+        arguments["max_features"] = cap
+    arguments |= _style(shapes, traits)
+    return NetworkDescription(
+        kind=kind,
+        class_name="Generic_UNetPlusPlus" if kind == "unetplusplus" else "Generic_UNet",
+        arguments=arguments,
+        input_channels=sizes.inputs,
+        output_channels=sizes.outputs,
+        patch_size=patch_size,
+        parameters=sum(math.prod(shape) for shape in shapes.values()),
+    )
+
+
+def _check(
+    sizes: _Sizes, kind: str, pool_kernels: Sequence[Sequence[int]], patch_size: tuple[int, ...], origin: str
+) -> None:
+    """See that the weights and the plans describe one network.
+
+    Raises:
+        CheckpointError: they contradict each other.
+    """
     dims = len(patch_size)
     if len(sizes.features) != len(pool_kernels) + 1 or len(sizes.kernels[0]) != dims:
         raise CheckpointError(
@@ -71,28 +101,10 @@ def describe(
             raise CheckpointError(
                 f"{origin}: patch size {patch_size} cannot be divided by the poolings' factor {factor}"
             )
-    arguments: dict[str, Any] = {
-        "base_features": base,
-        "pool_kernels": [list(kernel) for kernel in pool_kernels],
-        "conv_kernels": sizes.kernels,
-        "convs_per_stage": sizes.convs_per_stage,
-    }
-    if cap != min(base * 2 ** (len(sizes.features) - 1), FEATURE_CAPS[dims]):
-        arguments["max_features"] = cap
-    arguments |= _style(shapes, traits)
-    return NetworkDescription(
-        kind=kind,
-        class_name="Generic_UNetPlusPlus" if kind == "unetplusplus" else "Generic_UNet",
-        arguments=arguments,
-        input_channels=sizes.inputs,
-        output_channels=sizes.outputs,
-        patch_size=patch_size,
-        parameters=sum(math.prod(shape) for shape in shapes.values()),
-    )
 
 
 def deviations(network: NetworkDescription, base: int, convs: int, kernels: Sequence[Sequence[int]]) -> list[str]:
-    """In what the network differs from the one its plans describe, in words."""
+    """How the network differs from the one its plans describe, in words."""
     found = []
     expected = {"base_features": base, "convs_per_stage": convs, "conv_kernels": [list(kernel) for kernel in kernels]}
     for name, value in expected.items():
@@ -138,7 +150,7 @@ def _sizes(shapes: Shapes, origin: str) -> _Sizes:
 def _shape(shapes: Shapes, name: str, origin: str) -> tuple[int, ...]:
     shape = shapes.get(name)
     if shape is None or len(shape) not in (4, 5) or 0 in shape:
-        raise CheckpointError(f"{origin}: {name} is missing from the weights or is no convolution")
+        raise CheckpointError(f"{origin}: {name} is missing from the weights or is not a convolution")
     return shape
 
 

@@ -56,7 +56,7 @@ LAYOUT = LAYOUTS[0]
 
 @dataclass(frozen=True)
 class _Reading:
-    """One fold, understood. ``spec`` has this fold alone as its source."""
+    """What was read of one fold. ``spec`` has this fold alone as its source."""
 
     fold: Fold
     spec: VolumeSpec
@@ -326,8 +326,8 @@ class _Place:
 
 
 def _place(output_folder: Any, folder: Path, dims: int) -> _Place:
-    """Read off the training's output folder, ``.../3d_fullres/Task003_Liver/<trainer>__<plans>``; where that says
-    nothing, off the folder's present place."""
+    """From the output folder the training recorded, ``.../3d_fullres/Task003_Liver/<trainer>__<plans>``; if that has
+    another form, from the folder's current path."""
     recorded = str(output_folder)[-MAX_TEXT:]
     for parts in (re.split(r"[\\/]", recorded if recorded.isprintable() else ""), list(folder.absolute().parts)):
         for index in range(len(parts) - 1, 0, -1):

@@ -43,7 +43,7 @@ def known_trainer(trainer: str) -> bool:
 def describe(
     config: Fields, trainer: str, patch_size: tuple[int, ...], input_channels: int, output_channels: int
 ) -> NetworkDescription:
-    """The network to re-build.
+    """The network to rebuild.
 
     Raises:
         CheckpointError: plans without a network, or an old class that is not known.

@@ -55,7 +55,7 @@ def configuration(plans: Fields, name: str) -> Fields:
     """A configuration with everything it inherits.
 
     Raises:
-        CheckpointError: an unknown configuration (the message lists those there are) or a circle.
+        CheckpointError: an unknown configuration (the message lists the known ones), or circular inheritance.
     """
     configurations = plans.fields("configurations")
     merged: dict[Any, Any] = {}
