@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +15,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from offline_infer.bundles.manifest import MANIFEST, SIGNATURE, write_manifest
 from offline_infer.bundles.onnx_metadata import graph_sha256, read_metadata
 from offline_infer.digests import digest_of
 from offline_infer.errors import BundleError, Remedy, UsageError
@@ -161,6 +162,7 @@ def save(spec: VolumeSpec, folder: Path | str) -> Bundle:
     try:
         # Not mode="json": that would write NaN as null in silence.
         write_json(place / BUNDLE_FILE, spec.model_dump())
+        write_manifest(place, _digests(spec, place))
     except ValueError as error:
         raise BundleError(
             f"{place / BUNDLE_FILE}: a figure is NaN or infinite, which JSON cannot hold ({error})"
@@ -208,6 +210,16 @@ def embedded(
     }
 
 
+def recorded_graph_sha256(entries: Mapping[str, str]) -> str | None:
+    """The digest of its own graph that an ONNX file's metadata hold; None where they hold none.
+
+    Raises:
+        BundleError: the entry is damaged.
+    """
+    recorded = _json_object(entries.get(GRAPH_KEY, "{}").encode(), GRAPH_KEY).get("graph_sha256")
+    return None if recorded is None else str(recorded)
+
+
 # ---- reading ---------------------------------------------------------------------------------------------------------
 
 
@@ -247,7 +259,7 @@ def _load_lone(path: Path) -> Bundle:
         )
     except ValidationError as error:
         raise BundleError(f"{path} [{GRAPH_KEY}]: {_first_faults(error)}; export it again") from error
-    recorded = about.get("graph_sha256")
+    recorded = recorded_graph_sha256(metadata.entries)
     if recorded is not None and recorded != graph_sha256(path, metadata.graph):
         raise BundleError(
             f"{path} was changed after it was exported: its graph is not the one that it was recorded with; copy or export "
@@ -369,6 +381,13 @@ def _records(spec: VolumeSpec) -> list[tuple[str, GraphRecord | CompiledRecord]]
     return graphs + [(f"compiled[{i}]", c) for i, c in enumerate(spec.compiled)]
 
 
+def _digests(spec: VolumeSpec, folder: Path) -> dict[str, str]:
+    """SHA-256 of every file of a bundle: as recorded, and of what no record covers."""
+    digests = {record.file: record.sha256 for _, record in _records(spec)}
+    others = {BUNDLE_FILE, *(item.log for item in spec.compiled if item.log is not None)} - set(digests)
+    return digests | {name: sha256_file(folder / name) for name in others if (folder / name).is_file()}
+
+
 def _refuse(where: Path | str, faults: list[str], remedy: str) -> None:
     if faults:
         more = f" (and {len(faults) - _SHOWN} more)" if len(faults) > _SHOWN else ""
@@ -410,7 +429,7 @@ def _refuse_target(target: Path, overwrite: bool) -> None:
         raise UsageError(
             f"{target}: {BUNDLE_FILE} cannot be read, so what may be deleted is unknown; remove the folder yourself"
         ) from error
-    foreign = sorted(present - own - {BUNDLE_FILE, COMPILED, PRECISION_CHECKS})
+    foreign = sorted(present - own - {BUNDLE_FILE, COMPILED, PRECISION_CHECKS, MANIFEST, SIGNATURE})
     if foreign:
         raise UsageError(
             f"{target} holds files that are not the bundle's ({', '.join(foreign[:_SHOWN])}); move them away first"

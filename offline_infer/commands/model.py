@@ -82,7 +82,19 @@ def register(commands: Subparsers) -> None:
 
     parser = command(commands, "inspect", inspect, "show what a bundle holds")
     parser.add_argument("bundle", type=Path, help="bundle folder or lone .onnx file")
-    parser.add_argument("--verify", action="store_true", help="also check every file's SHA-256")
+    parser.add_argument(
+        "--verify", action="store_true", help="also check every file: digests, manifest, signature, operators"
+    )
+    parser.add_argument(
+        "--public-key", type=Path, metavar="PEM", help="with --verify: the key the bundle has to be signed with"
+    )
+
+    parser = command(commands, "sign", sign, "sign a bundle with a key of your own (OpenSSF model signing)")
+    parser.add_argument("bundle", type=Path, help="bundle folder")
+    parser.add_argument(
+        "--key", type=Path, required=True, metavar="PEM", help="private elliptic-curve key (P-256, P-384, P-521)"
+    )
+    parser.add_argument("--password-file", type=Path, metavar="FILE", help="file with the key's password")
 
 
 def export(options: argparse.Namespace) -> dict[str, Any]:
@@ -172,9 +184,13 @@ def compile_om(options: argparse.Namespace) -> dict[str, Any]:
 def inspect(options: argparse.Namespace) -> dict[str, Any]:
     """``offline-infer inspect``."""
     from offline_infer.bundles.bundle import Bundle
+    from offline_infer.bundles.checking import check_bundle
     from offline_infer.bundles.precision_checks import line_of, read_checks
 
-    bundle = Bundle.load(existing(options.bundle), verify_hashes=options.verify)
+    if options.public_key is not None and not options.verify:
+        raise UsageError("--public-key is used with --verify only")
+    bundle = Bundle.load(existing(options.bundle))
+    check = check_bundle(bundle, options.public_key) if options.verify else None
     checks = read_checks(bundle)
     spec = bundle.spec
     source = spec.source
@@ -197,12 +213,29 @@ def inspect(options: argparse.Namespace) -> dict[str, Any]:
         ),
         *(f"  checked      {line_of(row)}" for row in checks.rows),
         *([f"  checked      {checks.problem}; it counts as absent"] if checks.problem else []),
+        *([] if check is None else [f"  good         {line}" for line in check.done]),
+        *([] if check is None else [f"  not checked  {line}" for line in check.open]),
     )
     return {
         **spec.model_dump(mode="json"),
         "verified": _verified(bundle),
+        **({} if check is None else {"integrity": check.to_json()}),
         "precision_checks": [row.model_dump(mode="json") for row in checks.rows],
     }
+
+
+def sign(options: argparse.Namespace) -> dict[str, Any]:
+    """``offline-infer sign``."""
+    from offline_infer.bundles.bundle import Bundle
+    from offline_infer.bundles.signature import sign_bundle
+
+    password = None if options.password_file is None else existing(options.password_file).read_bytes().strip()
+    path = sign_bundle(Bundle.load(existing(options.bundle)), existing(options.key), password)
+    say(
+        options,
+        f"{path}: signed; whoever has your public key checks it with 'offline-infer inspect --verify --public-key'",
+    )
+    return {"signature": str(path)}
 
 
 def _graph_lines(graph: GraphRecord) -> list[str]:

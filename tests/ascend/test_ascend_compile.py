@@ -174,7 +174,14 @@ def test_atc_is_run_in_a_folder_of_its_own(standins: pytest.MonkeyPatch, tmp_pat
     compile_one(tmp_path / "bundle")
     assert not list((tmp_path / "cwd").iterdir()), "kernel_meta and the like in the user's folder"
     names = {path.name for path in (tmp_path / "bundle").rglob("*")}
-    assert names == {"bundle.json", "fold_0.onnx", "compiled", f"fold_0.{SOC}.om", f"fold_0.{SOC}.log"}
+    assert names == {
+        "MANIFEST.sha256",
+        "bundle.json",
+        "fold_0.onnx",
+        "compiled",
+        f"fold_0.{SOC}.om",
+        f"fold_0.{SOC}.log",
+    }
 
 
 # ---- the command line of atc -----------------------------------------------------------------------------------------
