@@ -23,21 +23,26 @@ if TYPE_CHECKING:
     from offline_infer.bundles.bundle import Bundle
     from offline_infer.exporting.bundles import export_bundle
     from offline_infer.images import Image, read_image
-    from offline_infer.predict.model import LabelMap, Model, load
-    from offline_infer.tasks.volume.aggregation import RunSettings
+    from offline_infer.predict.model import Model, load
+    from offline_infer.tasks.settings import RunSettings
+    from offline_infer.tasks.volume.label_map import LabelMap
 
 __all__ = ["Bundle", "Image", "LabelMap", "Model", "RunSettings", "__version__", "export_bundle", "load", "read_image"]
 
 _HOMES = {
     "Bundle": "offline_infer.bundles.bundle",
     "Image": "offline_infer.images",
-    "LabelMap": "offline_infer.predict.model",
+    "LabelMap": "offline_infer.tasks.volume.label_map",
     "Model": "offline_infer.predict.model",
-    "RunSettings": "offline_infer.tasks.volume.aggregation",
+    "RunSettings": "offline_infer.tasks.settings",
     "export_bundle": "offline_infer.exporting.bundles",
     "load": "offline_infer.predict.model",
     "read_image": "offline_infer.images",
 }
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)
 
 
 def __getattr__(name: str) -> Any:

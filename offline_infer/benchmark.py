@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import platform
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,20 +19,15 @@ import numpy.typing as npt
 import psutil
 
 from offline_infer._version import __version__
-from offline_infer.arithmetic.labels import region_threshold, winners
-from offline_infer.arithmetic.sliding_window import constant_key, cut_tile
-from offline_infer.arithmetic.smoothing import gaussian
 from offline_infer.bundles.bundle import Bundle
 from offline_infer.bundles.opening import open_fold
 from offline_infer.bundles.precision_checks import Check, Subject, keep_checks, rows_of, subject_of
 from offline_infer.engines.base import EngineOptions, Session, get_engine
 from offline_infer.errors import OfflineInferError, UsageError
 from offline_infer.events import Event, Sink, silent
-from offline_infer.images import read_image
-from offline_infer.spec import VolumeSpec
-from offline_infer.tasks.settings import RunSettings
-from offline_infer.tasks.volume.aggregation import case_grid
-from offline_infer.tasks.volume.preparing import prepare
+from offline_infer.images.cases import CaseFiles
+from offline_infer.tasks.base import Answers
+from offline_infer.tasks.registry import get_task
 
 if TYPE_CHECKING:
     from offline_infer.predict.model import Model
@@ -49,7 +44,7 @@ class Plan:
 
     Attributes:
         engines, precisions: every pair is tried.
-        image: files of a case's channels to cut tiles from; without it, tiles of smooth noise.
+        case: to take inputs from; without it, smooth noise.
         tiles: how many different tiles, at most.
         repeats: timed calls beyond the first one.
         threads: 0 = all cores.
@@ -63,7 +58,7 @@ class Plan:
 
     engines: Sequence[str] = ("openvino", "onnxruntime")
     precisions: Sequence[str] = ("fp32", "bf16")
-    image: Sequence[Path] = ()
+    case: CaseFiles | None = None
     tiles: int = 4
     repeats: int = 5
     threads: int = 0
@@ -101,11 +96,12 @@ def _compared(bundle: Bundle, plan: Plan, sink: Sink) -> tuple[dict[str, Any], l
         raise UsageError(f"{bundle.folder}: no fold {fold}; this bundle has {', '.join(bundle.folds)}")
     if plan.tiles < 1 or plan.repeats < 1:
         raise UsageError("a benchmark needs at least one tile and one repeat")
-    tiles = sample_tiles(bundle.spec, plan)
+    task = get_task(bundle.spec.task)
+    tiles = task.sample_inputs(plan.case, bundle.spec, plan.tiles, plan.threads)
     pairs = [(engine, precision) for engine in plan.engines for precision in plan.precisions]
     # The reference first: every other answer is compared with it.
     pairs.sort(key=lambda pair: (pair[1] != "fp32", REFERENCE.index(pair[0]) if pair[0] in REFERENCE else 9))
-    reference: list[FloatArray] | None = None
+    reference: list[Answers] | None = None
     rows = []
     subjects: dict[tuple[str, str], Subject] = {}
     for done, (engine, precision) in enumerate(pairs, 1):
@@ -130,7 +126,10 @@ def _compared(bundle: Bundle, plan: Plan, sink: Sink) -> tuple[dict[str, Any], l
         "bundle": str(bundle.folder),
         "network": bundle.spec.source.network,
         "input_shape": list(bundle.spec.input_shape),
-        "tiles": {"count": len(tiles), "source": [str(path) for path in plan.image] or "smooth noise"},
+        "tiles": {
+            "count": len(tiles),
+            "source": [str(path) for path in plan.case.channels] if plan.case else "smooth noise",
+        },
         "machine": {"processor": platform.processor() or platform.machine(), "cores": psutil.cpu_count()},
         "date": time.strftime("%Y-%m-%d %H:%M:%S"),
         "results": rows,
@@ -146,19 +145,17 @@ def _keep(bundle: Bundle, checks: Sequence[Check], sink: Sink) -> bool:
     return problem is None
 
 
-def verify_once(model: Model, image: Sequence[Path], sink: Sink = silent) -> None:
+def verify_once(model: Model, case: CaseFiles, sink: Sink = silent) -> None:
     """Compare a model's precision with float32 on two tiles of an image, where that was never done, and keep the result.
 
     One engine is open at a time: the model's own sessions are closed before, and opened again when they are needed.
 
     Args:
-        image: files of a case's channels.
+        case: to take the inputs from.
 
     Raises:
         UsageError: the precision has failed, now or before; or the model is the second stage of a cascade.
     """
-    if model.spec.previous_stage is not None:
-        raise UsageError("the precision of a cascade's second stage cannot be checked on an image alone")
     missing = model.precision_standing.missing
     if not missing:
         return
@@ -168,7 +165,7 @@ def verify_once(model: Model, image: Sequence[Path], sink: Sink = silent) -> Non
         plan = Plan(
             engines=(model.engine,),
             precisions=("fp32", options.precision),
-            image=image,
+            case=case,
             tiles=2,
             repeats=1,
             threads=options.threads,
@@ -193,10 +190,15 @@ def _measure(
     precision: str,
     plan: Plan,
     tiles: Sequence[FloatArray],
-    reference: Sequence[FloatArray] | None,
+    reference: Sequence[Answers] | None,
 ) -> dict[str, Any]:
     options = EngineOptions(
-        device=plan.device, precision=precision, threads=plan.threads, cache=plan.cache, extra=dict(plan.extra)
+        device=plan.device,
+        precision=precision,
+        threads=plan.threads,
+        cache=plan.cache,
+        outputs=bundle.spec.kept_outputs,
+        extra=dict(plan.extra),
     )
     wanted = get_engine(engine).graph_precision(precision)
     sha256 = bundle.graph(fold, wanted).sha256
@@ -219,7 +221,7 @@ def _measure(
         "calls": len(seconds),
         "memory_bytes": max(memory, 0),
     }
-    judged = judge(answers, reference, bundle.spec)
+    judged = get_task(bundle.spec.task).judge(answers, reference, bundle.spec)
     dice = judged.get("foreground_dice")
     if judged["status"] == "ok" and dice is not None and dice < plan.min_dice:
         judged |= {
@@ -229,84 +231,17 @@ def _measure(
     return {**row, **judged, "answers": answers, "subject": subject_of(info, fold, sha256)}
 
 
-def _answers(session: Session, tiles: Sequence[FloatArray], repeats: int) -> tuple[list[FloatArray], list[float]]:
+def _answers(session: Session, tiles: Sequence[FloatArray], repeats: int) -> tuple[list[Answers], list[float]]:
     """The answer to every tile, and the seconds of every call."""
-    answers, seconds = [], []
+    answers: list[Answers] = []
+    seconds: list[float] = []
     for number in range(max(repeats, len(tiles))):
         start = time.perf_counter()
-        answer = session.run(tiles[number % len(tiles)])
+        answer = session.answer(tiles[number % len(tiles)])
         seconds.append(time.perf_counter() - start)
         if number < len(tiles):
-            answers.append(answer.copy())
+            answers.append({name: array.copy() for name, array in answer.items()})
     return answers, seconds
-
-
-def judge(answers: Sequence[FloatArray], reference: Sequence[FloatArray] | None, spec: VolumeSpec) -> dict[str, Any]:
-    """Whether answers can be trusted, compared with the float32 reference where there is one.
-
-    Args:
-        answers, reference: (1, k, *patch) per tile.
-
-    Returns:
-        ``status`` (``ok`` or ``failed`` with a ``reason``) and the figures of the comparison.
-    """
-    if not all(np.isfinite(answer).all() for answer in answers):
-        return {"status": "failed", "reason": "the answers hold NaN or infinite numbers"}
-    if reference is None:
-        return {"status": "ok"}
-    threshold = None if spec.labels.regions_class_order is None else region_threshold(spec.aggregation)
-    equal = voxels = found = wanted = both = 0
-    worst = 0.0
-    for mine, theirs in zip(answers, reference, strict=True):
-        worst = max(worst, float(np.abs(mine - theirs).max()))
-        a, b = winners(mine[0], threshold), winners(theirs[0], threshold)
-        equal += int((a == b).sum())
-        voxels += a.size
-        found, wanted = found + int((a > 0).sum()), wanted + int((b > 0).sum())
-        both += int(((a == b) & (a > 0)).sum())
-    figures: dict[str, Any] = {
-        "max_abs_logit_difference": worst,
-        "label_agreement": equal / voxels,
-        "foreground_dice": 2 * both / (found + wanted) if found + wanted else None,
-        "foreground_voxels": found,
-        "reference_foreground_voxels": wanted,
-    }
-    if wanted and not found:
-        return {"status": "failed", "reason": "all background, where float32 finds structures", **figures}
-    return {"status": "ok", **figures}
-
-
-def sample_tiles(spec: VolumeSpec, plan: Plan) -> list[FloatArray]:
-    """Inputs (1, c, *patch) to compare engines on: tiles of the plan's image, or smooth noise."""
-    return list(_real_tiles(spec, plan)) if plan.image else list(_noise(spec, plan.tiles))
-
-
-def _real_tiles(spec: VolumeSpec, plan: Plan) -> Iterator[FloatArray]:
-    """Tiles spread over a real case, constant ones left out."""
-    image = read_image(plan.image, spec.reader, channels=len(spec.channels))
-    if spec.previous_stage is not None:
-        raise UsageError("the second stage of a cascade cannot be measured on an image; leave out --input")
-    prepared = prepare(image.array, image.geometry, spec, threads=plan.threads, consume=True)
-    grid = case_grid(spec, prepared.geometry.network_shape, RunSettings())
-    starts = list(grid)
-    tile = np.empty((spec.input_channels, *grid.patch), np.float32)
-    given = 0
-    # From the middle outwards: that is where the body is.
-    for start in sorted(starts, key=lambda s: abs(starts.index(s) - len(starts) // 2)):
-        cut_tile(prepared.array, grid, start, tile)
-        if constant_key(tile) is None or (not given and start == starts[-1]):
-            yield tile.reshape(spec.input_shape).copy()
-            given += 1
-        if given == plan.tiles:
-            return
-
-
-def _noise(spec: VolumeSpec, count: int) -> Iterator[FloatArray]:
-    """Tiles of smooth noise of unit variance."""
-    for seed in range(min(count, 2)):
-        noise = np.random.default_rng(seed).normal(size=spec.input_shape).astype(np.float32)
-        smooth = gaussian(noise, [0, 0, *[2.0] * (noise.ndim - 2)])
-        yield np.ascontiguousarray(smooth / max(float(smooth.std()), 1e-6), np.float32)
 
 
 def _digest(tiles: Sequence[FloatArray]) -> str:

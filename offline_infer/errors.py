@@ -41,13 +41,17 @@ RemedyCode = Literal[
     "install-engine",
     "install-export",
     "install-report",
+    "keep-or-overwrite",
     "name-checkpoint",
     "name-configuration",
     "name-folds",
     "name-labels",
+    "name-previous-stage",
     "name-temporary-folder",
     "overwrite-bundle",
+    "run-in-float32",
     "save-probabilities",
+    "work-in-rounds",
 ]
 """Every remedy the library may name. The command line's words for them are in :mod:`offline_infer.commands.remedies`."""
 

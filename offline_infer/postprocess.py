@@ -5,6 +5,6 @@ The work is done in :mod:`offline_infer.staging`; how answers become a result is
 
 from __future__ import annotations
 
-from offline_infer.staging.stages import postprocess_stage
+from offline_infer.staging.postprocessing import PostprocessJob, postprocess_stage
 
-__all__ = ["postprocess_stage"]
+__all__ = ["PostprocessJob", "postprocess_stage"]

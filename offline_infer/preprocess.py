@@ -5,6 +5,6 @@ The work is done in :mod:`offline_infer.staging`; what a case is cut into is dec
 
 from __future__ import annotations
 
-from offline_infer.staging.stages import preprocess_stage
+from offline_infer.staging.preprocessing import PreprocessJob, preprocess_stage
 
-__all__ = ["preprocess_stage"]
+__all__ = ["PreprocessJob", "preprocess_stage"]

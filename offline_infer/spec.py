@@ -281,6 +281,18 @@ class BundleSpec(Record):
         """Shape of the graph's input, batch axis first; -1 where the graph takes any size."""
         raise TypeError(f"{type(self).__name__} does not say the shape of its input")
 
+    def facts(self) -> dict[str, str]:
+        """What a person may want to know of the model beside its source and graphs: heading -> one line."""
+        return {}
+
+    def label_names(self) -> dict[int, str]:
+        """Value in a result -> name, where results hold labels."""
+        return {}
+
+    def contradictions(self) -> list[str]:
+        """Fields that are legal one by one but do not fit each other, each as ``field: what is wrong``."""
+        return []
+
     @property
     def kept_outputs(self) -> tuple[str, ...]:
         """Names of the outputs inference needs, in graph order."""
@@ -321,6 +333,30 @@ class VolumeSpec(BundleSpec):
         if any(axis >= len(self.patch_size) for axis in self.window.mirror_axes):
             raise ValueError("a mirror axis lies outside the patch")
         return self
+
+    def facts(self) -> dict[str, str]:
+        """See :meth:`BundleSpec.facts`."""
+        spacing = ", ".join(f"{length:g}" for length in self.spacing)
+        return {
+            "channels": ", ".join(f"{channel.name} ({channel.scheme})" for channel in self.channels),
+            "spacing": f"{spacing} mm, patch {self.patch_size}, transpose {self.transpose_forward}",
+            "mirror axes": f"{self.window.mirror_axes}, step {self.window.step_size}, averages {self.aggregation.domain}",
+            "labels": ", ".join(f"{name}={value}" for name, value in self.labels.names.items()),
+        }
+
+    def label_names(self) -> dict[int, str]:
+        """See :meth:`BundleSpec.label_names`; regions have no value of their own."""
+        return {value: name for name, value in self.labels.names.items() if isinstance(value, int)}
+
+    def contradictions(self) -> list[str]:
+        """See :meth:`BundleSpec.contradictions`."""
+        kept = [output for output in self.outputs if output.keep]
+        expected = (1, self.labels.channels, *self.patch_size)
+        if len(kept) > 1:
+            return [f"outputs: {len(kept)} outputs are kept, a volume model has one"]
+        if kept and kept[0].shape != expected:
+            return [f"outputs.{kept[0].name}.shape: {kept[0].shape}, but labels and patch_size give {expected}"]
+        return []
 
     @property
     def transpose_backward(self) -> tuple[int, int, int]:

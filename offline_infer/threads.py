@@ -29,8 +29,8 @@ class Team:
     """Threads that share a list of small jobs, the caller among them; with one thread, no other."""
 
     def __init__(self, threads: int) -> None:
-        self._threads = threads
-        self._pool = ThreadPoolExecutor(threads - 1, "aggregate") if threads > 1 else None
+        self.threads = threads
+        self._pool = ThreadPoolExecutor(threads - 1, "team") if threads > 1 else None
 
     def each(self, work: Callable[[int], None], items: Iterable[int]) -> None:
         """Run ``work`` on every item and wait; the first error is raised."""
@@ -38,7 +38,7 @@ class Team:
         if self._pool is None or len(todo) < 2:
             one_after_the_other(work, todo)
             return
-        size = -(-len(todo) // self._threads)
+        size = -(-len(todo) // self.threads)
         shares = [todo[first : first + size] for first in range(0, len(todo), size)]
         others = [self._pool.submit(one_after_the_other, work, share) for share in shares[1:]]
         try:
@@ -49,9 +49,16 @@ class Team:
             other.result()
 
     def close(self) -> None:
+        """End the threads; the caller alone works from now on."""
         if self._pool is not None:
             self._pool.shutdown()
             self._pool = None
+
+    def __enter__(self) -> Team:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
 
 def one_after_the_other(work: Callable[[int], None], items: Iterable[int]) -> None:

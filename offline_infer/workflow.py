@@ -10,16 +10,15 @@ from typing import Any
 from offline_infer.bundles.bundle import Bundle
 from offline_infer.errors import CasesFailed, OfflineInferError, UsageError
 from offline_infer.events import Event, Sink, silent
-from offline_infer.images import read_image, read_labels
-from offline_infer.images.cases import CaseFiles, find_cases
+from offline_infer.images.cases import CaseFiles
 from offline_infer.predict.folder import FolderJob, predict_folder
 from offline_infer.predict.model import load
-from offline_infer.proof.evaluation.label_maps import evaluate
-from offline_infer.proof.evaluation.labels import Format, labels_of_bundle
-from offline_infer.proof.evaluation.options import EvaluationOptions
-from offline_infer.proof.pictures.overlay import write_overlay
-from offline_infer.spec import VolumeSpec
-from offline_infer.tasks.volume.aggregation import RunSettings
+from offline_infer.spec import BundleSpec
+from offline_infer.tasks.base import EvaluationRequest, Task
+from offline_infer.tasks.opening import open_bundle
+from offline_infer.tasks.registry import get_task
+from offline_infer.tasks.results import OnExisting
+from offline_infer.tasks.settings import RunSettings
 
 
 @dataclass(frozen=True)
@@ -31,7 +30,7 @@ class Journey:
         images: an image or a folder of cases.
         output: gets ``bundle``, ``predictions``, ``summary.json`` and ``overlay.png``.
         labels: reference label maps, or None: then nothing is scored.
-        folds, engine, threads, settings: as for ``export`` and ``predict``.
+        folds, engine, threads, settings, existing: as for ``export`` and ``predict``.
     """
 
     checkpoint: Path
@@ -42,6 +41,7 @@ class Journey:
     engine: str = "openvino"
     threads: int = 0
     settings: RunSettings = field(default_factory=RunSettings)
+    existing: OnExisting = "compare"
 
 
 @dataclass
@@ -50,8 +50,8 @@ class Outcome:
 
     bundle: Path
     predictions: Path
-    names: dict[str, str]
     summary: dict[str, Any] | None = None
+    table: str = ""
     picture: Path | None = None
     failures: dict[str, str] = field(default_factory=dict)
     total: int = 0
@@ -68,34 +68,31 @@ def travel(journey: Journey, sink: Sink = silent) -> Outcome:
         UsageError: nothing to segment, or the bundle that is there was made from another checkpoint.
     """
     output = journey.output
-    outcome = Outcome(output / "bundle", output / "predictions", {})
+    outcome = Outcome(output / "bundle", output / "predictions")
     lap = _laps(outcome, sink)
     bundle = _bundle(journey, outcome.bundle, sink)
     lap("export")
-    spec = bundle.spec
-    outcome.names = {str(value): name for name, value in spec.labels.names.items() if isinstance(value, int)}
+    spec, task = bundle.spec, get_task(bundle.spec.task)
     with load(outcome.bundle, engine=journey.engine, threads=journey.threads) as model:
-        found = find_cases(journey.images, len(spec.channels), spec.file_ending)
-        job = FolderJob(found.cases, outcome.predictions, found.problems)
+        found = task.list_cases(journey.images, spec)
+        job = FolderJob(
+            found.cases, outcome.predictions, found.problems, existing=journey.existing, source=journey.images
+        )
         report = predict_folder(model, job, journey.settings, sink)
     outcome.failures, outcome.total = report.failures, len(report.cases)
     lap("predict")
     if journey.labels is not None:
-        layout: Format = "nnunet-v2" if spec.source.framework == "nnunet_v2" else "nnunet-v1"
-        scores = evaluate(
-            outcome.predictions,
-            journey.labels,
-            EvaluationOptions(labels=labels_of_bundle(spec.labels, layout), format=layout, allow_missing=True),
-            output=output / "summary.json",
-            sink=sink,
+        request = EvaluationRequest(
+            outcome.predictions, journey.labels, output / "summary.json", {"allow_missing": True}
         )
-        outcome.summary = scores.summary
+        scores = task.evaluate(request, spec, sink)
+        outcome.summary, outcome.table = scores.summary, scores.table()
         outcome.failures |= scores.failed
         lap("evaluate")
     drawn = next((case for case in found.cases if case.case_id not in outcome.failures), None)
     if drawn is not None:
         try:
-            outcome.picture = _draw(drawn, journey, outcome, spec)
+            outcome.picture = _draw(drawn, journey, outcome, task, spec)
         except OfflineInferError as error:  # the results are there; a picture is an extra
             sink(Event("note", "run", data={"text": f"no picture was drawn: {error}"}))
         lap("picture")
@@ -115,28 +112,17 @@ def _bundle(journey: Journey, folder: Path, sink: Sink) -> Bundle:
 
     if not folder.exists():
         return export_bundle(journey.checkpoint, folder, selection=Selection(folds=journey.folds), sink=sink)
-    bundle = Bundle.load(folder)
+    bundle = open_bundle(folder)
     source = read_checkpoint(journey.checkpoint, folds=journey.folds).spec.source
     if [fold.sha256 for fold in bundle.spec.source.folds] != [fold.sha256 for fold in source.folds]:
         raise UsageError(f"{folder} was made from other weights than {journey.checkpoint}; name another output folder")
     return bundle
 
 
-def _draw(case: CaseFiles, journey: Journey, outcome: Outcome, spec: VolumeSpec) -> Path:
-    image = read_image(case.channels, spec.reader, channels=len(spec.channels))
-    reference = journey.labels / f"{case.case_id}{spec.file_ending}" if journey.labels else None
-    known = reference is not None and reference.exists()
+def _draw(case: CaseFiles, journey: Journey, outcome: Outcome, task: Task, spec: BundleSpec) -> Path:
     picture = journey.output / "overlay.png"
-    write_overlay(
-        picture,
-        image.array[0],
-        read_labels(outcome.predictions / f"{case.case_id}{spec.file_ending}", spec.reader)[0],
-        read_labels(reference, spec.reader)[0] if known and reference is not None else None,
-        spacing=image.geometry.spacing,
-        direction=image.geometry.direction,
-        names={int(value): name for value, name in outcome.names.items()},
-        title=f"{case.case_id}: {spec.source.network} exported to ONNX, run by {journey.engine}",
-    )
+    title = f"{case.case_id}: {spec.source.network} exported to ONNX, run by {journey.engine}"
+    task.draw(case, outcome.predictions, journey.labels, spec, picture, title)
     return picture
 
 

@@ -10,11 +10,12 @@ import pytest
 from specimens import tiny_spec, with_graphs, with_outputs
 from staged_samples import write_case
 
-from offline_infer.benchmark import Plan, benchmark, judge
+from offline_infer.benchmark import Plan, benchmark
 from offline_infer.bundles.bundle import Bundle, save
 from offline_infer.cli import main
 from offline_infer.errors import UsageError
 from offline_infer.proof.report.inputs import recognise
+from offline_infer.tasks.volume.judging import judge
 
 
 @pytest.fixture

@@ -98,7 +98,7 @@ def compare(folder: Path, scenario, engine: str) -> list[dict]:  # type: ignore[
     from offline_infer.images.cases import find_cases
     from offline_infer.nnunet_files.probabilities import read_npz
     from offline_infer.predict.model import load
-    from offline_infer.tasks.volume.aggregation import RunSettings
+    from offline_infer.tasks.settings import RunSettings
 
     try:
         export_bundle(

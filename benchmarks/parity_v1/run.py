@@ -163,7 +163,7 @@ def compare_case(model: Model, channels: list[Path], stem: Path, scenario: Scena
     """One image: labels as users get them, probabilities of a second run that keeps them."""
     from offline_infer.images import read_labels
     from offline_infer.nnunet_files.probabilities import read_npz
-    from offline_infer.tasks.volume.aggregation import RunSettings
+    from offline_infer.tasks.settings import RunSettings
 
     settings = RunSettings(step_size=scenario.step_size, tta=scenario.tta)
     ours = model.predict(channels, settings=settings)

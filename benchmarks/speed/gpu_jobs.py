@@ -110,7 +110,10 @@ def ort_tile(job: dict[str, Any]) -> dict[str, Any]:
         "first_s": first_s,
         "host_s": timed(lambda: session.run(batch), job["times"]),
         "versions": {"onnxruntime": session.info.version},
-        "details": {key: session.info.details[key] for key in ("providers", "norms", "wheels")},
+        "details": {
+            "norms": str(session.info.norms),
+            **{key: session.info.details.get(key) for key in ("providers", "wheels")},
+        },
     }
     stitcher = session.stitcher(StitchPlan(((),), None, 1, None, "float32"))
     stitcher.load(batch[0])
@@ -162,7 +165,7 @@ def our_case(job: dict[str, Any]) -> dict[str, Any]:
             cases = [CaseFiles("case", tuple(Path(path) for path in job["images"]))]
             report, seconds = first(
                 lambda cases=cases: predict_folder(
-                    model, FolderJob(cases, output, overwrite=True), RunSettings(tta=job["tta"])
+                    model, FolderJob(cases, output, existing="overwrite"), RunSettings(tta=job["tta"])
                 )
             )
             report.raise_failures()
@@ -173,7 +176,7 @@ def our_case(job: dict[str, Any]) -> dict[str, Any]:
             "first_s": whole[0],
             "whole_s": whole[1:],
             "infer_s": infer[1:],
-            "tiles": report.cases[0].tiles,
+            "tiles": report.cases[0].items,
             "stitching": session.info.details["stitching"],
             "labels": str(output / report.cases[0].file),
         }

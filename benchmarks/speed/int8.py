@@ -80,6 +80,9 @@ class Session:
         self._request.infer([batch], share_inputs=True)
         return np.asarray(self._request.get_output_tensor(0).data, np.float32)
 
+    def answer(self, batch: np.ndarray) -> dict[str, np.ndarray]:
+        return {self.info.output_names[0]: self.run(batch)}
+
     def run_all(self, batch: np.ndarray) -> dict[str, np.ndarray]:
         return {self.info.output_names[0]: self.run(batch).copy()}
 
@@ -141,9 +144,10 @@ def with_norms(model: Any, precision: str) -> Any:
 
 
 def tiles_of(spec: Any, image: Path, count: int) -> list[np.ndarray]:
-    from offline_infer.benchmark import Plan, _real_tiles
+    from offline_infer.images.cases import CaseFiles
+    from offline_infer.tasks.volume.judging import real_tiles
 
-    return [tile.copy() for tile in _real_tiles(spec, Plan(image=(image,), tiles=count, threads=job["threads"]))]
+    return real_tiles(CaseFiles("case", (image,)), spec, count, job["threads"])
 
 
 def timed(sessions: Mapping[str, Session], tile: np.ndarray) -> dict[str, dict[str, Any]]:
@@ -188,10 +192,10 @@ def variants(graph: Path, calibration: list[np.ndarray]) -> tuple[dict[str, Sess
 
 def demo() -> dict[str, Any]:
     """The trained demonstration model, on phantoms it has never seen."""
-    from offline_infer.benchmark import judge
     from offline_infer.bundles.bundle import Bundle
     from offline_infer.demo.phantom import make_phantom, write_phantom_case
     from offline_infer.demo.run import demo_checkpoint
+    from offline_infer.tasks.volume.judging import judge
 
     work = Path(job["work"])
     folder = work / "int8_demo_bundle"
@@ -231,9 +235,10 @@ def rows_of_cases(
 ) -> None:
     """Whole cases without mirroring: Dice per class against the reference, and of all foreground against float32."""
     from offline_infer.images import read_image, read_labels
-    from offline_infer.predict.streaming import segment
+    from offline_infer.predict.streaming import infer
     from offline_infer.tasks.settings import RunSettings
     from offline_infer.tasks.volume.preparing import prepare
+    from offline_infer.tasks.volume.task import TASK
 
     values = {name: value for name, value in spec.labels.names.items() if value}
     scores: dict[str, dict[str, list[float]]] = {name: {label: [] for label in values} for name in sessions}
@@ -244,7 +249,7 @@ def rows_of_cases(
         prepared = prepare(image.array, image.geometry, spec, threads=job["threads"])
         first = None
         for name, session in sessions.items():
-            found = segment(prepared, spec, [session], RunSettings(tta=False), threads=job["threads"]).labels
+            found = infer(TASK, prepared, spec, [session], RunSettings(tta=False), threads=job["threads"])().labels
             first = found if first is None else first
             against[name].append(_dice((found == first) & (found > 0), found > 0, first > 0))
             for label, value in values.items():
@@ -257,8 +262,8 @@ def rows_of_cases(
 
 def tile_times() -> dict[str, Any]:
     """A bundle's tile alone."""
-    from offline_infer.benchmark import judge
     from offline_infer.bundles.bundle import Bundle
+    from offline_infer.tasks.volume.judging import judge
 
     bundle = Bundle.load(Path(job["bundle"]))
     tiles = tiles_of(bundle.spec, Path(job["image"]), job["calibration_tiles"] + 1)

@@ -25,11 +25,11 @@ class StandIn:
     """Answers every input with the same logits."""
 
     def __init__(self, shape: tuple[int, ...], classes: int) -> None:
-        self.answer = stand_in_answer(classes, shape[2:])
+        self.logits = stand_in_answer(classes, shape[2:])
         self.info = SessionInfo("stand-in", "1", "cpu", "fp32", shape, ("logits",))
 
-    def run(self, batch: np.ndarray) -> np.ndarray:
-        return self.answer
+    def answer(self, batch: np.ndarray) -> dict[str, np.ndarray]:
+        return {"logits": self.logits}
 
     def close(self) -> None:
         pass
@@ -44,9 +44,9 @@ class Timed:
         self.seconds: list[float] = []
         self.processor: list[float] = []
 
-    def run(self, batch: np.ndarray) -> np.ndarray:
+    def answer(self, batch: np.ndarray) -> Any:
         start, cpu = time.perf_counter(), time.process_time()
-        answer = self._session.run(batch)
+        answer = self._session.answer(batch)
         self.seconds.append(time.perf_counter() - start)
         self.processor.append(time.process_time() - cpu)
         return answer
@@ -66,11 +66,11 @@ class Torch:
         self._network = unetplusplus(classes)
         self.info = SessionInfo("torch", torch.__version__, "cpu", "fp32", shape, ("logits",))
 
-    def run(self, batch: np.ndarray) -> np.ndarray:
+    def answer(self, batch: np.ndarray) -> dict[str, np.ndarray]:
         import torch
 
         with torch.inference_mode():
-            return np.asarray(self._network(torch.from_numpy(batch)).numpy())
+            return {"logits": np.asarray(self._network(torch.from_numpy(batch)).numpy())}
 
     def close(self) -> None:
         pass
@@ -100,14 +100,16 @@ def main() -> None:
         else:
             model._sessions = [Timed(session) for session in model.sessions]
         if engine != "stand-in":  # the first call pays for memory that all others use again
-            model._sessions[0].run(np.zeros(spec.input_shape, np.float32))
+            model._sessions[0].answer(np.zeros(spec.input_shape, np.float32))
             model._sessions[0].seconds.clear()
             model._sessions[0].processor.clear()
         base = rss()
         start, cpu = time.perf_counter(), time.process_time()
         done = predict_folder(
             model,
-            FolderJob([CaseFiles("case", (Path(job["image"]),))], output, overwrite=True, memory=job.get("memory")),
+            FolderJob(
+                [CaseFiles("case", (Path(job["image"]),))], output, existing="overwrite", memory=job.get("memory")
+            ),
             RunSettings(tta=job["tta"], accumulate=job.get("accumulate", "framework")),
             sink,
         )

@@ -9,7 +9,7 @@ from typing import Any, Literal, cast
 
 from offline_infer.errors import UsageError
 from offline_infer.graph.facts import GraphFacts, inspect_graph
-from offline_infer.spec import OutputSpec, VolumeSpec
+from offline_infer.spec import BundleSpec, OutputSpec
 
 OLDEST_SAFE_OPSET, NEWEST_SAFE_OPSET, NEWEST_OPSET = 11, 13, 17
 ATC_PATH = re.compile(r"[A-Za-z0-9_./\u4e00-\u9fff-]+")
@@ -68,7 +68,7 @@ def check_graph(model: Any, name: str, *, decomposed: bool) -> Preflight:
 
 
 def resolve_outputs(
-    model: Any, spec: VolumeSpec, facts: GraphFacts, out_nodes: str | None, dtype: Dtype | None
+    model: Any, spec: BundleSpec, facts: GraphFacts, out_nodes: str | None, dtype: Dtype | None
 ) -> tuple[OutputSpec, ...]:
     """The outputs the OM will give, in its order.
 

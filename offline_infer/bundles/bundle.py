@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +20,7 @@ from offline_infer.bundles.onnx_metadata import graph_sha256, read_metadata
 from offline_infer.digests import digest_of
 from offline_infer.errors import BundleError, Remedy, UsageError
 from offline_infer.files import is_partial, replacing_folder, sha256_file, write_json
-from offline_infer.spec import SCHEMA_VERSION, CompiledRecord, GraphRecord, OutputSpec, VolumeSpec
+from offline_infer.spec import SCHEMA_VERSION, BundleSpec, CompiledRecord, GraphRecord, OutputSpec, VolumeSpec
 
 BUNDLE_FILE = "bundle.json"
 COMPILED = "compiled"
@@ -32,8 +32,18 @@ SPEC_KEY = "offline_infer.spec"
 GRAPH_KEY = "offline_infer.graph"
 """Metadata key of ``{"fold": ..., "precision": ..., "opset": ..., "graph_sha256": ...}`` in an ONNX file."""
 
+SpecOf = Callable[[str], type[BundleSpec]]
+"""Task name, as the ``task`` field has it -> the type of its specifications; raises BundleError where it is unknown."""
+
 _LARGEST_JSON = 1 << 24  # 16 MiB; a specification has a few kilobytes
 _SHOWN = 5  # faults listed in one message
+
+
+def volumes_only(task: str) -> type[BundleSpec]:
+    """The default :data:`SpecOf`; :func:`offline_infer.tasks.registry.open_bundle` knows every task."""
+    if task != "volume":
+        raise BundleError(f"a bundle of the task {task!r}, where a volume model is needed")
+    return VolumeSpec
 
 
 @dataclass(frozen=True)
@@ -47,16 +57,17 @@ class Bundle:
     """
 
     folder: Path
-    spec: VolumeSpec
+    spec: BundleSpec
     lone: Path | None = None
 
     @classmethod
-    def load(cls, path: Path | str, *, verify_hashes: bool = False) -> Bundle:
+    def load(cls, path: Path | str, *, verify_hashes: bool = False, spec_of: SpecOf = volumes_only) -> Bundle:
         """Read and check a bundle folder, its ``bundle.json``, or a lone ``.onnx`` made by ``export``.
 
         Args:
             path: folder or file.
             verify_hashes: also read every file and compare its SHA-256.
+            spec_of: which tasks are understood.
 
         Raises:
             BundleError: missing, damaged, of another schema version, or not self-contained; the message names file and
@@ -64,11 +75,11 @@ class Bundle:
         """
         given = Path(path)
         if given.is_dir():
-            bundle = _load_folder(given)
+            bundle = _load_folder(given, spec_of)
         elif given.name == BUNDLE_FILE and given.is_file():
-            bundle = _load_folder(given.parent)
+            bundle = _load_folder(given.parent, spec_of)
         elif given.suffix.lower() == ".onnx" and given.is_file():
-            bundle = _load_lone(given)
+            bundle = _load_lone(given, spec_of)
         elif given.exists():
             raise BundleError(
                 f"{given} is not a bundle; expected a folder with {BUNDLE_FILE}, or an .onnx made by export"
@@ -150,7 +161,7 @@ class Bundle:
         )
 
 
-def save(spec: VolumeSpec, folder: Path | str) -> Bundle:
+def save(spec: BundleSpec, folder: Path | str) -> Bundle:
     """Write ``bundle.json`` into a folder whose files are there already, atomically, and load the result.
 
     Raises:
@@ -192,7 +203,7 @@ def creating(output: Path | str, *, overwrite: bool = False) -> Iterator[Path]:
 
 
 def embedded(
-    spec: VolumeSpec, fold: str, precision: str, opset: int, graph_sha256: str | None = None
+    spec: BundleSpec, fold: str, precision: str, opset: int, graph_sha256: str | None = None
 ) -> dict[str, str]:
     """The metadata entries that make an ONNX file a bundle of its own.
 
@@ -223,7 +234,7 @@ def recorded_graph_sha256(entries: Mapping[str, str]) -> str | None:
 # ---- reading ---------------------------------------------------------------------------------------------------------
 
 
-def _load_folder(folder: Path) -> Bundle:
+def _load_folder(folder: Path, spec_of: SpecOf) -> Bundle:
     file = folder / BUNDLE_FILE
     if not file.is_file():
         raise BundleError(f"{folder} is not a bundle: it has no {BUNDLE_FILE}; make one with 'offline-infer export'")
@@ -233,12 +244,12 @@ def _load_folder(folder: Path) -> Bundle:
         text = file.read_bytes()
     except OSError as error:
         raise BundleError(f"{file} cannot be read: {error.strerror or error}") from error
-    spec = _parse(text, file)
+    spec = _parse(text, file, spec_of)
     _refuse(file, [*_inconsistencies(spec), *_file_faults(spec, folder)], "export or copy the bundle again")
     return Bundle(folder, spec)
 
 
-def _load_lone(path: Path) -> Bundle:
+def _load_lone(path: Path, spec_of: SpecOf) -> Bundle:
     metadata = read_metadata(path)
     if SPEC_KEY not in metadata.entries:
         raise BundleError(
@@ -246,7 +257,7 @@ def _load_lone(path: Path) -> Bundle:
             "use a file made by 'offline-infer export'"
         )
     where = f"{path} [{SPEC_KEY}]"
-    spec = _parse(metadata.entries[SPEC_KEY].encode(), where)
+    spec = _parse(metadata.entries[SPEC_KEY].encode(), where, spec_of)
     about = _json_object(metadata.entries.get(GRAPH_KEY, "{}").encode(), f"{path} [{GRAPH_KEY}]")
     try:
         record = GraphRecord(  # a missing or wrong entry is refused here
@@ -270,7 +281,7 @@ def _load_lone(path: Path) -> Bundle:
     return Bundle(path.parent, spec, lone=path)
 
 
-def _parse(text: bytes, where: Path | str) -> VolumeSpec:
+def _parse(text: bytes, where: Path | str, spec_of: SpecOf) -> BundleSpec:
     """A specification from JSON; exact types only."""
     record = _json_object(text, where)
     version = record.get("schema_version")
@@ -281,8 +292,11 @@ def _parse(text: bytes, where: Path | str) -> VolumeSpec:
             f"{where}: schema_version is {version!r}, this program reads {SCHEMA_VERSION}; "
             "export the checkpoint again, or use the program version the bundle was made with"
         )
+    task = record.get("task", "volume")
+    if not isinstance(task, str):
+        raise BundleError(f"{where}: task is {task!r}, expected a name")
     try:
-        return VolumeSpec.model_validate_json(text, strict=True)
+        return spec_of(task).model_validate_json(text, strict=True)
     except ValidationError as error:
         raise BundleError(f"{where}: {_first_faults(error)}; export or copy the bundle again") from error
 
@@ -317,7 +331,7 @@ def _json_object(text: bytes, where: Path | str) -> dict[str, Any]:
 # ---- checks: each gives a list of "field: what is wrong" -------------------------------------------------------------
 
 
-def _inconsistencies(spec: VolumeSpec) -> list[str]:
+def _inconsistencies(spec: BundleSpec) -> list[str]:
     """What pydantic cannot see: records that contradict each other."""
     faults = []
     if not spec.graphs:
@@ -328,12 +342,7 @@ def _inconsistencies(spec: VolumeSpec) -> list[str]:
         faults.append("outputs: no output is kept")
     if len(set(names)) != len(names):
         faults.append(f"outputs: a name stands twice in {names}")
-    if spec.task == "volume" and kept:
-        expected = (1, spec.labels.channels, *spec.patch_size)
-        if len(kept) != 1:
-            faults.append(f"outputs: {len(kept)} outputs are kept, a volume model has one")
-        elif kept[0].shape != expected:
-            faults.append(f"outputs.{kept[0].name}.shape: {kept[0].shape}, but labels and patch_size give {expected}")
+    faults += spec.contradictions()
     sources = {fold.fold for fold in spec.source.folds}
     taken: set[tuple[str, str]] = set()
     for i, graph in enumerate(spec.graphs):
@@ -353,7 +362,7 @@ def _inconsistencies(spec: VolumeSpec) -> list[str]:
     return faults
 
 
-def _file_faults(spec: VolumeSpec, folder: Path) -> list[str]:
+def _file_faults(spec: BundleSpec, folder: Path) -> list[str]:
     """Files that are missing, empty, or reached through a link that leaves the folder."""
     faults = []
     root = folder.resolve()
@@ -375,13 +384,13 @@ def _file_faults(spec: VolumeSpec, folder: Path) -> list[str]:
     return faults
 
 
-def _records(spec: VolumeSpec) -> list[tuple[str, GraphRecord | CompiledRecord]]:
+def _records(spec: BundleSpec) -> list[tuple[str, GraphRecord | CompiledRecord]]:
     """Every record that names a file, with its field path."""
     graphs: list[tuple[str, GraphRecord | CompiledRecord]] = [(f"graphs[{i}]", g) for i, g in enumerate(spec.graphs)]
     return graphs + [(f"compiled[{i}]", c) for i, c in enumerate(spec.compiled)]
 
 
-def _digests(spec: VolumeSpec, folder: Path) -> dict[str, str]:
+def _digests(spec: BundleSpec, folder: Path) -> dict[str, str]:
     """SHA-256 of every file of a bundle: as recorded, and of what no record covers."""
     digests = {record.file: record.sha256 for _, record in _records(spec)}
     others = {BUNDLE_FILE, *(item.log for item in spec.compiled if item.log is not None)} - set(digests)
@@ -410,6 +419,19 @@ def _first_faults(error: ValidationError) -> str:
     return "; ".join(parts) + (f" (and {more} more)" if more > 0 else "")
 
 
+def _top_names(text: bytes, where: Path) -> set[str]:
+    """Names at the top of the folder that the specification lists, of whatever task it is.
+
+    Raises:
+        BundleError: not a specification.
+    """
+    record = _json_object(text, where)
+    entries = [entry for key in ("graphs", "compiled") for entry in record.get(key, ())]
+    if record.get("schema_version") != SCHEMA_VERSION or not all(isinstance(entry, dict) for entry in entries):
+        raise BundleError(f"{where} is not a specification of this version")
+    return {str(entry.get("file")).split("/")[0] for entry in entries}
+
+
 def _refuse_target(target: Path, overwrite: bool) -> None:
     """Refuse to make a bundle where something else is, or would be lost."""
     if not target.exists():
@@ -424,7 +446,7 @@ def _refuse_target(target: Path, overwrite: bool) -> None:
     if not overwrite:
         raise UsageError(f"{target} already holds a bundle", remedy="overwrite-bundle")
     try:
-        own = {record.file.split("/")[0] for _, record in _records(_parse((target / BUNDLE_FILE).read_bytes(), target))}
+        own = _top_names((target / BUNDLE_FILE).read_bytes(), target)
     except (BundleError, OSError) as error:
         raise UsageError(
             f"{target}: {BUNDLE_FILE} cannot be read, so what may be deleted is unknown; remove the folder yourself"

@@ -104,7 +104,6 @@ def pair(text: str) -> tuple[str, str]:
 
 
 def _label_names(bundle: Path) -> dict[str, str]:
-    from offline_infer.bundles.bundle import Bundle
+    from offline_infer.tasks.opening import open_bundle
 
-    names = Bundle.load(existing(bundle)).spec.labels.names
-    return {str(value): name for name, value in names.items() if isinstance(value, int)}
+    return {str(value): name for value, name in open_bundle(existing(bundle)).spec.label_names().items()}

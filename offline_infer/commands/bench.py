@@ -46,14 +46,15 @@ def benchmark(options: argparse.Namespace) -> dict[str, Any]:
     """``offline-infer benchmark``."""
     from offline_infer.benchmark import Plan
     from offline_infer.benchmark import benchmark as run
-    from offline_infer.bundles.bundle import Bundle
     from offline_infer.errors import EngineFailed
     from offline_infer.files import write_json
+    from offline_infer.images.cases import CaseFiles
+    from offline_infer.tasks.opening import open_bundle
 
     plan = Plan(
         engines=tuple(options.engines),
         precisions=tuple(options.precisions),
-        image=tuple(existing(path) for path in options.input or ()),
+        case=CaseFiles("input", tuple(existing(path) for path in options.input)) if options.input else None,
         tiles=options.tiles,
         repeats=options.repeats,
         threads=options.threads,
@@ -63,7 +64,7 @@ def benchmark(options: argparse.Namespace) -> dict[str, Any]:
         min_dice=options.min_dice,
         keep=not options.no_record,
     )
-    record = run(Bundle.load(existing(options.bundle)), plan, sink_for(options))
+    record = run(open_bundle(existing(options.bundle)), plan, sink_for(options))
     say(options, f"{'engine':<14}{'precision':<10}{'median s':>9}{'95 %':>9}{'first s':>9}{'open s':>8}  answer")
     for row in record["results"]:
         head = f"{row['engine']:<14}{row['precision']:<10}"

@@ -16,7 +16,8 @@ from offline_infer.events import Sink, silent
 if TYPE_CHECKING:
     from offline_infer.bundles.bundle import Bundle
     from offline_infer.predict.model import Model
-    from offline_infer.tasks.volume.aggregation import RunSettings
+    from offline_infer.tasks.results import OnExisting
+    from offline_infer.tasks.settings import RunSettings
     from offline_infer.workflow import Outcome
 
 Subparsers = Any
@@ -79,16 +80,53 @@ def add_run_settings(parser: argparse.ArgumentParser) -> None:
 
 
 def run_settings(options: argparse.Namespace, save_probabilities: bool = False) -> RunSettings:
-    """The settings named on the command line."""
-    from offline_infer.tasks.volume.aggregation import RunSettings
+    """The settings named on the command line; those the command does not offer have their defaults."""
+    from offline_infer.tasks.settings import RunSettings
 
     return RunSettings(
-        step_size=options.step_size,
-        tta=not options.no_tta,
-        accumulate=options.accumulate,
+        step_size=getattr(options, "step_size", None),
+        tta=not getattr(options, "no_tta", False),
+        accumulate=getattr(options, "accumulate", "framework"),
         save_probabilities=save_probabilities,
-        postprocess=not options.no_postprocess,
+        postprocess=not getattr(options, "no_postprocess", False),
+        options=task_options(options),
     )
+
+
+def add_task_options(parser: argparse.ArgumentParser) -> None:
+    """Options that only one kind of model has, one group a task."""
+    from offline_infer.tasks.registry import TASKS, options_of
+
+    for task in TASKS:
+        group = parser.add_argument_group(f"models of the task {task!r}")
+        for option in options_of(task):
+            flag = "--" + option.name.replace("_", "-")
+            group.add_argument(flag, dest=f"task_{option.name}", choices=option.choices or None, help=option.help)
+
+
+def task_options(options: argparse.Namespace) -> dict[str, str]:
+    """The options of :func:`add_task_options` that were given."""
+    return {
+        name.removeprefix("task_"): value
+        for name, value in vars(options).items()
+        if name.startswith("task_") and value is not None
+    }
+
+
+def add_existing_options(parser: argparse.ArgumentParser) -> None:
+    """What to do with results that are there already."""
+    group = parser.add_argument_group("finished results").add_mutually_exclusive_group()
+    group.add_argument(
+        "--overwrite", action="store_true", help="make finished results anew; they are skipped otherwise"
+    )
+    group.add_argument(
+        "--keep", action="store_true", help="skip finished results even if other settings or another model made them"
+    )
+
+
+def on_existing(options: argparse.Namespace) -> OnExisting:
+    """The choice of :func:`add_existing_options`."""
+    return "overwrite" if options.overwrite else "keep" if options.keep else "compare"
 
 
 def chosen_folds(options: argparse.Namespace, bundle: Bundle) -> tuple[str, ...]:
@@ -216,11 +254,10 @@ def sink_for(options: argparse.Namespace) -> Sink:
 
 def show_outcome(options: argparse.Namespace, outcome: Outcome) -> dict[str, Any]:
     """Print and return the result of the whole road; raise if cases failed."""
-    from offline_infer.proof.evaluation.tables import dice_table, format_table
     from offline_infer.workflow import raise_failures
 
-    if outcome.summary is not None:
-        say(options, format_table(dice_table(outcome.summary), names=outcome.names), "")
+    if outcome.table:
+        say(options, outcome.table, "")
     say(
         options,
         f"bundle       {outcome.bundle}",

@@ -72,7 +72,8 @@ def _input(bundle: Bundle, files: list[Path] | None) -> npt.NDArray[np.float32]:
         except ValueError as error:
             raise UsageError(f"{files[0]}: not an array without objects ({error})") from error
         return np.ascontiguousarray(array, np.float32)
-    from offline_infer.benchmark import Plan, sample_tiles
+    from offline_infer.images.cases import CaseFiles
+    from offline_infer.tasks.registry import get_task
 
-    plan = Plan(image=tuple(existing(path) for path in files or ()), tiles=1)
-    return sample_tiles(bundle.spec, plan)[0]
+    case = CaseFiles("input", tuple(existing(path) for path in files)) if files else None
+    return get_task(bundle.spec.task).sample_inputs(case, bundle.spec, 1, 0)[0]

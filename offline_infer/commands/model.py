@@ -183,29 +183,24 @@ def compile_om(options: argparse.Namespace) -> dict[str, Any]:
 
 def inspect(options: argparse.Namespace) -> dict[str, Any]:
     """``offline-infer inspect``."""
-    from offline_infer.bundles.bundle import Bundle
     from offline_infer.bundles.checking import check_bundle
     from offline_infer.bundles.precision_checks import line_of, read_checks
+    from offline_infer.tasks.opening import open_bundle
 
     if options.public_key is not None and not options.verify:
         raise UsageError("--public-key is used with --verify only")
-    bundle = Bundle.load(existing(options.bundle))
+    bundle = open_bundle(existing(options.bundle))
     check = check_bundle(bundle, options.public_key) if options.verify else None
     checks = read_checks(bundle)
     spec = bundle.spec
     source = spec.source
-    spacing = ", ".join(f"{length:g}" for length in spec.spacing)
-    channels = ", ".join(f"{channel.name} ({channel.scheme})" for channel in spec.channels)
     say(
         options,
         f"{bundle.folder}",
         f"  source       {source.framework} {source.trainer} {source.plans_name} {source.dataset} {source.configuration}",
         f"  network      {spec.source.network}, input {spec.input_name} {spec.input_shape}",
         f"  folds        {', '.join(bundle.folds)}",
-        f"  channels     {channels}",
-        f"  spacing      {spacing} mm, patch {spec.patch_size}, transpose {spec.transpose_forward}",
-        f"  mirror axes  {spec.window.mirror_axes}, step {spec.window.step_size}, averages {spec.aggregation.domain}",
-        f"  labels       {', '.join(f'{name}={value}' for name, value in spec.labels.names.items())}",
+        *(f"  {heading:<12} {line}" for heading, line in spec.facts().items()),
         *(line for graph in spec.graphs for line in _graph_lines(graph)),
         *(
             f"  compiled     {item.file} for {item.soc} by {item.tool} {item.tool_version or ''}"

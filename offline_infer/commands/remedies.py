@@ -15,13 +15,17 @@ WORDS: Mapping[RemedyCode, str] = {
     "install-engine": "install an engine: pip install openvino, or pip install 'offline-infer[ort]'",
     "install-export": "install what export needs: pip install 'offline-infer[export]'",
     "install-report": "install what it needs: pip install 'offline-infer[report]'",
+    "keep-or-overwrite": "say --keep to keep them or --overwrite to make them anew",
     "name-checkpoint": "name another one with --checkpoint-name",
     "name-configuration": "say which with --configuration",
     "name-folds": "say which with --folds {folds}",
     "name-labels": "name every one with --labels NAME=VALUE ...",
     "name-temporary-folder": "set TMPDIR to a folder on a larger disk, or unpack the archive yourself and name the folder",
+    "name-previous-stage": "name it with --previous BUNDLE or --previous-predictions FOLDER",
     "overwrite-bundle": "use --overwrite to replace it, or name another folder with --output",
     "save-probabilities": "predict with --save-probabilities",
+    "run-in-float32": "run with --precision fp32, or check the compiled model",
+    "work-in-rounds": "work in rounds with --scratch",
 }
 """Remedy code -> a clause with the option's name; ``{name}`` is one of the remedy's values."""
 

@@ -3,22 +3,33 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from offline_infer.commands.common import (
     Subparsers,
     add_engine_options,
+    add_existing_options,
     add_run_settings,
+    add_task_options,
     byte_size,
     command,
     existing,
+    on_existing,
     open_model,
     run_settings,
     say,
     show_outcome,
     sink_for,
 )
+from offline_infer.errors import UsageError
+
+if TYPE_CHECKING:
+    from offline_infer.images.cases import CaseFiles
+    from offline_infer.predict.model import Model
+    from offline_infer.tasks.settings import RunSettings
 
 
 def register(commands: Subparsers) -> None:
@@ -44,7 +55,7 @@ def register(commands: Subparsers) -> None:
         type=Path,
         help="an image, a DICOM series folder, or a folder with case_0000.nii.gz, case_0001.nii.gz, ...",
     )
-    parser.add_argument("output", type=Path, help="folder for the label maps")
+    parser.add_argument("output", type=Path, help="folder for the results; for one image also the file to write")
     add_engine_options(parser)
     add_run_settings(parser)
     parser.add_argument(
@@ -52,7 +63,8 @@ def register(commands: Subparsers) -> None:
         action="store_true",
         help="also write case.npz and case.pkl, as nnU-Net's ensemble command reads them",
     )
-    parser.add_argument("--overwrite", action="store_true", help="redo finished cases; they are skipped otherwise")
+    add_existing_options(parser)
+    add_task_options(parser)
     parser.add_argument(
         "--memory",
         type=byte_size,
@@ -88,27 +100,30 @@ def run_all(options: argparse.Namespace) -> dict[str, Any]:
 
 def predict(options: argparse.Namespace) -> dict[str, Any]:
     """``offline-infer predict``."""
-    from offline_infer.images.cases import find_cases, select_part
-    from offline_infer.nnunet_files.dataset_files import write_framework_files
+    from offline_infer.images.cases import select_part
     from offline_infer.predict.folder import FolderJob, predict_folder
 
     sink = sink_for(options)
     with open_model(options) as model:
-        found = find_cases(existing(options.input), len(model.spec.channels), model.spec.file_ending)
+        found = model.task.list_cases(existing(options.input), model.spec)
         if options.verify_precision and found.cases:
             from offline_infer.benchmark import verify_once
 
-            verify_once(model, found.cases[0].channels, sink)
+            verify_once(model, found.cases[0], sink)
+        settings = run_settings(options, options.save_probabilities)
+        folder, cases, lone = _target(options.output, found.cases, model, settings)
         job = FolderJob(
-            cases=select_part(found.cases, options.part, options.parts),
+            cases=select_part(cases, options.part, options.parts),
             problems=found.problems if options.part == 0 else {},
-            output=options.output,
-            overwrite=options.overwrite,
+            output=folder,
+            existing=on_existing(options),
             previous_folder=existing(options.previous_predictions) if options.previous_predictions else None,
             memory=options.memory,
+            part=(options.part, options.parts),
+            source=options.input,
+            lone=lone,
         )
-        report = predict_folder(model, job, run_settings(options, options.save_probabilities), sink)
-    write_framework_files(options.output, model.spec)
+        report = predict_folder(model, job, settings, sink)
     for case in report.cases:
         times = ", ".join(f"{name} {value:.1f} s" for name, value in case.seconds.items())
         say(
@@ -119,3 +134,21 @@ def predict(options: argparse.Namespace) -> dict[str, Any]:
         )
     report.raise_failures()
     return report.to_json()
+
+
+def _target(
+    output: Path, cases: Sequence[CaseFiles], model: Model, settings: RunSettings
+) -> tuple[Path, Sequence[CaseFiles], bool]:
+    """The folder of the results, the cases by the names of their results, and whether one file was named.
+
+    Raises:
+        UsageError: a file is named for several cases, or with an ending this model does not write.
+    """
+    plain = model.task.result_files(output.parent, "x", model.spec, settings)[0].name.removeprefix("x")
+    if output.is_dir() or not output.suffix or (not output.exists() and not output.name.endswith(plain)):
+        return output, cases, False
+    if not output.name.endswith(plain) or output.name == plain:
+        raise UsageError(f"{output} is a file; name a folder, or a new file that ends with {plain}")
+    if len(cases) != 1:
+        raise UsageError(f"{output} is one file, but there are {len(cases)} cases; name a folder")
+    return output.parent, (replace(cases[0], case_id=output.name.removesuffix(plain)),), True

@@ -12,13 +12,16 @@ from typing import TYPE_CHECKING, Any
 from offline_infer.commands.common import (
     Subparsers,
     add_engine_options,
+    add_existing_options,
     add_run_settings,
+    add_task_options,
     add_tile_settings,
     byte_size,
     chosen_folds,
     command,
     device_list,
     existing,
+    on_existing,
     open_model,
     run_settings,
     say,
@@ -28,7 +31,7 @@ from offline_infer.commands.common import (
 from offline_infer.errors import UsageError
 
 if TYPE_CHECKING:
-    from offline_infer.staging.reports import StageReport
+    from offline_infer.tasks.reports import RunReport
 
 TOOLS = ("benchmark", "msame", "ais_bench")
 
@@ -44,6 +47,7 @@ def register(commands: Subparsers) -> None:
     _add_tile_dtype(parser)
     _add_previous_predictions(parser)
     parser.add_argument("--threads", type=int, default=0, metavar="N", help="processor threads, 0 = all")
+    add_task_options(parser)
 
     parser = command(commands, "info", info, "list the tiles of a work folder, whole and in shards for several devices")
     parser.add_argument("work", type=Path)
@@ -72,7 +76,9 @@ def register(commands: Subparsers) -> None:
     parser.add_argument(
         "--accumulate", default="framework", choices=["framework", "float32", "float16"], help="as for predict"
     )
-    parser.add_argument("--overwrite", action="store_true", help="redo finished cases")
+    parser.add_argument("--threads", type=int, default=0, metavar="N", help="processor threads, 0 = all")
+    add_existing_options(parser)
+    add_task_options(parser)
 
     parser = command(
         commands, "staged", staged, "the whole staged road on a disk budget: cut, infer, merge, delete, in rounds"
@@ -90,7 +96,8 @@ def register(commands: Subparsers) -> None:
     _add_tile_dtype(parser)
     _add_previous_predictions(parser)
     parser.add_argument("--save-probabilities", action="store_true", help="as for predict")
-    parser.add_argument("--overwrite", action="store_true", help="redo finished cases")
+    add_existing_options(parser)
+    add_task_options(parser)
 
     parser = command(
         commands, "import-tiles", import_tiles, "take over tiles and results made by the published Ascend scripts"
@@ -109,27 +116,22 @@ def register(commands: Subparsers) -> None:
 
 def preprocess(options: argparse.Namespace) -> dict[str, Any]:
     """``offline-infer preprocess``."""
-    from offline_infer.bundles.bundle import Bundle
-    from offline_infer.images.cases import find_cases
-    from offline_infer.staging.stages import preprocess_stage
-    from offline_infer.tasks.volume.aggregation import RunSettings
+    from offline_infer.preprocess import PreprocessJob, preprocess_stage
+    from offline_infer.tasks.opening import open_bundle
+    from offline_infer.tasks.registry import get_task
 
-    bundle = Bundle.load(existing(options.bundle))
-    spec = bundle.spec
-    found = find_cases(existing(options.input), len(spec.channels), spec.file_ending)
-    report = preprocess_stage(
-        spec,
+    bundle = open_bundle(existing(options.bundle))
+    found = get_task(bundle.spec.task).list_cases(existing(options.input), bundle.spec)
+    job = PreprocessJob(
         found.cases,
         options.work,
-        RunSettings(step_size=options.step_size, tta=not options.no_tta),
         chosen_folds(options, bundle),
         dtype=options.dtype,
         problems=found.problems,
         previous_folder=existing(options.previous_predictions) if options.previous_predictions else None,
         threads=options.threads,
-        sink=sink_for(options),
     )
-    return _stage_result(options, report)
+    return _stage_result(options, preprocess_stage(bundle.spec, job, run_settings(options), sink_for(options)))
 
 
 def info(options: argparse.Namespace) -> dict[str, Any]:
@@ -152,12 +154,12 @@ def infer(options: argparse.Namespace) -> dict[str, Any]:
     """``offline-infer infer``."""
     if options.tool:
         from offline_infer.ascend.runs.device_runs import run_tool
-        from offline_infer.bundles.bundle import Bundle
+        from offline_infer.tasks.opening import open_bundle
 
-        run = run_tool(Bundle.load(existing(options.bundle)), existing(options.work), **_tool_settings(options))
+        run = run_tool(open_bundle(existing(options.bundle)), existing(options.work), **_tool_settings(options))
         say(options, *_device_lines(run.to_json()))
         return run.to_json()
-    from offline_infer.staging.stages import infer_stage
+    from offline_infer.staging.inferring import infer_stage
 
     sink = sink_for(options)
     with open_model(options) as model:
@@ -184,47 +186,39 @@ def clean(options: argparse.Namespace) -> dict[str, Any]:
 
 def postprocess(options: argparse.Namespace) -> dict[str, Any]:
     """``offline-infer postprocess``."""
-    from offline_infer.bundles.bundle import Bundle
-    from offline_infer.staging.stages import postprocess_stage
-    from offline_infer.tasks.volume.aggregation import RunSettings
+    from offline_infer.postprocess import PostprocessJob, postprocess_stage
+    from offline_infer.tasks.opening import open_bundle
 
-    settings = RunSettings(
-        accumulate=options.accumulate,
-        save_probabilities=options.save_probabilities,
-        postprocess=not options.no_postprocess,
-    )
-    report = postprocess_stage(
-        Bundle.load(existing(options.bundle)).spec,
-        existing(options.work),
-        options.output,
-        settings=settings,
-        overwrite=options.overwrite,
-        sink=sink_for(options),
-    )
+    job = PostprocessJob(existing(options.work), options.output, on_existing(options), options.threads)
+    spec = open_bundle(existing(options.bundle)).spec
+    report = postprocess_stage(spec, job, run_settings(options, options.save_probabilities), sink_for(options))
     return _stage_result(options, report)
 
 
 def staged(options: argparse.Namespace) -> dict[str, Any]:
     """``offline-infer staged``."""
     from offline_infer.ascend.runs.device_runs import DeviceRunner
-    from offline_infer.bundles.bundle import Bundle
-    from offline_infer.images.cases import find_cases
+    from offline_infer.staging.inferring import infer_stage
     from offline_infer.staging.rounds import RoundsJob, run_in_rounds
-    from offline_infer.staging.stages import infer_stage
+    from offline_infer.tasks.opening import open_bundle
+    from offline_infer.tasks.registry import get_task
 
-    bundle = Bundle.load(existing(options.bundle))
+    bundle = open_bundle(existing(options.bundle))
     spec, sink, folds = bundle.spec, sink_for(options), chosen_folds(options, bundle)
-    found = find_cases(existing(options.input), len(spec.channels), spec.file_ending)
+    found = get_task(spec.task).list_cases(existing(options.input), spec)
     with ExitStack() as stack:
         if options.tool:
             runner = DeviceRunner(bundle, **_tool_settings(options))
             answer: Callable[[Path], object] = runner.run
+            answered_by = {"engine": options.tool, "device": "npu"}
             redundant = runner.writes_redundant(folds)
         else:
             model = stack.enter_context(open_model(options))
             sessions = dict(zip(model.folds, model.sessions, strict=True))
             tell_precision(model, sink, "infer")
             answer = partial(infer_stage, sessions=sessions, spec=spec, sink=sink)
+            device = options.device.partition(":")[0]
+            answered_by = {"engine": options.engine, "device": device, "precision": options.precision}
             redundant = False
         job = RoundsJob(
             cases=found.cases,
@@ -233,10 +227,12 @@ def staged(options: argparse.Namespace) -> dict[str, Any]:
             output=options.output,
             scratch_bytes=options.scratch,
             infer=answer,
+            answered_by=answered_by,
             all_outputs=redundant,
             previous_folder=existing(options.previous_predictions) if options.previous_predictions else None,
-            overwrite=options.overwrite,
+            existing=on_existing(options),
             threads=options.threads,
+            source=options.input,
         )
         settings = run_settings(options, options.save_probabilities)
         report = run_in_rounds(spec, job, settings, folds, dtype=options.dtype, sink=sink)
@@ -247,12 +243,15 @@ def staged(options: argparse.Namespace) -> dict[str, Any]:
 def import_tiles(options: argparse.Namespace) -> dict[str, Any]:
     """``offline-infer import-tiles``."""
     from offline_infer.bundles.bundle import Bundle
-    from offline_infer.images.cases import find_cases
+    from offline_infer.spec import VolumeSpec
     from offline_infer.staging.legacy_import import LegacyFolders, import_case
-    from offline_infer.tasks.volume.aggregation import RunSettings
+    from offline_infer.tasks.registry import get_task
 
     spec = Bundle.load(existing(options.bundle)).spec
-    found = find_cases(existing(options.image), len(spec.channels), spec.file_ending)
+    assert isinstance(
+        spec, VolumeSpec
+    )  # the published scripts know nothing else, and neither does Bundle.load by itself
+    found = get_task(spec.task).list_cases(existing(options.image), spec)
     if len(found.cases) != 1:
         raise UsageError(
             f"{options.image}: {len(found.cases)} cases; the published scripts work on one case at a time, name its image"
@@ -264,8 +263,7 @@ def import_tiles(options: argparse.Namespace) -> dict[str, Any]:
         tool=options.tool,
         copy=options.copy,
     )
-    settings = RunSettings(step_size=options.step_size, tta=not options.no_tta)
-    report = import_case(spec, found.cases[0], options.work, folders, fold=options.fold, settings=settings)
+    report = import_case(spec, found.cases[0], options.work, folders, fold=options.fold, settings=run_settings(options))
     whose = f" of {report.tool} ({report.evidence})" if report.tool else ""
     say(options, f"{report.case}: {report.items} tiles, {report.outputs} results{whose}", *report.notes)
     return report.to_json()
@@ -319,7 +317,7 @@ def _device_lines(run: dict[str, Any]) -> list[str]:
     return lines
 
 
-def _stage_result(options: argparse.Namespace, report: StageReport) -> dict[str, Any]:
+def _stage_result(options: argparse.Namespace, report: RunReport) -> dict[str, Any]:
     """Print and return what became of each case; raise if some failed."""
     for case in report.cases:
         say(options, f"{case.case}: {case.status}" + (f": {case.reason}" if case.reason else ""))

@@ -66,10 +66,9 @@ def _names(bundle: Path | None, labels: Path) -> dict[int, str]:
     from offline_infer.proof.evaluation.labels import labels_of_dataset
 
     if bundle is not None:
-        from offline_infer.bundles.bundle import Bundle
+        from offline_infer.tasks.opening import open_bundle
 
-        known = Bundle.load(existing(bundle)).spec.labels.names
-        return {value: name for name, value in known.items() if isinstance(value, int)}
+        return open_bundle(existing(bundle)).spec.label_names()
     found = (labels if labels.is_dir() else labels.parent) / "dataset.json"
     if not found.is_file():
         return {}

@@ -3,60 +3,29 @@
 from __future__ import annotations
 
 import tempfile
+import threading
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
-
-from offline_infer.arithmetic.geometry import ImageGeometry
 from offline_infer.bundles.bundle import Bundle
 from offline_infer.bundles.opening import open_fold
 from offline_infer.bundles.precision_checks import Check, Standing, UnverifiedPrecision, standing, subject_of
 from offline_infer.engines.base import EngineOptions, Session, SessionInfo, get_engine
 from offline_infer.errors import UsageError
-from offline_infer.images import Image, read_image, write_labels
-from offline_infer.predict.memory import Scratch, choose_method, forecast_case, room_left
-from offline_infer.predict.streaming import segment
-from offline_infer.spec import VolumeSpec
-from offline_infer.tasks.volume.aggregation import RunSettings
-from offline_infer.tasks.volume.preparing import prepare
-
-Progress = Callable[[int, int], None]
-
-
-@dataclass(frozen=True)
-class LabelMap:
-    """A segmentation in its image's own grid.
-
-    Attributes:
-        array: (z, y, x), uint8 or uint16; 0 is background.
-        frame: shape, spacing (z, y, x) in mm, origin and direction (ITK, LPS) of the image it belongs to.
-        names: label name -> value, or -> values for a region.
-        probabilities: (k, z, y, x) float32 over the image's non-zero box ``crop``, or None unless asked for.
-        crop: that box, ((z0, z1), (y0, y1), (x0, x1)), half-open.
-    """
-
-    array: npt.NDArray[np.unsignedinteger]
-    frame: ImageGeometry
-    names: dict[str, Any]
-    probabilities: npt.NDArray[np.float32] | None = field(default=None, repr=False)
-    crop: tuple[tuple[int, int], ...] = ()
-
-    @property
-    def spacing(self) -> tuple[float, float, float]:
-        """Voxel size in mm, (z, y, x)."""
-        return self.frame.spacing
-
-    def save(self, path: str | Path) -> Path:
-        """Write the label map; the ending decides the format. The file appears only when it is complete."""
-        write_labels(Path(path), self.array, self.frame)
-        return Path(path)
+from offline_infer.predict.memory import Method, SpillFile, choose_method, room_left
+from offline_infer.predict.streaming import infer
+from offline_infer.spec import BundleSpec
+from offline_infer.tasks.base import Prepared, PreviousStage, Progress
+from offline_infer.tasks.memory import MemoryEstimate
+from offline_infer.tasks.opening import open_bundle
+from offline_infer.tasks.registry import get_task
+from offline_infer.tasks.running import prepare_loaded
+from offline_infer.tasks.settings import RunSettings, check_options
 
 
 class Model:
@@ -95,13 +64,15 @@ class Model:
                 f"{bundle.folder}: no fold {', '.join(unknown)}; this bundle has {', '.join(bundle.folds)}"
             )
         get_engine(engine)
+        self.task = get_task(bundle.spec.task)
+        self._opening = threading.Lock()
         self._sessions: list[Session] = []
         self._standing = Standing()
         self._checks: tuple[Check, ...] = ()
         self._told = False
 
     @property
-    def spec(self) -> VolumeSpec:
+    def spec(self) -> BundleSpec:
         """What the bundle says about its network."""
         return self.bundle.spec
 
@@ -113,23 +84,26 @@ class Model:
             EngineUnavailable: the engine or device is missing.
             UsageError: the precision has failed its comparison with float32.
         """
-        if not self._sessions:
-            graph_precision = get_engine(self.engine).graph_precision(self.options.precision)
-            with ExitStack() as opened:
-                self._sessions = [
-                    opened.enter_context(open_fold(self.bundle, fold, self.engine, self.options)) for fold in self.folds
-                ]
-                opened.pop_all()
-            subjects = [
-                subject_of(session.info, fold, self.bundle.graph(fold, graph_precision).sha256)
-                for fold, session in zip(self.folds, self._sessions, strict=True)
-            ]
-            try:
-                self._standing = standing(self.bundle, subjects, unverified=self.unverified, further=self._checks)
-            except UsageError:
-                self._close_sessions()
-                raise
+        with self._opening:
+            if not self._sessions:
+                self._open()
         return self._sessions
+
+    def _open(self) -> None:
+        """Open one session per fold, all of them or none."""
+        engine = get_engine(self.engine)
+        options = replace(self.options, outputs=self.spec.kept_outputs)
+        with ExitStack() as opened:
+            subjects = []
+            sessions = []
+            for fold in self.folds:
+                graph = self.bundle.graph(fold, engine.graph_precision(self.options.precision))
+                session = opened.enter_context(open_fold(self.bundle, fold, self.engine, options))
+                sessions.append(session)
+                subjects.append(subject_of(session.info, fold, graph.sha256))
+            self._standing = standing(self.bundle, subjects, unverified=self.unverified, further=self._checks)
+            self._sessions = sessions
+            opened.pop_all()
 
     @property
     def precision_standing(self) -> Standing:
@@ -156,59 +130,112 @@ class Model:
 
     def predict(
         self,
-        image: str | Path | Sequence[str | Path] | Image,
+        image: Any,
         *,
         settings: RunSettings | None = None,
-        previous: npt.NDArray[np.integer] | None = None,
+        previous: Any = None,
         progress: Progress | None = None,
         memory: int | None = None,
-    ) -> LabelMap:
-        """Segment one image.
+    ) -> Any:
+        """Run the model on one case.
 
         Args:
-            image: a file, the files of all channels in the model's order, a DICOM series folder, or an :class:`Image` - array
-                (c, z, y, x) in the image's own unit (HU for CT), with its geometry.
+            image: a file, the files of all channels in the model's order, a DICOM series folder, or an image in memory: for a
+                volume an :class:`offline_infer.Image` - array (c, z, y, x) in the image's own unit (HU for CT), with its geometry.
             settings: step size, mirroring and the like; default as the framework predicts.
             previous: for a cascade's second stage, the first stage's label map (z, y, x); default: the stage given as ``previous``.
-            progress: called with (tiles done, tiles in all).
+            progress: called with (groups of inputs done, groups in all); a group is a tile of a volume.
             memory: bytes the process may take, None = what the machine has free. Where a case needs more, its sums go to a
-                scratch file in the folder for temporary files; the result is the same.
+                spill file in the folder for temporary files; the result is the same.
 
         Returns:
-            The label map in the image's own grid.
+            What the task gives: for a volume the :class:`LabelMap` in the image's own grid.
 
         Raises:
             ImageError, GeometryError: the image cannot be read or does not fit the model.
+            UsageError: an argument that makes no sense; the message names it.
             EngineFailed: the engine failed or answered with NaN.
         """
-        ours = not isinstance(image, Image)
-        if not isinstance(image, Image):
-            paths = [Path(image)] if isinstance(image, (str, Path)) else [Path(part) for part in image]
-            image = read_image(paths, self.spec.reader, channels=len(self.spec.channels))
-        settings = settings if settings is not None else RunSettings()
-        if self.spec.previous_stage is not None and previous is None and self.previous is not None:
-            previous = self.previous.predict(image, settings=settings).array
+        if settings is None:
+            settings = RunSettings()
+        elif not isinstance(settings, RunSettings):
+            raise UsageError(f"settings: a {type(settings).__name__}, expected offline_infer.RunSettings")
+        check_options(settings, self.task.options, self.task.name)
+        ours = isinstance(image, (str, Path)) or (isinstance(image, Sequence) and not hasattr(image, "geometry"))
+        loaded = self.task.load(image, self.spec)
+        del image
+        stage = self.first_stage(settings, memory)
         threads = self.options.threads
-        prepared = prepare(image.array, image.geometry, self.spec, previous, threads=threads, consume=ours)
-        frame = image.geometry
-        del image  # where nobody else holds it, its voxels are let go
+        prepared = prepare_loaded(self.task, loaded, self.spec, previous, stage, threads, consume=ours)
+        frame = loaded.geometry
+        del loaded, previous  # where nobody else holds them, the voxels are let go
         sessions = self.sessions
         self.tell_precision(lambda note: warnings.warn(note, UnverifiedPrecision, stacklevel=4))
-        outlook = forecast_case(
-            self.spec, frame, settings, len(self.folds), cropped=prepared.geometry.cropped_shape, threads=threads
+        method = self._method(frame, prepared, settings, memory)
+        with SpillFile(Path(tempfile.gettempdir())) as allocate:
+            finish = infer(
+                self.task,
+                prepared,
+                self.spec,
+                sessions,
+                settings,
+                progress,
+                threads=threads,
+                allocate=allocate if method.spill else None,
+            )
+            return self.task.answer(finish(), self.spec)
+
+    def first_stage(
+        self, settings: RunSettings, memory: int | None = None, folder: Path | None = None
+    ) -> PreviousStage:
+        """Where the results of the first stage of a cascade come from, for a run with these settings.
+
+        Args:
+            memory: bytes the process may take; see :meth:`predict`.
+            folder: with the first stage's results; they are then not computed.
+        """
+        first = self.previous
+        if folder is not None or first is None:
+            return PreviousStage(folder)
+        # Only its labels are wanted, with the step and the mirrors of this run.
+        plain = replace(settings, save_probabilities=False)
+        return PreviousStage(None, lambda loaded: first.predict(loaded, settings=plain, memory=memory))
+
+    def estimate_memory(
+        self, frame: Any, settings: RunSettings, geometry: Any = None, *, first_stage: bool = True
+    ) -> MemoryEstimate | None:
+        """What a case will take, above the program with its engines opened; None where the task cannot say.
+
+        Args:
+            frame: of its image.
+            geometry: of the prepared case, once it is known.
+            first_stage: this process runs the first stage of a cascade, before the case is prepared.
+        """
+        estimate = self.task.estimate_memory(
+            frame,
+            self.spec,
+            settings,
+            len(self.folds),
+            graph_bytes=self._graph_bytes(),
+            geometry=geometry,
+            threads=self.options.threads,
         )
+        if estimate is None or not first_stage or self.previous is None:
+            return estimate
+        before = self.previous.estimate_memory(frame, replace(settings, save_probabilities=False))
+        return estimate if before is None else estimate.after(before)
+
+    def _method(self, frame: Any, prepared: Prepared, settings: RunSettings, memory: int | None) -> Method:
+        estimate = self.estimate_memory(frame, settings, prepared.geometry, first_stage=False)
+        if estimate is None:
+            return Method()
         # The prepared array is there already and counted in the room that is left.
-        method = choose_method(outlook, None, room_left(memory) + outlook.prepared)
-        with Scratch(Path(tempfile.gettempdir())) as scratch:
-            allocate = scratch if method.spill else None
-            result = segment(prepared, self.spec, sessions, settings, progress, threads=threads, allocate=allocate)
-        return LabelMap(
-            array=result.labels,
-            frame=frame,
-            names=dict(self.spec.labels.names),
-            probabilities=result.probabilities,
-            crop=prepared.geometry.crop,
-        )
+        return choose_method(estimate, None, room_left(memory) + estimate.prepared)
+
+    def _graph_bytes(self) -> int:
+        """Size of the graphs that are run together."""
+        files = {graph.fold: graph.file for graph in self.spec.graphs}
+        return sum(_file_size(self.bundle.folder / files[fold]) for fold in self.folds if fold in files)
 
     def close(self) -> None:
         """Close the engine's sessions. May be called twice."""
@@ -217,9 +244,10 @@ class Model:
             self.previous.close()
 
     def _close_sessions(self) -> None:
-        for session in self._sessions:
-            session.close()
-        self._sessions = []
+        with self._opening:
+            for session in self._sessions:
+                session.close()
+            self._sessions = []
 
     def __enter__(self) -> Model:
         return self
@@ -285,11 +313,17 @@ def load(
             precision=precision,
             threads=threads,
             cache=cache,
+            engine_options=engine_options,
             unverified=unverified,
         )
         if previous
         else None
     )
-    return Model(
-        Bundle.load(Path(path)), engine=engine, options=options, folds=folds, previous=first, unverified=unverified
-    )
+    return Model(open_bundle(path), engine=engine, options=options, folds=folds, previous=first, unverified=unverified)
+
+
+def _file_size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except OSError:
+        return 0

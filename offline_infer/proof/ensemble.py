@@ -21,7 +21,21 @@ from offline_infer.images import read_geometry, write_labels
 from offline_infer.nnunet_files.probabilities import read_npz, write_probabilities
 from offline_infer.nnunet_files.readers import recorded_reader, turn_of
 from offline_infer.spec import VolumeSpec
-from offline_infer.tasks.volume.deciding import Segmentation
+
+
+@dataclass(frozen=True)
+class Averaged:
+    """One case averaged over all members.
+
+    Attributes:
+        labels: (z, y, x) in the image's own grid.
+        probabilities: (k, z, y, x) of the cropped region, image axis order.
+        geometry: where that lies.
+    """
+
+    labels: npt.NDArray[np.unsignedinteger]
+    probabilities: npt.NDArray[np.float32]
+    geometry: CaseGeometry
 
 
 @dataclass(frozen=True)
@@ -75,12 +89,12 @@ def ensemble_folders(
             sink(Event("case-skipped", "ensemble", case, data={"file": str(target)}))
             continue
         try:
-            segmentation = _average(case, folders, spec)
+            averaged_case = _average(case, folders, spec)
             if postprocess and spec.postprocessing:
-                segmentation = _cleaned(segmentation, spec)
-            if save_probabilities and segmentation.probabilities is not None:
-                write_probabilities(output / case, segmentation.probabilities, segmentation.geometry, spec)
-            write_labels(target, segmentation.labels, segmentation.geometry.image)
+                averaged_case = _cleaned(averaged_case, spec)
+            if save_probabilities:
+                write_probabilities(output / case, averaged_case.probabilities, averaged_case.geometry, spec)
+            write_labels(target, averaged_case.labels, averaged_case.geometry.image)
             written.append(case)
             sink(Event("case-finished", "ensemble", case, data={"file": str(target)}))
         except OfflineInferError as error:
@@ -111,14 +125,14 @@ def _shared_cases(folders: Sequence[Path]) -> list[str]:
     return sorted(cases)
 
 
-def _cleaned(segmentation: Segmentation, spec: VolumeSpec) -> Segmentation:
+def _cleaned(averaged_case: Averaged, spec: VolumeSpec) -> Averaged:
     """After the model's component rules."""
-    volume = float(np.prod(segmentation.geometry.image.spacing))
-    labels = apply_component_rules(segmentation.labels, spec.postprocessing, volume)
-    return Segmentation(labels, segmentation.probabilities, segmentation.geometry)
+    volume = float(np.prod(averaged_case.geometry.image.spacing))
+    labels = apply_component_rules(averaged_case.labels, spec.postprocessing, volume)
+    return Averaged(labels, averaged_case.probabilities, averaged_case.geometry)
 
 
-def _average(case: str, folders: Sequence[Path], spec: VolumeSpec) -> Segmentation:
+def _average(case: str, folders: Sequence[Path], spec: VolumeSpec) -> Averaged:
     """The mean of one case over all folders, decided."""
     kind, total = _mean(case, folders)
     if total.shape[0] != spec.labels.channels:
@@ -133,7 +147,7 @@ def _average(case: str, folders: Sequence[Path], spec: VolumeSpec) -> Segmentati
     whole = np.zeros(frame.shape, label_dtype(spec.labels))
     averaged = spec.aggregation.model_copy(update={"domain": "probabilities"})
     whole[tuple(slice(first, last) for first, last in crop)] = decide(total, spec.labels, averaged)
-    return Segmentation(whole, total, geometry)
+    return Averaged(whole, total, geometry)
 
 
 def _mean(case: str, folders: Sequence[Path]) -> tuple[str, npt.NDArray[np.float32]]:

@@ -18,11 +18,12 @@ from typing import Any
 import numpy as np
 
 from offline_infer.bundles.bundle import Bundle
+from offline_infer.bundles.fingerprint import fingerprint
 from offline_infer.errors import UsageError
 from offline_infer.staging.numbering import FileKind, decide_by_graph
 from offline_infer.staging.outputs import OutputEntry, OutputsManifest, Writer
 from offline_infer.staging.work_folder import safe_name
-from offline_infer.staging.worklist import Item, Worklist, fingerprint, output_bytes
+from offline_infer.staging.worklist import Item, Worklist, output_bytes
 
 ADOPTED = "outputs"
 

@@ -8,6 +8,7 @@ import zlib
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -16,12 +17,12 @@ from offline_infer.errors import CaseError
 from offline_infer.files import PARTIAL
 from offline_infer.spec import OutputSpec
 from offline_infer.staging.outputs import OutputEntry, OutputsManifest
-from offline_infer.staging.worklist import BinDtype, Item, Worklist
+from offline_infer.staging.worklist import Item, Worklist
 
 FloatArray = npt.NDArray[np.float32]
 
 
-def write_bin(path: Path, array: npt.NDArray[np.floating], dtype: BinDtype) -> tuple[int, int]:
+def write_bin(path: Path, array: npt.NDArray[Any], dtype: str) -> tuple[int, int]:
     """Write an array under a temporary name, then rename it; returns (bytes, crc32).
 
     The data are not forced to the disk: there are thousands of these files, they are short-lived, and size and checksum
@@ -31,7 +32,7 @@ def write_bin(path: Path, array: npt.NDArray[np.floating], dtype: BinDtype) -> t
         CaseError: a value does not fit float16.
     """
     with np.errstate(over="ignore"):  # looked at in the next line
-        flat = np.ascontiguousarray(array, dtype="<f2" if dtype == "float16" else "<f4")
+        flat = np.ascontiguousarray(array, dtype=np.dtype(dtype).newbyteorder("<"))
     if dtype == "float16" and not np.isfinite(flat).all():
         largest = float(np.abs(array).max())
         raise CaseError(f"float16 cannot hold the value {largest:g} (its largest is 65504); write float32 bins")
@@ -49,7 +50,7 @@ def write_bin(path: Path, array: npt.NDArray[np.floating], dtype: BinDtype) -> t
 
 
 def read_item(worklist: Worklist, item: Item) -> FloatArray:
-    """One network input (c, *patch), float32, checked against its checksum.
+    """One network input, without the batch axis, float32, checked against its checksum.
 
     Raises:
         CaseError: missing, truncated or changed.
@@ -61,30 +62,29 @@ def read_item(worklist: Worklist, item: Item) -> FloatArray:
     return values.astype(np.float32, copy=False)
 
 
-def read_output(manifest: OutputsManifest, entry: OutputEntry, output: OutputSpec) -> FloatArray:
-    """One network answer (k, *patch), float32.
+def read_output(manifest: OutputsManifest, entry: OutputEntry, output: OutputSpec) -> npt.NDArray[Any]:
+    """One network answer (1, ...); floating point as float32, integers in their own type.
 
     Raises:
         CaseError: missing, truncated, or of another size than the graph's output.
     """
     path = manifest.path(entry)
-    shape = output.shape[1:]
     expected = math.prod(output.shape) * np.dtype(entry.dtype).itemsize
     if entry.bytes != expected:
         raise CaseError(
             f"{path} is listed with {entry.bytes} bytes of {entry.dtype}, but output {output.name!r} of shape "
             f"{output.shape} has {expected}; was it made with another model?"
         )
-    values = _read(path, entry.dtype, entry.bytes, shape, "run infer again, it redoes what is incomplete")
-    return values.astype(np.float32, copy=False)
+    values = _read(path, entry.dtype, entry.bytes, output.shape, "run infer again, it redoes what is incomplete")
+    return values.astype(np.float32, copy=False) if values.dtype.kind == "f" else values
 
 
-def _read(path: Path, dtype: str, size: int, shape: Sequence[int], remedy: str) -> npt.NDArray[np.floating]:
+def _read(path: Path, dtype: str, size: int, shape: Sequence[int], remedy: str) -> npt.NDArray[Any]:
     try:
         actual = path.stat().st_size
         if actual != size:
             raise CaseError(f"{path} has {actual} bytes, expected {size}; {remedy}")
-        values: npt.NDArray[np.floating] = np.fromfile(path, dtype="<f2" if dtype == "float16" else "<f4")
+        values: npt.NDArray[Any] = np.fromfile(path, dtype=np.dtype(dtype).newbyteorder("<"))
     except FileNotFoundError as error:
         raise CaseError(f"{path} is missing; {remedy}") from error
     return values.reshape(tuple(shape))

@@ -1,7 +1,6 @@
-"""From a prepared case to bins and records, and from outputs back into the aggregator: the two ends of a staged run.
+"""From a prepared case to bins and records, and from outputs back to the collector: the two ends of a staged run.
 
-Both go tile by tile in grid order, and within a tile through the mirrors in the aggregator's order, so that the sums
-are those of the streaming run.
+Both go group by group, in the order of the streaming run, so that its sums are these sums.
 """
 
 from __future__ import annotations
@@ -9,35 +8,33 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-import numpy as np
-
-from offline_infer.arithmetic.geometry import Shape3
-from offline_infer.arithmetic.sliding_window import Mirror, TileGrid, cut_tile, mirror_code
 from offline_infer.errors import CaseError
+from offline_infer.spec import BundleSpec
 from offline_infer.staging.bins import read_output, write_bin
 from offline_infer.staging.outputs import OutputsManifest
-from offline_infer.staging.work_folder import bin_name
-from offline_infer.staging.worklist import Item, TileGeometry, Worklist, WorklistHeader, mirror_axes
-from offline_infer.tasks.volume.aggregation import CaseAggregator
-from offline_infer.tasks.volume.preparing import PreparedCase
+from offline_infer.staging.worklist import Item, Worklist, WorklistHeader
+from offline_infer.tasks.base import Array, Collector, Layout, Prepared, Task
+from offline_infer.threads import Team
+
+Told = Callable[[int], None]
 
 
 def cut_items(
-    prepared: PreparedCase,
-    grid: TileGrid,
-    starts: Sequence[Shape3],
-    mirrors: Sequence[Mirror],
+    task: Task,
+    prepared: Prepared,
+    spec: BundleSpec,
+    layout: Layout,
+    groups: Sequence[int],
     header: WorklistHeader,
     work: Path,
     case: tuple[str, str],
     first_index: int,
-    progress: Callable[[int], None] | None = None,
+    progress: Told | None = None,
 ) -> list[Item]:
-    """Write the bins of some tiles of a case.
+    """Write the bins of some groups of a case.
 
     Args:
-        prepared: array (c, z, y, x), network order.
-        starts: which tiles, in grid order.
+        groups: which, in order.
         case: (case id, safe name).
         first_index: index of the first item.
         progress: called with the number of items written so far.
@@ -46,23 +43,20 @@ def cut_items(
         CaseError: float16 cannot hold a value.
     """
     case_id, safe = case
-    shape = header.input_shape[1:]
-    tile = np.empty((shape[0], *grid.patch), np.float32)
     items: list[Item] = []
-    for start in starts:
-        cut_tile(prepared.array, grid, start, tile)
-        for mirror in mirrors:
-            code = mirror_code(mirror)
-            file = f"inputs/{bin_name(safe, start, grid.patch, code)}"
-            turned = np.flip(tile, tuple(axis + 1 for axis in mirror)) if mirror else tile
-            size, checksum = write_bin(work / file, turned, header.input_dtype)
+    cutter = task.cutter(prepared, layout, spec, Team(1))
+    for group in groups:
+        cutter.load(group)
+        for position in range(layout.per_group):
+            file = f"inputs/{safe}_{layout.name(group, position)}.bin"
+            size, checksum = write_bin(work / file, cutter.input(position)[0], header.input_dtype)
             items.append(
                 Item(
                     index=first_index + len(items),
                     case=case_id,
                     file=file,
-                    geometry=TileGeometry(start=start, mirror=code),
-                    shape=shape,
+                    geometry=layout.record(group, position),
+                    shape=layout.shape(group),
                     dtype=header.input_dtype,
                     bytes=size,
                     crc32=checksum,
@@ -74,52 +68,51 @@ def cut_items(
 
 
 def feed(
-    aggregator: CaseAggregator,
+    collector: Collector,
+    groups: Sequence[int],
     worklist: Worklist,
     manifest: OutputsManifest,
     items: Sequence[Item],
-    progress: Callable[[int], None] | None = None,
+    progress: Told | None = None,
 ) -> None:
-    """Give the outputs of consecutive whole tiles to the aggregator: per tile every fold, per fold every mirror.
+    """Give the outputs of whole groups to the collector: per group every fold, per fold every position.
+
+    Args:
+        groups: whose items these are, in order.
 
     Raises:
         CaseError: an output is missing or has a wrong size.
     """
-    output = worklist.header.kept[0]
-    meaning = worklist.header.outputs[output]
-    for done, tile in enumerate(_tiles(items, len(aggregator.mirrors)), start=1):
-        for position, fold in enumerate(worklist.header.folds):
-            for item in tile:
-                entry = manifest.get(item.index, fold, output)
-                if entry is None:
-                    raise CaseError(f"{item.file}: fold {fold} has no output {meaning.name!r}; run infer again")
-                aggregator.add(item.start, position, mirror_axes(item.mirror), read_output(manifest, entry, meaning))
+    per_group = len(items) // len(groups) if groups else 1
+    for done, (group, members) in enumerate(zip(groups, _groups(items, per_group), strict=True), start=1):
+        for number, fold in enumerate(worklist.header.folds):
+            for position, item in enumerate(members):
+                collector.take(group, position, number, _answers(worklist, manifest, item, fold))
         if progress is not None:
             progress(done)
 
 
-def check_items(items: Sequence[Item], starts: Sequence[Shape3], mirrors: Sequence[Mirror], case_id: str) -> None:
-    """Compare the listed items with the tiles that the model asks for.
+def check_items(items: Sequence[Item], layout: Layout, groups: Sequence[int], case_id: str) -> None:
+    """Compare the listed items with those that the model asks for.
 
     Raises:
-        CaseError: they differ; sums over them would be wrong.
+        CaseError: they differ; a result made of them would be wrong.
     """
-    expected = [(start, mirror_code(mirror)) for start in starts for mirror in mirrors]
-    if [(item.start, item.mirror) for item in items] != expected:
+    expected = [layout.record(group, position) for group in groups for position in range(layout.per_group)]
+    if [item.geometry for item in items] != expected:
         raise CaseError(
-            f"case {case_id}: the worklist has {len(items)} items that are not the {len(expected)} tiles and mirrors "
+            f"case {case_id}: the worklist has {len(items)} items that are not the {len(expected)} "
             "this model and these settings ask for; preprocess it again into a new folder"
         )
 
 
 def missing_outputs(worklist: Worklist, manifest: OutputsManifest, items: Sequence[Item]) -> list[tuple[Item, str]]:
     """(item, fold) of every answer that inference needs and that is not there with its full size."""
-    output = worklist.header.kept[0]
     return [
         (item, fold)
         for item in items
         for fold in worklist.header.folds
-        if manifest.complete(item.index, fold, output) is None
+        if any(manifest.complete(item.index, fold, output) is None for output in worklist.header.kept)
     ]
 
 
@@ -136,6 +129,18 @@ def refuse_missing(missing: Sequence[tuple[Item, str]], needed: int, remedy: str
         )
 
 
-def _tiles(items: Sequence[Item], mirrors: int) -> Iterator[Sequence[Item]]:
-    for first in range(0, len(items), mirrors):
-        yield items[first : first + mirrors]
+def _answers(worklist: Worklist, manifest: OutputsManifest, item: Item, fold: str) -> dict[str, Array]:
+    """The kept outputs of an item by name, each (1, ...)."""
+    found: dict[str, Array] = {}
+    for output in worklist.header.kept:
+        meaning = worklist.header.outputs[output]
+        entry = manifest.get(item.index, fold, output)
+        if entry is None:
+            raise CaseError(f"{item.file}: fold {fold} has no output {meaning.name!r}; run infer again")
+        found[meaning.name] = read_output(manifest, entry, meaning)
+    return found
+
+
+def _groups(items: Sequence[Item], size: int) -> Iterator[Sequence[Item]]:
+    for first in range(0, len(items), size):
+        yield items[first : first + size]

@@ -1,4 +1,4 @@
-"""Scratch disk: how much a staged run needs, how to cut it into rounds that fit a budget, how much it really used."""
+"""Disk space of a staged run: how much it needs, how to cut it into rounds that fit a budget, how much it really used."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import os
 import shutil
 import threading
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -16,9 +16,8 @@ from typing import Any
 import numpy as np
 
 from offline_infer.errors import DiskBudgetError
-from offline_infer.spec import VolumeSpec
 from offline_infer.staging.worklist import WorklistHeader, output_bytes
-from offline_infer.tasks.volume.aggregation import RunSettings, case_grid, case_mirrors
+from offline_infer.tasks.base import Layout
 
 BLOCK = 4096
 """File systems give out disk in blocks; a small file still takes one."""
@@ -49,21 +48,21 @@ class ItemCost:
 
 @dataclass(frozen=True)
 class CaseCost:
-    """What one case needs: ``tiles`` * ``mirrors`` items of ``item``."""
+    """What one case needs: ``groups`` * ``per_group`` items of ``item``."""
 
     case: str
-    tiles: int
-    mirrors: int
+    groups: int
+    per_group: int
     item: ItemCost
 
     @property
     def items(self) -> int:
-        return self.tiles * self.mirrors
+        return self.groups * self.per_group
 
     @property
-    def tile_bytes(self) -> int:
-        """The smallest piece of work: one tile with its mirrors."""
-        return self.mirrors * self.item.total
+    def group_bytes(self) -> int:
+        """The smallest piece of work: one group of items."""
+        return self.per_group * self.item.total
 
     @property
     def total(self) -> int:
@@ -72,7 +71,7 @@ class CaseCost:
     def to_json(self) -> dict[str, Any]:
         return {
             "case": self.case,
-            "tiles": self.tiles,
+            "groups": self.groups,
             "items": self.items,
             "input_bytes": self.items * self.item.input,
             "kept_output_bytes": self.items * self.item.kept,
@@ -82,7 +81,7 @@ class CaseCost:
 
 
 @dataclass(frozen=True)
-class Forecast:
+class DiskForecast:
     """What a run needs.
 
     Attributes:
@@ -122,12 +121,12 @@ class Forecast:
     def refuse_if_too_large(self, place: Path) -> None:
         """
         Raises:
-            DiskBudgetError: the peak does not fit the free disk, or one tile does not fit the budget.
+            DiskBudgetError: the peak does not fit the free disk, or one group of items does not fit the budget.
         """
-        largest = max((case.tile_bytes + ROUND_OVERHEAD for case in self.cases), default=0)
+        largest = max((case.group_bytes + ROUND_OVERHEAD for case in self.cases), default=0)
         if self.budget is not None and largest > self.budget:
             raise DiskBudgetError(
-                f"a scratch budget of {size_text(self.budget)} is too small: one tile with its mirrors and outputs "
+                f"a scratch budget of {size_text(self.budget)} is too small: a tile with its mirrors (or an image) and its outputs "
                 f"needs {size_text(largest)}; allow at least that much"
             )
         if self.peak > self.free:
@@ -142,40 +141,35 @@ class Forecast:
             )
 
 
-def item_cost(header: WorklistHeader, all_outputs: bool) -> ItemCost:
-    """Bytes of one item.
+def case_cost(case: str, header: WorklistHeader, layout: Layout, all_outputs: bool) -> CaseCost:
+    """What a case needs that is cut into these items.
 
     Args:
         all_outputs: the tool writes every output of the graph, wanted or not.
     """
+    shapes = {layout.shape(group) for group in range(layout.groups)}
+    largest = max((header.item_bytes(shape) for shape in shapes), default=0)
     folds = len(header.folds)
     kept = sum(_blocks(output_bytes(output)) for output in header.outputs if output.keep)
     others = sum(_blocks(output_bytes(output)) for output in header.outputs if not output.keep)
-    return ItemCost(_blocks(header.item_bytes), folds * kept, folds * others if all_outputs else 0)
-
-
-def case_cost(
-    case: str, spec: VolumeSpec, header: WorklistHeader, shape: Sequence[int], settings: RunSettings, all_outputs: bool
-) -> CaseCost:
-    """What a case needs whose prepared array has that spatial shape (z, y, x)."""
-    tiles = len(case_grid(spec, shape, settings))
-    return CaseCost(case, tiles, len(case_mirrors(spec, settings)), item_cost(header, all_outputs))
+    item = ItemCost(_blocks(largest), folds * kept, folds * others if all_outputs else 0)
+    return CaseCost(case, layout.groups, layout.per_group, item)
 
 
 def plan_rounds(cost: CaseCost, budget: int) -> tuple[tuple[int, int], ...]:
-    """Half-open ranges of tiles, each of which fits the budget, of sizes as equal as can be.
+    """Half-open ranges of groups, each of which fits the budget, of sizes as equal as can be.
 
     Raises:
-        DiskBudgetError: one tile does not fit.
+        DiskBudgetError: one group does not fit.
     """
-    fit = (budget - ROUND_OVERHEAD) // cost.tile_bytes
+    fit = (budget - ROUND_OVERHEAD) // cost.group_bytes
     if fit < 1:
         raise DiskBudgetError(
-            f"a scratch budget of {size_text(budget)} is too small: one tile of case {cost.case} with its mirrors and "
-            f"outputs needs {size_text(cost.tile_bytes + ROUND_OVERHEAD)}; allow at least that much"
+            f"a scratch budget of {size_text(budget)} is too small: a tile of case {cost.case} with its mirrors (or its image) "
+            f"and the outputs needs {size_text(cost.group_bytes + ROUND_OVERHEAD)}; allow at least that much"
         )
-    count = max(math.ceil(cost.tiles / fit), 1)
-    return tuple((i * cost.tiles // count, (i + 1) * cost.tiles // count) for i in range(count))
+    count = max(math.ceil(cost.groups / fit), 1)
+    return tuple((i * cost.groups // count, (i + 1) * cost.groups // count) for i in range(count))
 
 
 def free_bytes(place: Path) -> int:
@@ -267,9 +261,9 @@ def size_text(size: int) -> str:
     return f"{value:.0f} B" if units[0] == "B" else f"{value:.1f} {units[0]}"
 
 
-def forecast(costs: Iterable[CaseCost], place: Path, *, exact: bool, budget: int | None = None) -> Forecast:
+def forecast_disk(costs: Iterable[CaseCost], place: Path, *, exact: bool, budget: int | None = None) -> DiskForecast:
     """The forecast for these cases on the disk where ``place`` is."""
-    return Forecast(tuple(costs), exact, free_bytes(place), budget)
+    return DiskForecast(tuple(costs), exact, free_bytes(place), budget)
 
 
 def _blocks(size: int) -> int:

@@ -25,22 +25,23 @@ from offline_infer.staging.legacy_tiles import (
     read_shape_file,
 )
 from offline_infer.staging.outputs import OutputEntry, OutputsManifest, Writer
-from offline_infer.staging.stages import tile_settings
-from offline_infer.staging.work_folder import bin_name, exclusive, is_work_folder, mark_work_folder, safe_name
+from offline_infer.staging.preprocessing import case_record
+from offline_infer.staging.work_folder import exclusive, is_work_folder, mark_work_folder, safe_name
 from offline_infer.staging.worklist import (
     WORKLIST_FILE,
-    CaseRecord,
     Item,
-    TileGeometry,
     Worklist,
     WorklistHeader,
     WorklistWriter,
     header_for,
-    mirror_axes,
 )
-from offline_infer.tasks.volume import case_files as case_input
-from offline_infer.tasks.volume.aggregation import RunSettings, case_grid, case_mirrors
+from offline_infer.tasks.base import PreviousStage
+from offline_infer.tasks.records import source_files
+from offline_infer.tasks.registry import get_task
+from offline_infer.tasks.running import prepare_case
+from offline_infer.tasks.settings import RunSettings
 from offline_infer.tasks.volume.preparing import PreparedCase
+from offline_infer.tasks.volume.tiles import TileLayout
 
 LARGEST_DIFFERENCE = 0.05
 """In normalised intensities (standard deviations): exact resamplings agree far better, another image far worse."""
@@ -114,17 +115,22 @@ def import_case(
     """
     chosen = settings if settings is not None else RunSettings()
     record = read_shape_file(folders.shapes)
-    prepared = case_input.prepare_case(case, spec, None, threads)
-    grid, mirrors = case_grid(spec, prepared.geometry.network_shape, chosen), case_mirrors(spec, chosen)
+    task = get_task(spec.task)
+    prepared = prepare_case(task, case, spec, PreviousStage(), threads)
+    assert isinstance(prepared, PreparedCase)
+    layout = TileLayout.of(spec, prepared.geometry.network_shape, chosen)
+    grid = layout.grid
     other = differences(record, grid, case.case_id)
     if other:
         raise UsageError(
             f"{folders.shapes} does not belong to {case.case_id} and this model: it says {'; '.join(other)}. "
             "Name the image, bundle and step size the tiles were cut with"
         )
-    codes = [mirror_code(mirror) for mirror in mirrors]
-    places = [(start, code) for start in grid for code in codes]
-    stems = [legacy_stem(record.case, start, grid.patch, code) for start, code in places]
+    places = [(group, position) for group in range(layout.groups) for position in range(layout.per_group)]
+    stems = [
+        legacy_stem(record.case, layout.starts[group], grid.patch, mirror_code(layout.mirrors[position]))
+        for group, position in places
+    ]
     if folders.tiles is not None:
         difference: float | None = _compare_tiles(folders.tiles, record.case, prepared, grid)
     else:
@@ -137,20 +143,9 @@ def import_case(
         writer = WorklistWriter(work, header)
         if case.case_id in writer.cases:
             raise UsageError(f"case {case.case_id} is already in {work}; name a new folder")
-        items = _take_items(writer, case, prepared, grid, places, stems, folders)
-        writer.add(
-            CaseRecord(
-                case_id=case.case_id,
-                safe_name=safe_name(case.case_id),
-                files=tuple(str(path) for path in case.channels),
-                stamps=case_input.stamps(case.channels),
-                geometry=prepared.geometry.to_json(),
-                network_shape=prepared.geometry.network_shape,
-                items=len(items),
-                first_item=items[0].index,
-            ),
-            items,
-        )
+        items = _take_items(writer, case, prepared, layout, places, stems, folders)
+        sources = source_files(case.channels)
+        writer.add(case_record(case, case.channels, sources, prepared, layout, items), items)
         try:
             taken = _take_outputs(writer, items, stems, fold, results, folders) if results is not None else 0
         except BaseException:
@@ -163,13 +158,13 @@ def import_case(
         tool=results.tool if results else None,
         evidence=results.evidence if results else None,
         largest_difference=difference,
-        notes=_notes(grid, len(codes), len(items), taken, results),
+        notes=_notes(grid, layout.per_group, len(items), taken, results),
     )
 
 
 def _header(spec: VolumeSpec, work: Path, settings: RunSettings, fold: str, results: Results | None) -> WorklistHeader:
     """The header; heads that the results have and the bundle does not are listed as unneeded."""
-    header = header_for(spec, tile_settings(spec, settings), (fold,))
+    header = header_for(spec, get_task(spec.task).item_settings(spec, settings), (fold,))
     outputs = header.outputs
     if header.kept != (0,):
         raise UsageError("the published flow keeps the graph's first output; this bundle keeps another one")
@@ -215,17 +210,17 @@ def _take_items(
     writer: WorklistWriter,
     case: CaseFiles,
     prepared: PreparedCase,
-    grid: TileGrid,
-    places: list[tuple[tuple[int, int, int], int]],
+    layout: TileLayout,
+    places: list[tuple[int, int]],
     stems: list[str],
     folders: LegacyFolders,
 ) -> list[Item]:
     shape = writer.header.input_shape[1:]
-    size = writer.header.item_bytes
-    tile = np.empty((shape[0], *grid.patch), np.float32)
+    size = writer.header.item_bytes(shape)
+    tile = np.empty((shape[0], *layout.grid.patch), np.float32)
     items: list[Item] = []
-    for (start, code), stem in zip(places, stems, strict=True):
-        file = f"inputs/{bin_name(safe_name(case.case_id), start, grid.patch, code)}"
+    for (group, position), stem in zip(places, stems, strict=True):
+        file = f"inputs/{safe_name(case.case_id)}_{layout.name(group, position)}.bin"
         if folders.tiles is not None:
             source = folders.tiles / f"{stem}.bin"
             _require_size(source, size)
@@ -233,15 +228,15 @@ def _take_items(
             checksum = zlib.crc32(source.read_bytes())
         else:
             # The bins are gone; the checksum is that of the bin as we would cut it.
-            cut_tile(prepared.array, grid, start, tile)
-            turned = np.flip(tile, tuple(axis + 1 for axis in mirror_axes(code)))
+            cut_tile(prepared.array, layout.grid, layout.starts[group], tile)
+            turned = np.flip(tile, tuple(axis + 1 for axis in layout.mirrors[position]))
             checksum = zlib.crc32(np.ascontiguousarray(turned).data)
         items.append(
             Item(
                 index=writer.next_index + len(items),
                 case=case.case_id,
                 file=file,
-                geometry=TileGeometry(start=start, mirror=code),
+                geometry=layout.record(group, position),
                 shape=shape,
                 dtype="float32",
                 bytes=size,

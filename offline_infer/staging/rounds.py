@@ -1,8 +1,8 @@
-"""A staged run on a disk budget: cut some tiles of a case, infer, merge, delete, go on.
+"""A staged run on a disk budget: cut some groups of a case, infer, collect, delete, go on.
 
-Each round is a work folder of its own with one case and a contiguous range of its tiles, so that an engine or an
-external tool works on it as on any other work folder. The sums stay in this process's memory between rounds; tiles come
-in grid order, so the label map is that of an unbounded run. A run that was stopped redoes the case in hand.
+Each round is a work folder of its own with one case and a contiguous range of its groups, so that an engine or an
+external tool works on it as on any other work folder. The sums stay in this process's memory between rounds; groups come
+in order, so the result is that of an unbounded run. A run that was stopped redoes the case it was working on.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,21 +19,27 @@ from offline_infer.errors import CaseError, ToolError
 from offline_infer.events import Event, Sink, silent
 from offline_infer.files import write_json
 from offline_infer.images.cases import CaseFiles
-from offline_infer.spec import VolumeSpec
+from offline_infer.spec import BundleSpec
 from offline_infer.staging.cutting import check_items, cut_items, feed, missing_outputs, refuse_missing
 from offline_infer.staging.disk_budget import DiskMeter, case_cost, free_bytes, plan_rounds, size_text, used_bytes
 from offline_infer.staging.outputs import OutputsManifest
-from offline_infer.staging.reports import CaseOutcome, StageReport, attempt
-from offline_infer.staging.stages import forecast_cases, result_files, tile_settings, write_result
+from offline_infer.staging.postprocessing import run_provenance, write_outcome, write_run_manifest
+from offline_infer.staging.preprocessing import case_record, expect_disk
 from offline_infer.staging.work_folder import exclusive, is_work_folder, mark_work_folder, safe_name
-from offline_infer.staging.worklist import BinDtype, CaseRecord, Worklist, WorklistHeader, WorklistWriter, header_for
-from offline_infer.tasks.volume import case_files as case_input
-from offline_infer.tasks.volume.aggregation import CaseAggregator, RunSettings
-from offline_infer.tasks.volume.preparing import PreparedCase
+from offline_infer.staging.worklist import BinDtype, Worklist, WorklistHeader, WorklistWriter, header_for
+from offline_infer.tasks.base import Collector, Layout, Prepared, PreviousStage
+from offline_infer.tasks.records import Provenance, ResultRecord, SourceFile, source_files
+from offline_infer.tasks.registry import get_task
+from offline_infer.tasks.reports import CaseOutcome, RunReport, attempt, unlisted
+from offline_infer.tasks.results import OnExisting, ResultFolder
+from offline_infer.tasks.running import prepare_case
+from offline_infer.tasks.settings import RunSettings, check_options
+from offline_infer.threads import Team, worker_count
 
+STAGE = "rounds"
 ROUNDS = "rounds"
 """Folder of the rounds inside the work folder; at most one exists at a time."""
-SCRATCH_RECORD = "perf/scratch.json"
+DISK_RECORD = "perf/scratch.json"
 
 
 @dataclass(frozen=True)
@@ -43,15 +49,17 @@ class RoundsJob:
     Attributes:
         cases: in the order they are worked on.
         work: new, empty, or a marked folder; everything temporary lies in it.
-        output: folder for the label maps.
+        output: folder for the results.
         scratch_bytes: the budget.
         infer: answers the items of a round's work folder and lists the outputs in its manifest, e.g. by
-            ``staged.infer_stage`` or an external tool; returns when all is on disk.
+            :func:`offline_infer.staging.inferring.infer_stage` or an external tool; returns when all is on disk.
+        answered_by: ``engine``, ``device`` and ``precision`` of what answers, for the results' records.
         all_outputs: the tool writes every output of the graph, not only those that are kept.
         problems: cases that could not be listed, with the reason.
-        previous_folder: for a cascade's second stage, the first stage's label maps.
-        overwrite: redo cases whose result exists.
-        threads: for resampling, 0 = all cores.
+        previous_folder: for a cascade's second stage, the first stage's results.
+        existing: what to do with results that are there.
+        threads: 0 = all cores.
+        source: what the user named as input.
     """
 
     cases: Sequence[CaseFiles]
@@ -59,75 +67,80 @@ class RoundsJob:
     output: Path
     scratch_bytes: int
     infer: Callable[[Path], object]
+    answered_by: Mapping[str, str] = field(default_factory=dict)
     all_outputs: bool = False
     problems: Mapping[str, str] | None = None
     previous_folder: Path | None = None
-    overwrite: bool = False
+    existing: OnExisting = "compare"
     threads: int = 0
+    source: Path | None = None
 
 
 def run_in_rounds(
-    spec: VolumeSpec,
+    spec: BundleSpec,
     job: RoundsJob,
     settings: RunSettings,
     folds: Sequence[str],
     *,
     dtype: BinDtype = "float32",
     sink: Sink = silent,
-) -> StageReport:
-    """Segment cases on a disk budget, from image files to label maps. Failures are in the report, not raised.
+) -> RunReport:
+    """Run cases on a disk budget, from image files to results. Failures are in the report, not raised.
 
     Returns:
         The report; ``facts`` holds ``scratch_bytes``, ``peak_bytes`` (measured) and the rounds of each case. The same
         is written to ``perf/scratch.json`` in the work folder.
 
     Raises:
-        DiskBudgetError: one tile does not fit the budget, or the disk is fuller than the budget allows.
-        UsageError: the work folder holds something else, or another process is at work in it.
+        DiskBudgetError: one group does not fit the budget, or the disk is fuller than the budget allows.
+        UsageError: the work folder holds something else, another process is at work in it, or results are there that
+            were made otherwise.
     """
     started = time.perf_counter()
-    header = header_for(spec, tile_settings(spec, settings), folds, dtype)
+    task = get_task(spec.task)
+    check_options(settings, task.options, task.name)
+    header = header_for(spec, task.item_settings(spec, settings), folds, dtype)
+    results = ResultFolder(job.output, task, spec, settings)
+    results.refuse_inputs(job.source, job.cases)
     if not is_work_folder(job.work):
         mark_work_folder(job.work)
     job.output.mkdir(parents=True, exist_ok=True)
-    outcomes = [CaseOutcome(case, "failed", reason=reason) for case, reason in (job.problems or {}).items()]
-    for outcome in outcomes:
-        sink(Event("case-failed", "rounds", outcome.case, data={"reason": outcome.reason}))
-    rounds_of: dict[str, int] = {}
-    with exclusive(job.work):
+    with exclusive(job.work), results.exclusive(STAGE):
         folder = job.work / ROUNDS
         _clear(folder)
-        todo = [case for case in job.cases if job.overwrite or not _is_done(spec, job, case, settings)]
-        forecast_cases(
-            "rounds",
-            spec,
-            header,
-            settings,
-            todo,
-            job.work,
-            sink,
-            budget=job.scratch_bytes,
-            all_outputs=job.all_outputs,
-        )
         with DiskMeter(job.work) as meter:
-            runner = _Runner(spec, job, settings, header, folder, meter, sink, rounds_of)
-            for case in job.cases:
-                if case in todo:
-                    outcomes.append(attempt("rounds", case.case_id, lambda _, case=case: runner.run(case), sink))  # type: ignore[misc]
+            runner = _Runner(spec, job, settings, header, results, meter, sink)
+            sorted_out = list(results.sort_out(job.cases, job.existing, runner.provenance))
+            todo = [case for case, skipped in sorted_out if skipped is None]
+            expect_disk(
+                STAGE,
+                spec,
+                header,
+                settings,
+                todo,
+                job.work,
+                sink,
+                budget=job.scratch_bytes,
+                all_outputs=job.all_outputs,
+            )
+            outcomes = unlisted(STAGE, job.problems, sink)
+            for case, skipped in sorted_out:
+                if skipped is None:
+                    outcomes.append(attempt(STAGE, case.case_id, lambda _, case=case: runner.run(case), sink))  # type: ignore[misc]
                 else:
-                    file = result_files(spec, job.output, case.case_id, settings)[0].name
-                    outcomes.append(CaseOutcome(case.case_id, "skipped", file=file))
-                    sink(Event("case-skipped", "rounds", case.case_id, data={"file": file}))
+                    outcomes.append(skipped)
+                    sink(Event("case-skipped", STAGE, case.case_id, data={"file": skipped.file}))
         facts: dict[str, Any] = {
             "scratch_bytes": job.scratch_bytes,
             "peak_bytes": meter.peak,
-            "rounds": rounds_of,
+            "rounds": runner.rounds_of,
         }
-        write_json(job.work / SCRATCH_RECORD, facts)
-    sink(
-        Event("note", "rounds", data={"text": f"at most {size_text(meter.peak)} of scratch disk were in use", **facts})
-    )
-    return StageReport("rounds", tuple(outcomes), time.perf_counter() - started, facts)
+        write_json(job.work / DISK_RECORD, facts)
+        report = RunReport(STAGE, tuple(outcomes), time.perf_counter() - started, facts)
+        write_run_manifest(job.output, task, spec, settings, report)
+    text = f"at most {size_text(meter.peak)} of scratch disk were in use"
+    sink(Event("note", STAGE, data={"text": text, **facts}))
+    return report
 
 
 class _Runner:
@@ -135,84 +148,91 @@ class _Runner:
 
     def __init__(
         self,
-        spec: VolumeSpec,
+        spec: BundleSpec,
         job: RoundsJob,
         settings: RunSettings,
         header: WorklistHeader,
-        folder: Path,
+        results: ResultFolder,
         meter: DiskMeter,
         sink: Sink,
-        rounds_of: dict[str, int],
     ) -> None:
-        self._spec = spec
-        self._job = job
-        self._settings = settings
-        self._header = header
-        self._folder = folder
-        self._meter = meter
-        self._sink = sink
-        self._rounds_of = rounds_of
+        self._task, self._spec, self._job, self._settings = get_task(spec.task), spec, job, settings
+        self._header, self._results, self._meter, self._sink = header, results, meter, sink
+        self._folder = job.work / ROUNDS
+        self._facts = {
+            **run_provenance(spec, header, None, settings),
+            **{name: job.answered_by.get(name, "") for name in ("engine", "device", "precision")},
+        }
+        self.rounds_of: dict[str, int] = {}
+
+    def provenance(self, case: CaseFiles, known: ResultRecord | None = None) -> Provenance:
+        """How this run makes the result of a case."""
+        return Provenance(**self._facts, sources=self._sources(case, known))
+
+    def _sources(self, case: CaseFiles, known: ResultRecord | None = None) -> tuple[SourceFile, ...]:
+        return source_files(self._task.sources(case, self._spec, self._job.previous_folder), known)
 
     def run(self, case: CaseFiles) -> CaseOutcome:
-        """One case from its files to its label map."""
-        job = self._job
-        prepared = case_input.prepare_case(case, self._spec, job.previous_folder, job.threads)
-        shape = prepared.geometry.network_shape
-        cost = case_cost(case.case_id, self._spec, self._header, shape, self._settings, job.all_outputs)
+        """One case from its files to its result."""
+        job, task = self._job, self._task
+        provenance = self.provenance(case)
+        prepared = prepare_case(task, case, self._spec, PreviousStage(job.previous_folder), job.threads)
+        layout = task.layout(prepared.geometry, self._spec, self._settings)
+        cost = case_cost(case.case_id, self._header, layout, job.all_outputs)
         # Other programs use the disk as well: never count on more than is free now.
         kept = used_bytes(job.work / "perf")  # records of earlier rounds stay, and count
         rounds = plan_rounds(cost, min(job.scratch_bytes - kept, free_bytes(job.work)))
-        self._sink(Event("note", "rounds", case.case_id, data={"rounds": len(rounds), "items": cost.items}))
-        aggregator = CaseAggregator(self._spec, prepared.geometry, self._settings, len(self._header.folds))
-        for number, (first, last) in enumerate(rounds, start=1):
-            place = self._folder / f"{safe_name(case.case_id)}_{number}"
-            try:
-                self._round(case, prepared, aggregator, place, first, last)
-            except ToolError as error:
-                # The round's folder, which the message may name, is gone when it is read.
-                raise ToolError(f"{error} (logs and timing records are kept in {self._kept_records(place)})") from error
-            finally:
-                self._meter.sample()
-                self._keep_records(place)
-                _clear(self._folder)
-            self._sink(Event("progress", "rounds", case.case_id, last, cost.tiles, data={"round": number}))
-        path = write_result(self._spec, job.output, case.case_id, aggregator.finish(), self._settings)
-        self._rounds_of[case.case_id] = len(rounds)
-        return CaseOutcome(case.case_id, "done", items=cost.items, bytes=path.stat().st_size, file=path.name)
+        self._sink(Event("note", STAGE, case.case_id, data={"rounds": len(rounds), "items": cost.items}))
+        with Team(worker_count(job.threads)) as team:
+            collector = task.collector(
+                prepared.geometry, self._spec, self._settings, len(self._header.folds), team=team, allocate=None
+            )
+            for number, (first, last) in enumerate(rounds, start=1):
+                self._guarded_round(case, prepared, layout, collector, number, range(first, last))
+                self._sink(Event("progress", STAGE, case.case_id, last, cost.groups, data={"round": number}))
+            result = collector.finish()
+        outcome = CaseOutcome(case.case_id, "done", items=cost.items, shape=layout.extent)
+        write_outcome(self._results, result, provenance, outcome)
+        self.rounds_of[case.case_id] = len(rounds)
+        return outcome
+
+    def _guarded_round(
+        self, case: CaseFiles, prepared: Prepared, layout: Layout, collector: Collector, number: int, groups: range
+    ) -> None:
+        """One round, and the removal of its folder whatever happened."""
+        place = self._folder / f"{safe_name(case.case_id)}_{number}"
+        try:
+            self._round(case, prepared, layout, collector, place, groups)
+        except ToolError as error:
+            # The round's folder, which the message may name, is gone when it is read.
+            raise ToolError(f"{error} (logs and timing records are kept in {self._kept_records(place)})") from error
+        finally:
+            self._meter.sample()
+            self._keep_records(place)
+            _clear(self._folder)
 
     def _round(
-        self, case: CaseFiles, prepared: PreparedCase, aggregator: CaseAggregator, place: Path, first: int, last: int
+        self, case: CaseFiles, prepared: Prepared, layout: Layout, collector: Collector, place: Path, groups: range
     ) -> None:
-        """Tiles ``first`` to ``last`` (half open) of a case: cut, infer, merge."""
-        grid, mirrors = aggregator.grid, aggregator.mirrors
-        starts = list(grid)[first:last]
+        """Some groups of a case: cut, infer, collect."""
         writer = WorklistWriter(place, self._header)
         name = (case.case_id, safe_name(case.case_id))
-        items = cut_items(prepared, grid, starts, mirrors, self._header, place, name, writer.next_index)
-        writer.add(
-            CaseRecord(
-                case_id=case.case_id,
-                safe_name=name[1],
-                files=tuple(str(path) for path in case.channels),
-                geometry=prepared.geometry.to_json(),
-                network_shape=prepared.geometry.network_shape,
-                items=len(items),
-                first_item=writer.next_index,
-            ),
-            items,
+        items = cut_items(
+            self._task, prepared, self._spec, layout, groups, self._header, place, name, writer.next_index
         )
+        writer.add(case_record(case, case.channels, (), prepared, layout, items), items)
         self._meter.sample()
         self._job.infer(place)
         self._meter.sample()
         worklist, manifest = Worklist.load(place), OutputsManifest.load(place)
         answered = worklist.items(case.case_id)
-        check_items(answered, starts, mirrors, case.case_id)
+        check_items(answered, layout, groups, case.case_id)
         refuse_missing(
             missing_outputs(worklist, manifest, answered),
             len(answered) * len(self._header.folds),
             "the tool left them out; see its log, then give the same command again",
         )
-        feed(aggregator, worklist, manifest, answered)
+        feed(collector, groups, worklist, manifest, answered)
 
     def _keep_records(self, place: Path) -> None:
         """Timing records and logs outlive their round."""
@@ -225,10 +245,6 @@ class _Runner:
 
     def _kept_records(self, place: Path) -> Path:
         return self._job.work / "perf" / ROUNDS / place.name
-
-
-def _is_done(spec: VolumeSpec, job: RoundsJob, case: CaseFiles, settings: RunSettings) -> bool:
-    return all(path.exists() for path in result_files(spec, job.output, case.case_id, settings))
 
 
 def _clear(folder: Path) -> None:

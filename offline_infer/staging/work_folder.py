@@ -7,7 +7,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 
@@ -91,15 +91,3 @@ def safe_name(case_id: str) -> str:
     if plain == case_id and plain:
         return plain
     return f"{plain or 'case'}_h{hashlib.sha256(case_id.encode()).hexdigest()[:8]}"
-
-
-def bin_name(safe: str, start: Sequence[int], patch: Sequence[int], mirror: int) -> str:
-    """``<safe>_<x0>_<x1>_<y0>_<y1>_<z0>_<z1>_<f>.bin``: the published scripts call the first array axis x.
-
-    Args:
-        start: tile start in the padded array, first axis first.
-        patch: three entries; 1 first for a two-dimensional network.
-        mirror: mirror bits.
-    """
-    bounds = "_".join(f"{first}_{first + length}" for first, length in zip(start, patch, strict=True))
-    return f"{safe}_{bounds}_{mirror}.bin"

@@ -19,8 +19,8 @@ and never used twice; they need not be without gaps.
 
 from __future__ import annotations
 
-import hashlib
 import json
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -28,12 +28,13 @@ from typing import Annotated, Any, Literal
 import numpy as np
 from pydantic import Field, ValidationError
 
-from offline_infer.arithmetic.sliding_window import Mirror
+from offline_infer.bundles.fingerprint import fingerprint
 from offline_infer.errors import UsageError
 from offline_infer.files import is_partial, write_text
-from offline_infer.spec import OutputSpec, Record, VolumeSpec
+from offline_infer.spec import BundleSpec, Extent, OutputSpec, Record
 from offline_infer.staging.outputs import OUTPUTS_FILE, WRITERS, OutputEntry, OutputsManifest, Writer
-from offline_infer.staging.work_folder import WORK_MARKER, bin_name, inside, is_work_folder, mark_work_folder, safe_name
+from offline_infer.staging.work_folder import WORK_MARKER, inside, is_work_folder, mark_work_folder, safe_name
+from offline_infer.tasks.records import SourceFile
 
 __all__ = [
     "OUTPUTS_FILE",
@@ -44,19 +45,14 @@ __all__ = [
     "Item",
     "OutputEntry",
     "OutputsManifest",
-    "PlacedGeometry",
-    "TileGeometry",
     "Worklist",
     "WorklistHeader",
     "WorklistWriter",
     "Writer",
-    "bin_name",
-    "fingerprint",
     "header_for",
     "inside",
     "is_work_folder",
     "mark_work_folder",
-    "mirror_axes",
     "output_bytes",
     "safe_name",
 ]
@@ -68,23 +64,6 @@ Natural = Annotated[int, Field(ge=0)]
 BinDtype = Literal["float32", "float16"]
 
 
-class TileGeometry(Record):
-    """A tile: ``start`` (z, y, x) in the padded array; bit 0 of ``mirror`` flips x, bit 1 y, bit 2 z."""
-
-    mode: Literal["tile"] = "tile"
-    start: tuple[Natural, Natural, Natural]
-    mirror: Annotated[int, Field(ge=0, le=7)] = 0
-
-
-class PlacedGeometry(Record):
-    """A whole 2D image brought to the network's size: ``size`` (h, w) before, ``box`` (y0, y1, x0, x1) where it is."""
-
-    mode: Literal["resize", "pad", "letterbox"]
-    size: tuple[Natural, Natural]
-    box: tuple[Natural, Natural, Natural, Natural]
-    mirror: Annotated[int, Field(ge=0, le=7)] = 0
-
-
 class Item(Record):
     """One network input.
 
@@ -92,8 +71,8 @@ class Item(Record):
         index: unique in the work folder.
         case: the case id.
         file: path inside the work folder, e.g. ``inputs/liver_3_0_128_0_128_0_128_0.bin``.
-        geometry: how the item was cut; the way back.
-        shape: (c, *patch), no batch axis.
+        geometry: how the item was made, as its task says it, with a ``mode``; the way back.
+        shape: without the batch axis, e.g. (c, *patch).
         bytes, crc32: of the whole file.
     """
 
@@ -101,27 +80,11 @@ class Item(Record):
     index: Natural
     case: str
     file: str
-    geometry: Annotated[TileGeometry | PlacedGeometry, Field(discriminator="mode")]
+    geometry: dict[str, Any]
     shape: tuple[Natural, ...]
     dtype: BinDtype
     bytes: Natural
     crc32: Natural
-
-    @property
-    def start(self) -> tuple[int, int, int]:
-        """Tile start (z, y, x) in the padded array.
-
-        Raises:
-            UsageError: the item is not a tile.
-        """
-        if not isinstance(self.geometry, TileGeometry):
-            raise UsageError(f"item {self.index} ({self.file}) is not a tile but {self.geometry.mode!r}")
-        return self.geometry.start
-
-    @property
-    def mirror(self) -> int:
-        """Mirror bits: bit 0 flips x, bit 1 y, bit 2 z."""
-        return self.geometry.mirror
 
     @property
     def stem(self) -> str:
@@ -135,9 +98,9 @@ class CaseRecord(Record):
     Attributes:
         case_id: as the user knows it.
         safe_name: what stands for it in file names.
-        files: its channels, in order; with ``stamps`` (bytes, mtime in ns) tells whether they changed since.
+        files: what it was made from, in order; ``sources`` tells whether they changed since.
         geometry: ``CaseGeometry.to_json()``; the way back to the image.
-        network_shape: spatial shape of the prepared array, network order, before padding.
+        network_shape: of the array that the items are cut from (a volume's: spatial, network order, before padding).
         items: how many.
         first_item: index of the first; the case's items are consecutive.
     """
@@ -146,7 +109,7 @@ class CaseRecord(Record):
     case_id: str
     safe_name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_]+$")]
     files: tuple[str, ...]
-    stamps: tuple[tuple[int, int], ...] = ()
+    sources: tuple[SourceFile, ...] = ()
     geometry: dict[str, Any]
     network_shape: tuple[Natural, ...]
     items: Natural
@@ -166,19 +129,18 @@ class WorklistHeader(Record):
 
     kind: Literal["header"] = "header"
     schema_version: Literal[1] = 1
-    task: str = "volume"
+    task: str
     fingerprint: str
     folds: tuple[str, ...] = Field(min_length=1)
     settings: dict[str, Any]
     input_name: str
-    input_shape: tuple[Natural, ...]
+    input_shape: tuple[Extent, ...]
     input_dtype: BinDtype = "float32"
     outputs: tuple[OutputSpec, ...] = Field(min_length=1)
 
-    @property
-    def item_bytes(self) -> int:
-        """Size of one input bin."""
-        return int(np.prod(self.input_shape, dtype=np.int64)) * np.dtype(self.input_dtype).itemsize
+    def item_bytes(self, shape: Sequence[int]) -> int:
+        """Size of an input bin of that shape (no batch axis)."""
+        return math.prod(shape) * np.dtype(self.input_dtype).itemsize
 
     @property
     def kept(self) -> tuple[int, ...]:
@@ -231,6 +193,14 @@ class Worklist:
     def case(self, case_id: str) -> CaseRecord | None:
         """The record of that case, or None."""
         return next((case for case in self.cases if case.case_id == case_id), None)
+
+    def refuse_other_model(self, spec: BundleSpec) -> None:
+        """
+        Raises:
+            UsageError: the folder was made for another model.
+        """
+        if self.header.fingerprint != fingerprint(spec):
+            raise UsageError(f"{self.work} was made for another model than this bundle; preprocess into a new folder")
 
     def path(self, item: Item) -> Path:
         """The item's bin; checked to lie inside the work folder."""
@@ -313,22 +283,6 @@ class WorklistWriter:
         write_text(self.work / WORKLIST_FILE, "".join(parts))
 
 
-def fingerprint(spec: VolumeSpec) -> str:
-    """SHA-256 over what decides the network's numbers: the specification and the full-precision graphs' hashes.
-
-    Compiled artefacts, verification records and graphs of other precisions may be added to a bundle without making its
-    work folders void.
-    """
-    record = spec.model_dump(mode="json", exclude={"compiled", "graphs"})
-    record["graphs"] = sorted((graph.fold, graph.sha256) for graph in spec.graphs if graph.precision == "fp32")
-    return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
-
-
-def mirror_axes(code: int) -> Mirror:
-    """Flipped axes of (z, y, x), ascending, for mirror bits; the inverse of ``sliding_window.mirror_code``."""
-    return tuple(axis for axis in range(3) if code >> (2 - axis) & 1)
-
-
 def output_bytes(output: OutputSpec) -> int:
     """Size of one complete output file."""
     return int(np.prod(output.shape, dtype=np.int64)) * np.dtype(output.dtype).itemsize
@@ -394,7 +348,7 @@ def _damaged(path: Path, error: ValidationError) -> UsageError:
 
 
 def header_for(
-    spec: VolumeSpec, settings: Mapping[str, Any], folds: Sequence[str], dtype: BinDtype = "float32"
+    spec: BundleSpec, settings: Mapping[str, Any], folds: Sequence[str], dtype: BinDtype = "float32"
 ) -> WorklistHeader:
     """The header of a run of that model.
 

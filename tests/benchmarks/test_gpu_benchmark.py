@@ -8,8 +8,8 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+from small_networks import network
 from specimens import tiny_spec, with_outputs
-from test_device_stitching import network
 
 from offline_infer.bundles import bundle as bundles
 from offline_infer.files import sha256_file

@@ -31,6 +31,7 @@ from offline_infer.engines.base import Norms, SessionInfo
 from offline_infer.engines.fake import FakeSession
 from offline_infer.errors import UsageError
 from offline_infer.events import Event
+from offline_infer.images.cases import CaseFiles
 from offline_infer.predict.model import load
 
 INFO = SessionInfo(
@@ -54,15 +55,16 @@ def image(tmp_path: Path) -> Path:
 @pytest.fixture
 def broken_half(monkeypatch: pytest.MonkeyPatch) -> None:
     """The engine answers NaN in bfloat16."""
-    honest = FakeSession.run
+    honest = FakeSession.answer
 
-    def run(self: FakeSession, batch: Any) -> Any:
-        answer = honest(self, batch)
+    def answer(self: FakeSession, batch: Any) -> Any:
+        answers = honest(self, batch)
         if self.info.precision == "bf16":
-            answer[..., 0] = np.nan
-        return answer
+            for array in answers.values():
+                array[..., 0] = np.nan
+        return answers
 
-    monkeypatch.setattr(FakeSession, "run", run)
+    monkeypatch.setattr(FakeSession, "answer", answer)
 
 
 def check(bundle: Path, **changes: Any) -> Check:
@@ -83,7 +85,7 @@ def check(bundle: Path, **changes: Any) -> Check:
 
 def measure(bundle: Path, image: Path | None, **changes: Any) -> dict[str, Any]:
     settings: dict[str, Any] = {"engines": ("fake",), "repeats": 1, "keep": True, **changes}
-    return benchmark(Bundle.load(bundle), Plan(image=(image,) if image else (), **settings))
+    return benchmark(Bundle.load(bundle), Plan(case=CaseFiles("a", (image,)) if image else None, **settings))
 
 
 def bf16(bundle: Path, **options: Any) -> offline_infer.Model:
@@ -180,13 +182,15 @@ def test_a_bundle_that_cannot_be_written_is_no_error(
 
     monkeypatch.setattr("offline_infer.bundles.precision_checks.write_json", refuse)
     events: list[Event] = []
-    record = benchmark(Bundle.load(bundle), Plan(("fake",), image=(image,), repeats=1, keep=True), events.append)
+    record = benchmark(
+        Bundle.load(bundle), Plan(("fake",), case=CaseFiles("a", (image,)), repeats=1, keep=True), events.append
+    )
     assert record["kept_in_bundle"] is False
     assert [row["status"] for row in record["results"]] == ["ok", "ok"]
     (note,) = [event.data["text"] for event in events if event.kind == "note"]
     assert "Permission denied" in note
     with bf16(bundle) as model:  # what was checked just now counts nevertheless
-        verify_once(model, [image])
+        verify_once(model, CaseFiles("a", (image,)))
         assert model.precision_standing.notes == ()
         assert len(model.precision_standing.rows) == 1
 
@@ -327,12 +331,12 @@ def test_no_record_and_the_least_dice(bundle: Path, image: Path, monkeypatch: py
     arguments = ["benchmark", str(bundle), "--engines", "fake", "--input", str(image), "--quiet"]
     assert main([*arguments, "--no-record"]) == 0
     assert not (bundle / PRECISION_CHECKS).exists()
-    honest = FakeSession.run
+    honest = FakeSession.answer
 
     def shifted(self: FakeSession, batch: Any) -> Any:
         return honest(self, batch + np.float32(0.1) if self.info.precision == "bf16" else batch)
 
-    monkeypatch.setattr(FakeSession, "run", shifted)
+    monkeypatch.setattr(FakeSession, "answer", shifted)
     assert main([*arguments, "--min-dice", "0.2"]) == 0
     assert main([*arguments, "--min-dice", "0.999"]) == 3
     (row,) = read_checks(Bundle.load(bundle)).rows

@@ -14,7 +14,7 @@ from specimens import tiny_spec, with_graphs, with_outputs
 
 from offline_infer.bundles.bundle import save
 from offline_infer.cli import build_parser, main
-from offline_infer.predict.folder import MANIFEST
+from offline_infer.tasks.records import MANIFEST
 
 
 @pytest.fixture

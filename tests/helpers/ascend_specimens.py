@@ -19,12 +19,11 @@ from offline_infer.staging.worklist import (
     CaseRecord,
     Item,
     OutputsManifest,
-    TileGeometry,
     Worklist,
     WorklistWriter,
-    bin_name,
     header_for,
 )
+from offline_infer.tasks.volume.tiles import tile_name
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 STANDINS = REPOSITORY / "tools" / "standins"
@@ -112,7 +111,7 @@ def work_folder(work: Path, spec: VolumeSpec, tiles: int, *, case: str = "liver_
     items = []
     for index in range(tiles):
         start = (0, 0, 4 * index)
-        file = f"inputs/{bin_name(case, start, PATCH, 0)}"
+        file = f"inputs/{case}_{tile_name(start, PATCH, 0)}.bin"
         data = numbers.normal(size=(1, *PATCH)).astype(dtype).tobytes()
         (work / file).write_bytes(data)
         items.append(
@@ -120,7 +119,7 @@ def work_folder(work: Path, spec: VolumeSpec, tiles: int, *, case: str = "liver_
                 index=first + index,
                 case=case,
                 file=file,
-                geometry=TileGeometry(start=start),
+                geometry={"mode": "tile", "start": list(start), "mirror": 0},
                 shape=(1, *PATCH),
                 dtype=dtype,  # type: ignore[arg-type]
                 bytes=len(data),

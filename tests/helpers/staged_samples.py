@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 import numpy as np
 import SimpleITK as sitk
@@ -13,12 +14,20 @@ from specimens import tiny_spec, with_outputs
 from offline_infer.arithmetic.sliding_window import cut_tile
 from offline_infer.engines.base import FloatArray, SessionInfo
 from offline_infer.errors import EngineFailed
+from offline_infer.events import Sink, silent
 from offline_infer.images import read_image
 from offline_infer.images.cases import CaseFiles
+from offline_infer.predict.streaming import infer
 from offline_infer.spec import ComponentRule, OutputSpec, VolumeSpec
-from offline_infer.tasks.volume.aggregation import CaseAggregator, RunSettings
-from offline_infer.tasks.volume.deciding import Segmentation, clean_components
+from offline_infer.staging.postprocessing import PostprocessJob, postprocess_stage
+from offline_infer.staging.preprocessing import PreprocessJob, preprocess_stage
+from offline_infer.tasks.reports import RunReport
+from offline_infer.tasks.settings import RunSettings
+from offline_infer.tasks.volume.aggregation import TileCollector
+from offline_infer.tasks.volume.deciding import Segmentation
 from offline_infer.tasks.volume.preparing import PreparedCase, prepare
+from offline_infer.tasks.volume.task import TASK
+from offline_infer.threads import Team
 
 FIVE_HEADS = ("class", "head_1", "head_2", "head_3", "head_4")
 
@@ -112,20 +121,54 @@ def prepared_case(spec: VolumeSpec, case: CaseFiles) -> PreparedCase:
 
 
 def direct(spec: VolumeSpec, case: CaseFiles, settings: RunSettings) -> Segmentation:
-    """The answer without any file in between: a plain loop over the aggregator."""
+    """The answer without any file in between: a plain loop over the collector."""
     prepared = prepared_case(spec, case)
     sessions = list(sessions_for(spec).values())
-    aggregator = CaseAggregator(spec, prepared.geometry, settings, len(sessions))
-    tile = np.empty((spec.input_channels, *aggregator.grid.patch), np.float32)
-    for start in aggregator.grid:
-        cut_tile(prepared.array, aggregator.grid, start, tile)
+    collector = TileCollector(spec, prepared.geometry, settings, len(sessions), team=Team(1))
+    layout = collector.layout
+    tile = np.empty((spec.input_channels, *layout.grid.patch), np.float32)
+    for start in layout.grid:
+        cut_tile(prepared.array, layout.grid, start, tile)
         for fold, session in enumerate(sessions):
-            for mirror in aggregator.mirrors:
+            for mirror in layout.mirrors:
                 turned = np.flip(tile, tuple(axis + 1 for axis in mirror))
                 batch = np.ascontiguousarray(turned).reshape(spec.input_shape)
-                aggregator.add(start, fold, mirror, session.run(batch)[0])
-    result = aggregator.finish()
-    return clean_components(result, spec) if settings.postprocess else result
+                collector.add(start, fold, mirror, session.run(batch)[0])
+    return collector.finish()
+
+
+def segment(
+    prepared: PreparedCase, spec: VolumeSpec, sessions: Sequence[Any], settings: RunSettings, *more: Any, **options: Any
+) -> Segmentation:
+    """The streaming run of a prepared case, to its end."""
+    result = infer(TASK, prepared, spec, sessions, settings, *more, **options)()
+    assert isinstance(result, Segmentation)
+    return result
+
+
+def preprocess(
+    spec: VolumeSpec,
+    cases: Sequence[CaseFiles],
+    work: Path,
+    settings: RunSettings,
+    folds: Sequence[str],
+    *,
+    sink: Sink = silent,
+    **options: Any,
+) -> RunReport:
+    return preprocess_stage(spec, PreprocessJob(cases, work, folds, **options), settings, sink)
+
+
+def postprocess(
+    spec: VolumeSpec,
+    work: Path,
+    output: Path,
+    *,
+    settings: RunSettings | None = None,
+    sink: Sink = silent,
+    **options: Any,
+) -> RunReport:
+    return postprocess_stage(spec, PostprocessJob(work, output, **options), settings, sink)
 
 
 def five_heads(spec: VolumeSpec) -> VolumeSpec:

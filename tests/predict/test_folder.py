@@ -49,12 +49,12 @@ def test_the_next_case_is_prepared_during_inference(
     model: Model, cases: list[CaseFiles], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     begun = {case.case_id: threading.Event() for case in cases}
-    real_make, real_infer = runner._make_ready, runner.infer
+    real_make, real_infer = runner.prepare_case, runner.infer
     order = iter(cases)
 
-    def make(model: Model, job: FolderJob, case: CaseFiles, settings: RunSettings):  # type: ignore[no-untyped-def]
+    def make(task, case: CaseFiles, *arguments):  # type: ignore[no-untyped-def]
         begun[case.case_id].set()
-        return real_make(model, job, case, settings)
+        return real_make(task, case, *arguments)
 
     def infer(*arguments, **named):  # type: ignore[no-untyped-def]
         number = cases.index(next(order))
@@ -62,7 +62,7 @@ def test_the_next_case_is_prepared_during_inference(
             assert begun[cases[number + 1].case_id].wait(10), "the next case was not begun while this one ran"
         return real_infer(*arguments, **named)
 
-    monkeypatch.setattr(runner, "_make_ready", make)
+    monkeypatch.setattr(runner, "prepare_case", make)
     monkeypatch.setattr(runner, "infer", infer)
     predict_folder(model, FolderJob(cases, tmp_path / "out"), RunSettings()).raise_failures()
 
@@ -72,7 +72,7 @@ def test_with_too_little_memory_nothing_is_read_ahead_and_the_result_is_the_same
 ) -> None:
     predict_folder(model, FolderJob(cases, tmp_path / "plenty"), RunSettings()).raise_failures()
     running = threading.Event()
-    real_make, real_infer = runner._make_ready, runner.infer
+    real_make, real_infer = runner.prepare_case, runner.infer
 
     def make(*arguments, **named):  # type: ignore[no-untyped-def]
         assert not running.is_set(), "a case was prepared while another was inferred"
@@ -85,7 +85,7 @@ def test_with_too_little_memory_nothing_is_read_ahead_and_the_result_is_the_same
         finally:
             running.clear()
 
-    monkeypatch.setattr(runner, "_make_ready", make)
+    monkeypatch.setattr(runner, "prepare_case", make)
     monkeypatch.setattr(runner, "infer", infer)
     report = predict_folder(model, FolderJob(cases, tmp_path / "tight", memory=1), RunSettings())
     report.raise_failures()
@@ -110,7 +110,7 @@ def test_an_unreadable_case_fails_alone(
 def test_the_callers_job_is_left_as_it_is(model: Model, cases: list[CaseFiles], tmp_path: Path) -> None:
     job = FolderJob(cases[:1], tmp_path / "out")
     predict_folder(model, job, RunSettings())
-    again = predict_folder(model, replace(job, overwrite=False), RunSettings())
+    again = predict_folder(model, replace(job, existing="compare"), RunSettings())
     assert again.cases[0].status == "skipped"
 
 

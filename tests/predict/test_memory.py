@@ -18,8 +18,9 @@ from offline_infer.arithmetic import half_precision as half_sums
 from offline_infer.arithmetic.geometry import ImageGeometry
 from offline_infer.bundles.bundle import save
 from offline_infer.predict import memory as module
-from offline_infer.predict.memory import Method, Scratch, choose_method, forecast_case, free_memory, room_left
+from offline_infer.predict.memory import Method, SpillFile, choose_method, free_memory, room_left
 from offline_infer.tasks.settings import RunSettings
+from offline_infer.tasks.volume.memory import estimate_case
 
 SCRIPT = """
 import json, sys
@@ -42,11 +43,11 @@ class Session:
 
     def __init__(self, spec):
         blocks = np.random.default_rng(1).normal(size=(spec.labels.channels, *(n // 16 for n in spec.patch_size)))
-        self.answer = np.kron(blocks, np.ones((1, 16, 16, 16))).astype(np.float32)[None]
+        self.logits = np.kron(blocks, np.ones((1, 16, 16, 16))).astype(np.float32)[None]
         self.info = SessionInfo("none", "1", "cpu", "fp32", spec.input_shape, ("logits",))
 
-    def run(self, batch):
-        return self.answer
+    def answer(self, batch):
+        return {"logits": self.logits}
 
     def close(self):
         pass
@@ -74,23 +75,23 @@ def frame(shape: tuple[int, int, int], spacing: float = 1.5) -> ImageGeometry:
 
 def test_the_slab_does_not_grow_with_the_length_of_the_volume() -> None:
     spec = tiny_spec(patch=(16, 32, 32), classes=20)
-    short = forecast_case(spec, frame((64, 64, 64)), RunSettings(), 1)
-    long = forecast_case(spec, frame((640, 64, 64)), RunSettings(), 1)
+    short = estimate_case(spec, frame((64, 64, 64)), RunSettings(), 1)
+    long = estimate_case(spec, frame((640, 64, 64)), RunSettings(), 1)
     assert long.slab == short.slab
     assert long.parts["image"] == 10 * short.parts["image"]
 
 
 def test_many_half_precision_sums_take_half_the_slab(monkeypatch: pytest.MonkeyPatch) -> None:
     spec = tiny_spec(patch=(16, 32, 32))
-    few = forecast_case(spec, frame((64, 64, 64)), RunSettings(accumulate="float16"), 1)
+    few = estimate_case(spec, frame((64, 64, 64)), RunSettings(accumulate="float16"), 1)
     monkeypatch.setattr(half_sums, "WIDE_BYTES", 2**10)
-    half = forecast_case(spec, frame((64, 64, 64)), RunSettings(accumulate="float16"), 1)
-    single = forecast_case(spec, frame((64, 64, 64)), RunSettings(accumulate="float32"), 1)
+    half = estimate_case(spec, frame((64, 64, 64)), RunSettings(accumulate="float16"), 1)
+    single = estimate_case(spec, frame((64, 64, 64)), RunSettings(accumulate="float32"), 1)
     assert single.slab == few.slab == 2 * half.slab
 
 
 def test_the_method_gives_up_reading_ahead_first_and_memory_last() -> None:
-    case = forecast_case(tiny_spec(patch=(16, 32, 32)), frame((64, 64, 64)), RunSettings(), 1, engine=1000)
+    case = estimate_case(tiny_spec(patch=(16, 32, 32)), frame((64, 64, 64)), RunSettings(), 1)
     assert choose_method(case, case, case.beside(case)) == Method()
     assert choose_method(case, case, case.beside(case) - 1) == Method(read_ahead=False)
     assert choose_method(case, None, case.alone) == Method()
@@ -98,7 +99,7 @@ def test_the_method_gives_up_reading_ahead_first_and_memory_last() -> None:
 
 
 def test_the_next_case_counts_only_while_the_engine_runs() -> None:
-    case = forecast_case(tiny_spec(), frame((40, 40, 40)), RunSettings(), 1, engine=0)
+    case = replace(estimate_case(tiny_spec(), frame((40, 40, 40)), RunSettings(), 1), engine=0)
     large = replace(case, prepare=10 * case.alone)
     assert case.beside(large) == max(case.infer, case.finish) + large.prepare
     assert case.beside(None) == case.alone
@@ -121,7 +122,7 @@ def test_a_limit_counts_what_the_process_holds_already() -> None:
 
 
 def test_scratch_arrays_are_zero_and_leave_no_file(tmp_path: Path) -> None:
-    with Scratch(tmp_path) as allocate:
+    with SpillFile(tmp_path) as allocate:
         array = allocate((3, 5), np.dtype(np.float16))
         assert not array.any()
         array[:] = 1
@@ -133,7 +134,7 @@ def test_a_full_disk_leaves_the_sums_in_memory(tmp_path: Path, monkeypatch: pyte
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(module.os, "posix_fallocate", full)
-    with Scratch(tmp_path) as allocate:
+    with SpillFile(tmp_path) as allocate:
         array = allocate((3, 5), np.dtype(np.float32))
     assert not isinstance(array, np.memmap)
     assert not array.any()

@@ -10,7 +10,7 @@ import pytest
 
 from offline_infer.images import read_labels
 from offline_infer.predict.model import Model, load
-from offline_infer.tasks.volume.aggregation import RunSettings
+from offline_infer.tasks.settings import RunSettings
 
 pytestmark = [pytest.mark.parity, pytest.mark.slow]
 

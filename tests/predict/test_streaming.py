@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from specimens import tiny_spec, with_outputs
-from staged_samples import RampSession, direct, prepared_case, sessions_for, write_case
+from staged_samples import RampSession, direct, prepared_case, segment, sessions_for, write_case
 
 from offline_infer.arithmetic import half_precision as half_sums
 from offline_infer.arithmetic.geometry import ImageGeometry
@@ -19,7 +19,6 @@ from offline_infer.arithmetic.sliding_window import constant_key
 from offline_infer.engines.base import FloatArray
 from offline_infer.errors import EngineFailed
 from offline_infer.predict import streaming
-from offline_infer.predict.streaming import segment
 from offline_infer.spec import Channel, VolumeSpec
 from offline_infer.tasks.settings import RunSettings
 from offline_infer.tasks.volume import aggregation as aggregate
@@ -42,6 +41,9 @@ class Recorder:
             self.buffer = np.empty_like(answer)
         self.buffer[...] = answer
         return self.buffer
+
+    def answer(self, batch: FloatArray) -> dict[str, FloatArray]:
+        return {"logits": self.run(batch)}
 
 
 def air_and_body(spec: VolumeSpec, tmp_path: Path) -> PreparedCase:
@@ -125,7 +127,7 @@ def test_answers_too_large_for_half_precision_are_refused_there(tmp_path: Path) 
         def run(self, batch: FloatArray) -> FloatArray:
             return super().run(batch) * np.float32(1e5)
 
-    with pytest.raises(EngineFailed, match="--accumulate float32"):
+    with pytest.raises(EngineFailed, match="accumulate-float32"):
         segment(prepared, spec, [Large(spec)], RunSettings(accumulate="float16"))
     segment(prepared, spec, [Large(spec)], RunSettings(accumulate="float32"))
 

@@ -16,8 +16,9 @@ from staged_samples import FIVE_HEADS
 from offline_infer.errors import UsageError
 from offline_infer.staging.clean import clean_outputs
 from offline_infer.staging.outputs import WRITERS, OutputEntry, OutputsManifest
-from offline_infer.staging.work_folder import WORK_MARKER, bin_name
-from offline_infer.staging.worklist import CaseRecord, Item, TileGeometry, Worklist, WorklistWriter, header_for
+from offline_infer.staging.work_folder import WORK_MARKER
+from offline_infer.staging.worklist import CaseRecord, Item, Worklist, WorklistWriter, header_for
+from offline_infer.tasks.volume.tiles import tile_name
 
 SIZE = 3 * 8 * 12 * 16 * 4
 SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "clear_outputs.sh"
@@ -30,8 +31,8 @@ def work(tmp_path: Path) -> Path:
     writer = WorklistWriter(tmp_path / "my work", header_for(spec, {"step_size": 0.5, "tta": True}, ["0"]))
     items = [
         Item(
-            index=i, case="c", file=f"inputs/{bin_name('c', (0, 0, i), (8, 12, 16), 0)}",
-            geometry=TileGeometry(start=(0, 0, i)), shape=(1, 8, 12, 16), dtype="float32", bytes=6144, crc32=0,
+            index=i, case="c", file=f"inputs/c_{tile_name((0, 0, i), (8, 12, 16), 0)}.bin",
+            geometry={"mode": "tile", "start": [0, 0, i], "mirror": 0}, shape=(1, 8, 12, 16), dtype="float32", bytes=6144, crc32=0,
         )
         for i in range(4)
     ]  # fmt: skip

@@ -9,18 +9,34 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from staged_samples import RampSession, direct, five_heads, prepared_case, sessions_for, staged_spec, write_case
+from staged_samples import (
+    RampSession,
+    direct,
+    five_heads,
+    postprocess,
+    prepared_case,
+    sessions_for,
+    staged_spec,
+    write_case,
+)
 
 from offline_infer.arithmetic.sliding_window import cut_tile
 from offline_infer.errors import UsageError
 from offline_infer.images import read_labels
 from offline_infer.images.cases import CaseFiles
 from offline_infer.spec import VolumeSpec
+from offline_infer.staging.inferring import infer_stage
 from offline_infer.staging.legacy_import import ImportReport, LegacyFolders, import_case
 from offline_infer.staging.legacy_tiles import legacy_case, legacy_stem, write_shape_file
-from offline_infer.staging.stages import infer_stage, postprocess_stage
-from offline_infer.staging.worklist import Worklist, mirror_axes
-from offline_infer.tasks.volume.aggregation import RunSettings, case_grid
+from offline_infer.staging.worklist import Worklist
+from offline_infer.tasks.settings import RunSettings
+from offline_infer.tasks.volume.tiles import case_grid
+
+
+def published_axes(code: int) -> tuple[int, ...]:
+    """Flipped axes of (z, y, x) by the published scripts: bit 0 flips x, bit 1 y, bit 2 z."""
+    return tuple(axis for axis in range(3) if code >> (2 - axis) & 1)
+
 
 SETTINGS = RunSettings()
 PATTERNS = {"benchmark": "{stem}_{n}.bin", "ais_bench": "{stem}_{n}.bin", "msame": "{stem}_output_{n}.bin"}
@@ -41,7 +57,7 @@ def _publish(spec: VolumeSpec, case: CaseFiles, place: Path, tool: str, heads: r
     for start in grid:
         cut_tile(prepared.array, grid, start, tile)
         for code in range(8):
-            turned = np.ascontiguousarray(np.flip(tile, tuple(axis + 1 for axis in mirror_axes(code))))
+            turned = np.ascontiguousarray(np.flip(tile, tuple(axis + 1 for axis in published_axes(code))))
             stem = legacy_stem(name, start, grid.patch, code)
             turned.tofile(tiles / f"{stem}.bin")
             answers = list(session.run_all(turned[None]).values())
@@ -51,7 +67,7 @@ def _publish(spec: VolumeSpec, case: CaseFiles, place: Path, tool: str, heads: r
 
 
 def _labels(spec: VolumeSpec, work: Path, output: Path, case: CaseFiles) -> np.ndarray:
-    postprocess_stage(spec, work, output).raise_failures()
+    postprocess(spec, work, output).raise_failures()
     return read_labels(output / f"{case.case_id}.nii.gz")[0]
 
 
@@ -129,7 +145,7 @@ def test_missing_results_are_counted_and_can_be_made_up_for(tmp_path: Path, case
     report = import_case(spec, case, tmp_path / "work", folders, threads=1)
     assert report.outputs == 59
     assert any("5 of 64 results are missing" in note for note in report.notes)
-    assert "5 of 64" in postprocess_stage(spec, tmp_path / "work", tmp_path / "out").failures["liver_11"]
+    assert "5 of 64" in postprocess(spec, tmp_path / "work", tmp_path / "out").failures["liver_11"]
     infer_stage(tmp_path / "work", sessions_for(spec)).raise_failures()
     np.testing.assert_array_equal(
         _labels(spec, tmp_path / "work", tmp_path / "out", case), direct(spec, case, SETTINGS).labels

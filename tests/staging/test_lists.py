@@ -9,20 +9,19 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from staged_samples import staged_spec, write_case
+from staged_samples import preprocess, staged_spec, write_case
 
 from offline_infer.errors import UsageError
 from offline_infer.staging.lists import describe_cases, main, split_evenly, write_info, write_plain_info
-from offline_infer.staging.stages import preprocess_stage
 from offline_infer.staging.worklist import Worklist
-from offline_infer.tasks.volume.aggregation import RunSettings
+from offline_infer.tasks.settings import RunSettings
 
 
 @pytest.fixture
 def work(tmp_path: Path) -> Path:
     spec = staged_spec(patch=(8, 12, 16))
     cases = [write_case(tmp_path / "images", name, seed=i) for i, name in enumerate(("b", "a"))]
-    preprocess_stage(spec, cases, tmp_path / "work", RunSettings(tta=False), ["0"], threads=1)
+    preprocess(spec, cases, tmp_path / "work", RunSettings(tta=False), ["0"], threads=1)
     return tmp_path / "work"
 
 
@@ -107,7 +106,7 @@ def _bins(folder: Path, count: int) -> list[str]:
 def test_the_published_command_line(tmp_path: Path) -> None:
     names = _bins(tmp_path / "input_bins", 10)
     result = subprocess.run(
-        [sys.executable, "-m", "offline_infer.staging.lists",
+        [sys.executable, "-m", "offline_infer.dataset_info",
          "bin", "./input_bins", "nnunetplusplus_prep_bin.info", "128", "128"],
         cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False,
     )  # fmt: skip

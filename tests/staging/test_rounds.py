@@ -27,11 +27,13 @@ from offline_infer.staging.disk_budget import (
     size_text,
     used_bytes,
 )
+from offline_infer.staging.inferring import infer_stage
 from offline_infer.staging.outputs import WRITERS, OutputEntry, OutputsManifest
 from offline_infer.staging.rounds import RoundsJob, run_in_rounds
-from offline_infer.staging.stages import infer_stage, tile_settings
 from offline_infer.staging.worklist import Worklist, header_for
-from offline_infer.tasks.volume.aggregation import RunSettings
+from offline_infer.tasks.settings import RunSettings
+from offline_infer.tasks.volume.task import TASK
+from offline_infer.tasks.volume.tiles import TileLayout
 
 SETTINGS = RunSettings()
 
@@ -45,9 +47,9 @@ def cases(tmp_path: Path) -> list[CaseFiles]:
 
 
 def _budget(spec: VolumeSpec, tiles: int, *, all_outputs: bool = False) -> int:
-    header = header_for(spec, tile_settings(spec, SETTINGS), [fold.fold for fold in spec.source.folds])
-    cost = case_cost("x", spec, header, (18, 14, 20), SETTINGS, all_outputs)
-    return tiles * cost.tile_bytes + scratch.ROUND_OVERHEAD
+    header = header_for(spec, TASK.item_settings(spec, SETTINGS), [fold.fold for fold in spec.source.folds])
+    cost = case_cost("x", header, TileLayout.of(spec, (18, 14, 20), SETTINGS), all_outputs)
+    return tiles * cost.group_bytes + scratch.ROUND_OVERHEAD
 
 
 @pytest.mark.parametrize("folds", [("0",), ("0", "1")])
@@ -133,7 +135,7 @@ def test_a_stopped_run_redoes_the_case_in_hand(tmp_path: Path, cases: list[CaseF
     job = RoundsJob(cases, tmp_path / "work", tmp_path / "out", _budget(spec, 2), dies, threads=1)
     with pytest.raises(KeyboardInterrupt):
         run_in_rounds(spec, job, SETTINGS, ["0"])
-    assert [path.name for path in (tmp_path / "out").iterdir()] == []
+    assert not list((tmp_path / "out").glob("*.nii.gz"))
     # A killed process cannot tidy up: its round is still there.
     (tmp_path / "work" / "rounds" / "left").mkdir(parents=True)
     report = run_in_rounds(spec, job, SETTINGS, ["0"])
@@ -164,7 +166,7 @@ def test_a_failing_case_fails_alone_and_a_failing_tool_stops(tmp_path: Path, cas
         (work / "perf" / "tool.log").write_text("segmentation fault")
         raise ToolError("benchmark ended with status 139")
 
-    broken = RoundsJob(cases, tmp_path / "work", tmp_path / "out", _budget(spec, 3), breaks, overwrite=True)
+    broken = RoundsJob(cases, tmp_path / "work", tmp_path / "out", _budget(spec, 3), breaks, existing="overwrite")
     with pytest.raises(ToolError, match=r"status 139 \(logs and timing records are kept in .*rounds/liver_2_1\)"):
         run_in_rounds(spec, broken, SETTINGS, ["0"])
     assert list((tmp_path / "work" / "rounds").iterdir()) == []
@@ -176,7 +178,7 @@ def test_budgets_that_cannot_be_kept_are_refused_at_once(
 ) -> None:
     spec = staged_spec()
     job = RoundsJob(cases, tmp_path / "work", tmp_path / "out", _budget(spec, 1) - 1, lambda work: None)
-    with pytest.raises(DiskBudgetError, match="one tile with its mirrors and outputs needs"):
+    with pytest.raises(DiskBudgetError, match=r"a tile with its mirrors .* and its outputs needs"):
         run_in_rounds(spec, job, SETTINGS, ["0"])
     job = RoundsJob(cases, tmp_path / "work", tmp_path / "out", 10**12, lambda work: None)
     monkeypatch.setattr(scratch, "free_bytes", lambda place: 50_000)
@@ -215,19 +217,19 @@ def test_two_runs_in_one_folder_are_refused(tmp_path: Path, cases: list[CaseFile
 def test_a_whole_liver_goes_through_twenty_gigabytes() -> None:
     """The forecast for 512 x 512 x 500 voxels at 0.75 x 0.75 x 1 mm with the published model: five heads, 8 mirrors."""
     item = ItemCost(input=128**3 * 4, kept=3 * 128**3 * 4, transient=4 * 3 * 128**3 * 4)
-    cost = CaseCost("liver", tiles=7 * 7 * 7, mirrors=8, item=item)
+    cost = CaseCost("liver", groups=7 * 7 * 7, per_group=8, item=item)
     assert 300e9 < cost.total < 400e9
     rounds = plan_rounds(cost, 20 * 10**9)
-    assert all((last - first) * cost.tile_bytes <= 20 * 10**9 for first, last in rounds)
+    assert all((last - first) * cost.group_bytes <= 20 * 10**9 for first, last in rounds)
     assert [first for first, _ in rounds[1:]] == [last for _, last in rounds[:-1]]
-    assert (rounds[0][0], rounds[-1][1]) == (0, cost.tiles)
+    assert (rounds[0][0], rounds[-1][1]) == (0, cost.groups)
 
 
 @pytest.mark.parametrize("tiles", [1, 7, 27, 100])
 @pytest.mark.parametrize("fit", [1, 2, 3, 10, 200])
 def test_rounds_cover_everything_once(tiles: int, fit: int) -> None:
     cost = CaseCost("x", tiles, 8, ItemCost(4096, 8192, 0))
-    rounds = plan_rounds(cost, fit * cost.tile_bytes + scratch.ROUND_OVERHEAD)
+    rounds = plan_rounds(cost, fit * cost.group_bytes + scratch.ROUND_OVERHEAD)
     assert [tile for first, last in rounds for tile in range(first, last)] == list(range(tiles))
     lengths = [last - first for first, last in rounds]
     assert max(lengths) <= fit

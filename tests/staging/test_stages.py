@@ -9,7 +9,16 @@ from typing import Any
 import numpy as np
 import pytest
 import SimpleITK as sitk
-from staged_samples import RampSession, direct, five_heads, sessions_for, staged_spec, write_case
+from staged_samples import (
+    RampSession,
+    direct,
+    five_heads,
+    postprocess,
+    preprocess,
+    sessions_for,
+    staged_spec,
+    write_case,
+)
 
 from offline_infer.errors import CasesFailed, DiskBudgetError, UsageError
 from offline_infer.events import Event
@@ -17,11 +26,11 @@ from offline_infer.images import read_labels
 from offline_infer.images.cases import CaseFiles
 from offline_infer.spec import Gaussian, VolumeSpec
 from offline_infer.staging import disk_budget as scratch
-from offline_infer.staging import stages as staged
+from offline_infer.staging import preprocessing
+from offline_infer.staging.inferring import infer_stage
 from offline_infer.staging.outputs import WRITERS, OutputEntry, OutputsManifest
-from offline_infer.staging.stages import infer_stage, postprocess_stage, preprocess_stage
 from offline_infer.staging.worklist import Worklist
-from offline_infer.tasks.volume.aggregation import RunSettings
+from offline_infer.tasks.settings import RunSettings
 
 Cases = list[CaseFiles]
 
@@ -39,9 +48,9 @@ def _run(
 ) -> dict[str, np.ndarray[Any, Any]]:
     chosen = settings if settings is not None else RunSettings()
     folds = [fold.fold for fold in spec.source.folds]
-    preprocess_stage(spec, cases, work, chosen, folds, threads=1, **options).raise_failures()
+    preprocess(spec, cases, work, chosen, folds, threads=1, **options).raise_failures()
     infer_stage(work, sessions_for(spec), spec=spec).raise_failures()
-    postprocess_stage(spec, work, output, settings=chosen).raise_failures()
+    postprocess(spec, work, output, settings=chosen).raise_failures()
     return {case.case_id: read_labels(output / f"{case.case_id}.nii.gz")[0] for case in cases}
 
 
@@ -95,9 +104,12 @@ def test_several_channels_and_probabilities(tmp_path: Path) -> None:
 
 def test_a_tile_on_disk_is_what_the_contract_says(tmp_path: Path, cases: Cases) -> None:
     spec, work = staged_spec(), tmp_path / "work"
-    preprocess_stage(spec, cases[:1], work, RunSettings(), ["0"], threads=1)
+    preprocess(spec, cases[:1], work, RunSettings(), ["0"], threads=1)
     worklist = Worklist.load(work)
-    plain, flipped = worklist.items()[0], next(i for i in worklist.items() if i.mirror == 5 and i.start == (0, 0, 0))
+    plain, flipped = (
+        worklist.items()[0],
+        next(i for i in worklist.items() if i.geometry["mirror"] == 5 and i.geometry["start"] == [0, 0, 0]),
+    )
     assert plain.file == "inputs/liver_2_0_8_0_12_0_16_0.bin"
     tile = np.fromfile(worklist.path(plain), "<f4").reshape(plain.shape)
     turned = np.fromfile(worklist.path(flipped), "<f4").reshape(flipped.shape)
@@ -122,7 +134,7 @@ def test_half_size_bins_refuse_what_they_cannot_hold(tmp_path: Path) -> None:
     case = write_case(tmp_path / "images", "hot", spacing=1.5)
     image = sitk.ReadImage(str(case.channels[0])) * 10000
     sitk.WriteImage(image, str(case.channels[0]))
-    report = preprocess_stage(spec, [case], tmp_path / "work", RunSettings(), ["0"], dtype="float16", threads=1)
+    report = preprocess(spec, [case], tmp_path / "work", RunSettings(), ["0"], dtype="float16", threads=1)
     assert "float16 cannot hold" in report.failures["hot"]
 
 
@@ -131,16 +143,16 @@ def test_stages_go_on_where_they_were(tmp_path: Path, cases: Cases) -> None:
     _run(spec, cases, work, out)
     before = {path: path.stat().st_mtime_ns for path in [*work.rglob("*.bin"), *out.iterdir()]}
     session = RampSession(spec)
-    assert preprocess_stage(spec, cases, work, RunSettings(), ["0"]).named("skipped") == ("liver_2", "b-1.x")
+    assert preprocess(spec, cases, work, RunSettings(), ["0"]).named("skipped") == ("liver_2", "b-1.x")
     assert infer_stage(work, {"0": session}).named("skipped") == ("liver_2", "b-1.x")
-    assert postprocess_stage(spec, work, out).named("skipped") == ("liver_2", "b-1.x")
+    assert postprocess(spec, work, out).named("skipped") == ("liver_2", "b-1.x")
     assert session.calls == 0
     assert {path: path.stat().st_mtime_ns for path in [*work.rglob("*.bin"), *out.iterdir()]} == before
 
 
 def test_only_what_is_missing_is_inferred(tmp_path: Path, cases: Cases) -> None:
     spec, work = staged_spec(), tmp_path / "work"
-    preprocess_stage(spec, cases, work, RunSettings(), ["0"], threads=1)
+    preprocess(spec, cases, work, RunSettings(), ["0"], threads=1)
     first = RampSession(spec, fail_at=21)
     report = infer_stage(work, {"0": first})
     assert report.failures == {"liver_2": "ramp: was to fail"}
@@ -151,19 +163,19 @@ def test_only_what_is_missing_is_inferred(tmp_path: Path, cases: Cases) -> None:
     second = RampSession(spec)
     infer_stage(work, {"0": second}).raise_failures()
     assert second.calls == total - (first.calls - 1) + 1
-    postprocess_stage(spec, work, tmp_path / "out").raise_failures()
+    postprocess(spec, work, tmp_path / "out").raise_failures()
     labels = read_labels(tmp_path / "out" / "liver_2.nii.gz")[0]
     np.testing.assert_array_equal(labels, direct(spec, cases[0], RunSettings()).labels)
 
 
 def test_shards_and_folds_one_by_one(tmp_path: Path, cases: Cases) -> None:
     spec, work = staged_spec(folds=("0", "1")), tmp_path / "work"
-    preprocess_stage(spec, cases, work, RunSettings(), ["0", "1"], threads=1)
+    preprocess(spec, cases, work, RunSettings(), ["0", "1"], threads=1)
     sessions, items = sessions_for(spec), Worklist.load(work).items()
     for fold, session in sessions.items():
         infer_stage(work, {fold: session}, items=items[: len(items) // 3]).raise_failures()
         infer_stage(work, {fold: session}, items=items[len(items) // 3 :]).raise_failures()
-    postprocess_stage(spec, work, tmp_path / "out").raise_failures()
+    postprocess(spec, work, tmp_path / "out").raise_failures()
     for case in cases:
         labels = read_labels(tmp_path / "out" / f"{case.case_id}.nii.gz")[0]
         np.testing.assert_array_equal(labels, direct(spec, case, RunSettings()).labels)
@@ -174,7 +186,7 @@ def test_one_bad_case_fails_alone(tmp_path: Path, cases: Cases) -> None:
     broken = write_case(tmp_path / "images", "broken")
     broken.channels[0].write_bytes(broken.channels[0].read_bytes()[:500])
     events: list[Event] = []
-    report = preprocess_stage(
+    report = preprocess(
         spec, [cases[0], broken, cases[1]], work, RunSettings(), ["0"],
         problems={"no_channel": "channel _0000 is missing"}, threads=1, sink=events.append,
     )  # fmt: skip
@@ -186,52 +198,52 @@ def test_one_bad_case_fails_alone(tmp_path: Path, cases: Cases) -> None:
     assert next(event for event in events if event.kind == "forecast").data["items"] > 0
     bad = RampSession(spec, nan_at=3)
     assert "NaN" in infer_stage(work, {"0": bad}).failures["liver_2"]
-    done = postprocess_stage(spec, work, out)
+    done = postprocess(spec, work, out)
     items = len(Worklist.load(work).items("liver_2"))
     assert done.failures["liver_2"].startswith(f"{items - 3} of {items} network outputs are missing")
     assert "run infer again" in done.failures["liver_2"]
     assert done.named("done") == ("b-1.x",)
-    assert [path.name for path in out.iterdir()] == ["b-1.x.nii.gz"]
+    assert [path.name for path in out.glob("*.nii.gz")] == ["b-1.x.nii.gz"]
     json.dumps(done.to_json())
 
 
 def test_a_changed_image_is_cut_again(tmp_path: Path, cases: Cases) -> None:
     spec, work = staged_spec(), tmp_path / "work"
-    preprocess_stage(spec, cases, work, RunSettings(), ["0"], threads=1)
+    preprocess(spec, cases, work, RunSettings(), ["0"], threads=1)
     infer_stage(work, sessions_for(spec))
     write_case(tmp_path / "images", "liver_2", seed=9)
-    report = preprocess_stage(spec, cases, work, RunSettings(), ["0"], threads=1)
+    report = preprocess(spec, cases, work, RunSettings(), ["0"], threads=1)
     assert (report.named("done"), report.named("skipped")) == (("liver_2",), ("b-1.x",))
     # Its old outputs are of another image: they must not be used for the new one.
-    assert "outputs are missing" in postprocess_stage(spec, work, tmp_path / "out").failures["liver_2"]
+    assert "outputs are missing" in postprocess(spec, work, tmp_path / "out").failures["liver_2"]
     infer_stage(work, sessions_for(spec))
-    postprocess_stage(spec, work, tmp_path / "out").raise_failures()
+    postprocess(spec, work, tmp_path / "out").raise_failures()
     labels = read_labels(tmp_path / "out" / "liver_2.nii.gz")[0]
     np.testing.assert_array_equal(labels, direct(spec, cases[0], RunSettings()).labels)
 
 
 def test_inputs_may_be_deleted_once_answered(tmp_path: Path, cases: Cases) -> None:
     spec, work = staged_spec(), tmp_path / "work"
-    preprocess_stage(spec, cases, work, RunSettings(), ["0"], threads=1)
+    preprocess(spec, cases, work, RunSettings(), ["0"], threads=1)
     infer_stage(work, sessions_for(spec))
     for path in (work / "inputs").iterdir():
         path.unlink()
-    assert preprocess_stage(spec, cases, work, RunSettings(), ["0"]).named("skipped") == ("liver_2", "b-1.x")
-    postprocess_stage(spec, work, tmp_path / "out").raise_failures()
+    assert preprocess(spec, cases, work, RunSettings(), ["0"]).named("skipped") == ("liver_2", "b-1.x")
+    postprocess(spec, work, tmp_path / "out").raise_failures()
 
 
 def test_what_a_killed_preprocess_left_is_swept(tmp_path: Path, cases: Cases) -> None:
     spec, work = staged_spec(), tmp_path / "work"
-    preprocess_stage(spec, cases[:1], work, RunSettings(), ["0"], threads=1)
+    preprocess(spec, cases[:1], work, RunSettings(), ["0"], threads=1)
     for name in ("gone_0_8_0_12_0_16_0.bin", ".gone_0_8_0_12_0_16_1.bin.77.partial"):
         (work / "inputs" / name).write_bytes(b"x")
-    preprocess_stage(spec, cases[:1], work, RunSettings(), ["0"], threads=1)
+    preprocess(spec, cases[:1], work, RunSettings(), ["0"], threads=1)
     assert len(list((work / "inputs").iterdir())) == len(Worklist.load(work))
 
 
 def test_changed_bins_are_noticed(tmp_path: Path, cases: Cases) -> None:
     spec, work = staged_spec(), tmp_path / "work"
-    preprocess_stage(spec, cases, work, RunSettings(), ["0"], threads=1)
+    preprocess(spec, cases, work, RunSettings(), ["0"], threads=1)
     worklist = Worklist.load(work)
     path = worklist.path(worklist.items("liver_2")[4])
     data = bytearray(path.read_bytes())
@@ -242,10 +254,10 @@ def test_changed_bins_are_noticed(tmp_path: Path, cases: Cases) -> None:
 
 def test_outputs_of_another_model_are_refused(tmp_path: Path, cases: Cases) -> None:
     spec, work = staged_spec(), tmp_path / "work"
-    preprocess_stage(spec, cases, work, RunSettings(), ["0"], threads=1)
+    preprocess(spec, cases, work, RunSettings(), ["0"], threads=1)
     other = spec.model_copy(update={"spacing": (2.0, 2.0, 2.0)})
     with pytest.raises(UsageError, match="another model"):
-        postprocess_stage(other, work, tmp_path / "out")
+        postprocess(other, work, tmp_path / "out")
     with pytest.raises(UsageError, match="another model"):
         infer_stage(work, sessions_for(spec), spec=other)
     with pytest.raises(UsageError, match="made for the folds 0, not for 7"):
@@ -253,13 +265,13 @@ def test_outputs_of_another_model_are_refused(tmp_path: Path, cases: Cases) -> N
     with pytest.raises(UsageError, match="the graph takes"):
         infer_stage(work, {"0": RampSession(staged_spec(patch=(8, 8, 8)))})
     with pytest.raises(UsageError, match="other settings"):
-        preprocess_stage(spec, cases, work, RunSettings(tta=False), ["0"])
+        preprocess(spec, cases, work, RunSettings(tta=False), ["0"])
 
 
 @pytest.mark.parametrize("tool", ["benchmark", "msame", "ais_bench"])
 def test_an_external_tool_with_five_heads(tmp_path: Path, cases: Cases, tool: str) -> None:
     spec, work = five_heads(staged_spec()), tmp_path / "work"
-    preprocess_stage(spec, cases, work, RunSettings(), ["0"], threads=1)
+    preprocess(spec, cases, work, RunSettings(), ["0"], threads=1)
     worklist, manifest, session = Worklist.load(work), OutputsManifest.load(work), RampSession(five_heads(spec))
     writer, entries = WRITERS[tool], []
     for item in worklist.items():
@@ -274,7 +286,7 @@ def test_an_external_tool_with_five_heads(tmp_path: Path, cases: Cases, tool: st
                 )
             )  # fmt: skip
     manifest.append(entries, writer)
-    postprocess_stage(spec, work, tmp_path / "out").raise_failures()
+    postprocess(spec, work, tmp_path / "out").raise_failures()
     for case in cases:
         labels = read_labels(tmp_path / "out" / f"{case.case_id}.nii.gz")[0]
         np.testing.assert_array_equal(labels, direct(spec, case, RunSettings()).labels)
@@ -282,27 +294,27 @@ def test_an_external_tool_with_five_heads(tmp_path: Path, cases: Cases, tool: st
 
 def test_half_precision_outputs_are_read(tmp_path: Path, cases: Cases) -> None:
     spec, work = staged_spec(), tmp_path / "work"
-    preprocess_stage(spec, cases[:1], work, RunSettings(), ["0"], threads=1)
+    preprocess(spec, cases[:1], work, RunSettings(), ["0"], threads=1)
     infer_stage(work, sessions_for(spec))
     manifest = OutputsManifest.load(work)
     for entry in list(manifest):
         path = manifest.path(entry)
         path.write_bytes(np.fromfile(path, "<f4").astype("<f2").tobytes())
         manifest.append([entry.model_copy(update={"bytes": entry.bytes // 2, "dtype": "float16"})])
-    postprocess_stage(spec, work, tmp_path / "out").raise_failures()
+    postprocess(spec, work, tmp_path / "out").raise_failures()
     labels = read_labels(tmp_path / "out" / "liver_2.nii.gz")[0]
     assert np.mean(labels == direct(spec, cases[0], RunSettings()).labels) > 0.99
 
 
 def test_outputs_of_a_wrong_size_are_named(tmp_path: Path, cases: Cases) -> None:
     spec, work = staged_spec(), tmp_path / "work"
-    preprocess_stage(spec, cases[:1], work, RunSettings(), ["0"], threads=1)
+    preprocess(spec, cases[:1], work, RunSettings(), ["0"], threads=1)
     infer_stage(work, sessions_for(spec))
     manifest = OutputsManifest.load(work)
     entry = manifest.entries[(3, "0", 0)]
     manifest.path(entry).write_bytes(b"1234")
     manifest.append([entry.model_copy(update={"bytes": 4})])
-    report = postprocess_stage(spec, work, tmp_path / "out")
+    report = postprocess(spec, work, tmp_path / "out")
     assert "was it made with another model?" in report.failures["liver_2"]
 
 
@@ -311,7 +323,7 @@ def test_a_full_disk_is_said_before_the_first_byte(
 ) -> None:
     monkeypatch.setattr(scratch, "free_bytes", lambda place: 1000)
     with pytest.raises(DiskBudgetError, match=r"needs .* of scratch disk, .* has 1\.0 kB free"):
-        preprocess_stage(staged_spec(), cases, tmp_path / "work", RunSettings(), ["0"], threads=1)
+        preprocess(staged_spec(), cases, tmp_path / "work", RunSettings(), ["0"], threads=1)
     assert not list((tmp_path / "work" / "inputs").iterdir())
 
 
@@ -321,23 +333,22 @@ def test_a_disk_that_fills_up_stops_the_run(tmp_path: Path, cases: Cases, monkey
     def full(*_: object, **__: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device", "tile.bin")
 
-    monkeypatch.setattr(staged, "cut_items", full)
+    monkeypatch.setattr(preprocessing, "cut_items", full)
     with pytest.raises(DiskBudgetError, match="disk is full while working on case liver_2"):
-        preprocess_stage(staged_spec(), cases, tmp_path / "work", RunSettings(), ["0"], threads=1)
+        preprocess(staged_spec(), cases, tmp_path / "work", RunSettings(), ["0"], threads=1)
 
 
 def test_a_cascade_takes_its_first_stage_from_a_folder(tmp_path: Path, cases: Cases) -> None:
     from specimens import tiny_spec, with_outputs
 
     from offline_infer.images import write_labels
-    from offline_infer.staging.stages import preprocess_stage
 
     first = staged_spec()
     _run(first, cases[:1], tmp_path / "first", tmp_path / "lowres")
     spec = with_outputs(tiny_spec(previous=(1, 2)))
-    report = preprocess_stage(spec, cases[:1], tmp_path / "none", RunSettings(), ["0"], threads=1)
-    assert "first stage" in report.failures["liver_2"]
-    report = preprocess_stage(
+    report = preprocess(spec, cases[:1], tmp_path / "none", RunSettings(), ["0"], threads=1)
+    assert "previous stage" in report.failures["liver_2"]
+    report = preprocess(
         spec, cases, tmp_path / "work", RunSettings(), ["0"], threads=1, previous_folder=tmp_path / "lowres"
     )
     assert report.named("done") == ("liver_2",)
@@ -350,7 +361,7 @@ def test_a_cascade_takes_its_first_stage_from_a_folder(tmp_path: Path, cases: Ca
     np.testing.assert_array_equal(tile[1:], np.stack([labels[:8, :12, :16] == k for k in (1, 2)]))
     # Another first stage makes the bins stale.
     write_labels(tmp_path / "lowres" / "liver_2.nii.gz", np.zeros_like(labels), frame)
-    again = preprocess_stage(
+    again = preprocess(
         spec, cases[:1], tmp_path / "work", RunSettings(), ["0"], threads=1, previous_folder=tmp_path / "lowres"
     )
     assert again.named("done") == ("liver_2",)

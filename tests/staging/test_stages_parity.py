@@ -6,13 +6,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from staged_samples import postprocess, preprocess
 
 from offline_infer.images import read_labels
 from offline_infer.images.cases import find_cases
 from offline_infer.predict.model import load
+from offline_infer.staging.inferring import infer_stage
 from offline_infer.staging.rounds import RoundsJob, run_in_rounds
-from offline_infer.staging.stages import infer_stage, postprocess_stage, preprocess_stage
-from offline_infer.tasks.volume.aggregation import RunSettings
+from offline_infer.tasks.settings import RunSettings
 
 pytestmark = [pytest.mark.parity, pytest.mark.slow]
 
@@ -37,9 +38,9 @@ def test_two_folds_on_every_road(tmp_path: Path, goldens: Path) -> None:
         sessions = dict(zip(folds, model.sessions, strict=True))
         cases = find_cases(image, len(spec.channels), spec.file_ending).cases
         work, out = tmp_path / "work", tmp_path / "out"
-        preprocess_stage(spec, cases, work, settings, folds, threads=2).raise_failures()
+        preprocess(spec, cases, work, settings, folds, threads=2).raise_failures()
         infer_stage(work, sessions, spec=spec).raise_failures()
-        postprocess_stage(spec, work, out, settings=settings).raise_failures()
+        postprocess(spec, work, out, settings=settings).raise_failures()
         job = RoundsJob(
             cases,
             tmp_path / "scratch",

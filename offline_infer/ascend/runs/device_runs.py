@@ -34,6 +34,7 @@ from offline_infer.ascend.runs.device_session import (
 from offline_infer.ascend.runs.judging import AnswerJudge
 from offline_infer.ascend.tools import Program, SessionPlan, Tool, get_tool
 from offline_infer.bundles.bundle import Bundle
+from offline_infer.bundles.fingerprint import fingerprint
 from offline_infer.engines.om.npu_smi import DeviceQuery, list_devices
 from offline_infer.errors import DiskBudgetError, ToolError, UsageError
 from offline_infer.events import Event, Sink, silent
@@ -41,7 +42,7 @@ from offline_infer.processes import termination_as_interrupt
 from offline_infer.staging.disk_budget import free_bytes, size_text
 from offline_infer.staging.outputs import WRITERS, OutputsManifest
 from offline_infer.staging.work_folder import safe_name
-from offline_infer.staging.worklist import Item, Worklist, fingerprint, output_bytes
+from offline_infer.staging.worklist import Item, Worklist, output_bytes
 
 SESSIONS = "sessions"
 PERFORMANCE_FILE = "perf/performance.json"

@@ -1,12 +1,13 @@
-"""Network answers back to a label map: the part both roads share.
+"""Network answers back to a label map: tiles, mirrors and folds are averaged, finished planes are decided at once.
 
-The streaming run feeds :class:`CaseAggregator` from an engine, the staged run from files. Both feed it in the same order -
-tiles in grid order, per tile every fold, per fold every mirror - so both get the same numbers.
+The streaming run feeds :class:`TileCollector` from an engine, the staged run from files, in the same order - tiles in grid
+order, per tile every fold, per fold every mirror - so both get the same numbers.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -16,24 +17,19 @@ from offline_infer.arithmetic.half_precision import mean_of_folds
 from offline_infer.arithmetic.labels import sigmoid, softmax
 from offline_infer.arithmetic.sliding_window import (
     Allocate,
+    Each,
     Mirror,
     RollingAccumulator,
-    TileGrid,
-    gaussian_map,
-    mirror_sets,
-    mirror_tile,
     near,
-    plan_tiles,
 )
 from offline_infer.errors import EngineFailed
 from offline_infer.spec import VolumeSpec
-from offline_infer.tasks.settings import RunSettings, sum_dtype
-from offline_infer.tasks.volume.deciding import MapFinisher, Segmentation
-from offline_infer.threads import Team, ThreadBuffers, worker_count
+from offline_infer.tasks.settings import RunSettings
+from offline_infer.tasks.volume.deciding import MapFinisher, Segmentation, clean_components
+from offline_infer.tasks.volume.tiles import TileLayout, case_weights, sum_dtype
+from offline_infer.threads import Team, ThreadBuffers, one_after_the_other
 
 FloatArray = npt.NDArray[np.float32]
-
-__all__ = ["CaseAggregator", "RunSettings", "case_grid", "case_mirrors", "case_weights"]
 
 _PART = 256 * 1024
 """Voxels handled at once: a megabyte of float32. Less stays nearer, but then the threads meet too often at Python's lock."""
@@ -41,29 +37,11 @@ _WORTH_SHARING = 256 * 1024
 """Answers of fewer numbers are not shared among threads."""
 
 
-def case_grid(spec: VolumeSpec, shape: Sequence[int], settings: RunSettings) -> TileGrid:
-    """The tiles of a prepared case of that spatial shape."""
-    step = settings.step_size if settings.step_size is not None else spec.window.step_size
-    return plan_tiles(shape, spec.patch_size, step)
-
-
-def case_mirrors(spec: VolumeSpec, settings: RunSettings) -> tuple[Mirror, ...]:
-    """The mirrors of each tile, unmirrored first."""
-    return mirror_sets(spec.window.mirror_axes if settings.tta else (), len(spec.patch_size))
-
-
-def case_weights(spec: VolumeSpec, grid: TileGrid) -> FloatArray | None:
-    """The weight of each voxel of a tile, or None where all count the same."""
-    window = spec.window.gaussian
-    weighted = window.apply == "always" or len(grid) > 1
-    return gaussian_map(grid.patch, window, len(spec.patch_size)).astype(np.float32, copy=False) if weighted else None
-
-
-class CaseAggregator:
+class TileCollector:
     """Averages the answers for one case and finishes it slab by slab.
 
     An answer is taken in parts small enough to stay in the processor's cache, by all threads at once: checked, made
-    probabilities where the model asks for it, turned back, summed over mirrors and, with the tile's last answer, weighed
+    probabilities where the model asks for it, flipped back, summed over mirrors and, with the tile's last answer, weighted
     and added to the slab. Every voxel sees the same operations in the same order whatever the number of threads.
     """
 
@@ -74,50 +52,58 @@ class CaseAggregator:
         settings: RunSettings,
         folds: int,
         *,
-        threads: int | None = None,
+        team: Team,
         allocate: Allocate | None = None,
     ) -> None:
         """
         Args:
             folds: how many answer each tile.
-            threads: 0 or None = all cores.
-            allocate: gives the zeroed memory of the slab in work; default ``numpy.zeros``.
+            team: shares the work; used until :meth:`finish` returns.
+            allocate: gives the zeroed memory of the active slab; default ``numpy.zeros``.
         """
         dtype = sum_dtype(spec, settings)
         self._spec = spec
-        self.grid = case_grid(spec, geometry.network_shape, settings)
-        self.mirrors = case_mirrors(spec, settings)
+        self.layout = TileLayout.of(spec, geometry.network_shape, settings)
+        self._clean = settings.postprocess
         self._folds = folds
-        self._finisher = MapFinisher(spec, geometry, settings.save_probabilities, dtype == "float16", threads)
+        self._finisher = MapFinisher(spec, geometry, settings.save_probabilities, dtype == "float16", team.threads)
         exact = dtype == "float16"
-        weights = case_weights(spec, self.grid)
-        self._shape = (spec.labels.channels, *self.grid.patch)
+        weights = case_weights(spec, self.layout.grid)
+        self._shape = (spec.labels.channels, *self.layout.grid.patch)
         small = int(np.prod(self._shape)) < _WORTH_SHARING
-        self._team = Team(1 if small else worker_count(threads))
-        self._scratch = ThreadBuffers()
+        self._each: Each = one_after_the_other if small else team.each
+        self._buffers = ThreadBuffers()
         # In half precision the order of roundings matters: folds are summed as whole volumes, as the framework does.
         self._lanes = folds if exact else 1
         self._joined = FoldMean(self._lanes, self._finisher)
         self._accumulators = [
             RollingAccumulator(
-                self.grid,
+                self.layout.grid,
                 spec.labels.channels,
                 weights,
                 dtype,
                 self._joined.lane(i),
                 allocate=allocate,
-                each=self._team.each,
+                each=self._each,
             )
             for i in range(self._lanes)
         ]
-        self._per_tile = len(self.mirrors) * (folds // self._lanes)
+        self._per_tile = self.layout.per_group * (folds // self._lanes)
         # A lone answer needs no sum: it goes from the engine's buffer straight into the slab.
         self._tile_sum = np.empty(self._shape, np.float32) if self._per_tile > 1 else None
         self._in_tile = 0
 
-    def mirror(self, tile: FloatArray, mirror: Mirror, out: FloatArray) -> None:
-        """Copy a tile (c, *patch) into ``out`` as the network is to see it, flipped; by all threads."""
-        mirror_tile(tile, mirror, out, self._scratch, self._team.each)
+    def take(self, group: int, position: int, fold: int, answers: Mapping[str, npt.NDArray[Any]]) -> None:
+        """Take the answer for a tile in one mirror; see :class:`offline_infer.tasks.base.Collector`.
+
+        Args:
+            answers: the model's one kept output, (1, k, *patch).
+
+        Raises:
+            EngineFailed: NaN or infinite numbers in the answer.
+        """
+        (logits,) = answers.values()
+        self.add(self.layout.starts[group], fold, self.layout.mirrors[position], logits)
 
     def add(self, start: Shape3, fold: int, mirror: Mirror, logits: FloatArray) -> None:
         """Add one network answer.
@@ -126,7 +112,7 @@ class CaseAggregator:
             start: tile start in the padded array.
             fold: 0-based position of the fold.
             mirror: the mirror the input was given in; the answer is flipped back here.
-            logits: (k, *patch), the answer; not kept.
+            logits: (k, *patch), with or without a batch axis of 1; not kept.
 
         Raises:
             EngineFailed: NaN or infinite numbers in the answer.
@@ -160,18 +146,18 @@ class CaseAggregator:
             else:
                 self._sum_up(accumulator if last else None, start, channel, first, values[channel, window])
 
-        self._team.each(take, range(len(parts)))
+        self._each(take, range(len(parts)))
         if last:
             accumulator.end(start)
             self._in_tile = 0
 
     def finish(self) -> Segmentation:
-        """The case's label map in the image's own grid."""
+        """The case's label map in the image's own grid, its components cleaned up where the settings say so."""
         self._tile_sum = None
         while self._accumulators:  # each is let go once it is empty; the label map takes their place
             self._accumulators.pop(0).finish()
-        self._team.close()
-        return self._finisher.finish()
+        result = self._finisher.finish()
+        return clean_components(result, self._spec) if self._clean else result
 
     def _activated(self, values: FloatArray) -> FloatArray:
         return softmax(values) if self._spec.aggregation.activation == "softmax" else sigmoid(values)
@@ -180,7 +166,7 @@ class CaseAggregator:
         self, accumulator: RollingAccumulator | None, start: Shape3, channel: int, first: int, part: FloatArray
     ) -> None:
         """Add a part (dz, y, x) to the tile's sum and, where it is complete, the mean to the slab."""
-        part = near(part, self._scratch)
+        part = near(part, self._buffers)
         if self._tile_sum is not None:
             total = self._tile_sum[channel, first : first + len(part)]
             if self._in_tile == 1:
@@ -191,7 +177,7 @@ class CaseAggregator:
                 total /= self._per_tile
             part = total
         if accumulator is not None:
-            # Nothing bad is lost in a sum, so one look at it is enough for all mirrors and folds.
+            # NaN and infinities survive summation, so one look at the sum is enough for all mirrors and folds.
             _check(part, start)
             accumulator.add_part(start, channel, first, part)
 

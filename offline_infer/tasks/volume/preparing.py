@@ -18,13 +18,12 @@ from offline_infer.arithmetic.geometry import (
     Spacing3,
     bounding_box,
     nonzero_mask,
-    permute,
-    resampled_shape,
 )
 from offline_infer.arithmetic.normalization import normalize
 from offline_infer.errors import GeometryError
 from offline_infer.resampling import lowres_axis, resample_image, resample_labels
 from offline_infer.spec import VolumeSpec
+from offline_infer.tasks.volume.tiles import network_grid
 
 FloatArray = npt.NDArray[np.float32]
 
@@ -40,6 +39,10 @@ class PreparedCase:
 
     array: FloatArray
     geometry: CaseGeometry
+
+    def emptied(self) -> PreparedCase:
+        """The way back alone: the voxels are not needed once the case is inferred."""
+        return PreparedCase(np.empty((0, 0, 0, 0), np.float32), self.geometry)
 
 
 def prepare(
@@ -80,14 +83,10 @@ def prepare(
     whole: npt.NDArray[np.bool_] | None = mask[window] if any(channel.use_mask for channel in spec.channels) else None
     del mask
 
-    spacing: Spacing3 = permute(frame.spacing, order)
-    fixed = spec.spacing
-    target = (spacing[0], fixed[0], fixed[1]) if len(fixed) == 2 else (fixed[0], fixed[1], fixed[2])
-    if spec.resampling.function == "none":
-        # nnU-Net's function of that name hands the image on as it is, whatever the spacing.
-        shape = (cropped.shape[1], cropped.shape[2], cropped.shape[3])
-    else:
-        shape = resampled_shape(cropped.shape[1:], spacing, target)
+    grid = network_grid(
+        spec, frame, tuple(last - first for first, last in _to_image_order(box, spec.transpose_backward))
+    )
+    spacing, target, shape = grid.spacing, grid.target, grid.shape
 
     if spec.normalize_after_resampling:
         array = resample_image(cropped, shape, spacing, target, spec.resampling, threads=threads)

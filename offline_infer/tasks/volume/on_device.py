@@ -1,4 +1,4 @@
-"""The streaming road where the engine can keep its answers: mirrors, sums and stitching on the device.
+"""Volumes where the engine can keep its answers: mirrors, sums and stitching on the device.
 
 The padded array is cut at every plane where a tile begins or ends, along all three axes, so that a tile covers whole boxes.
 Each box of sums is an array on the device; adding a tile replaces the boxes it covers, no more. A box that no later tile
@@ -34,11 +34,12 @@ from offline_infer.arithmetic.sliding_window import (
 from offline_infer.engines.base import DeviceArray, Session, Stitcher, StitchingSession, StitchPlan
 from offline_infer.errors import DeviceMemoryFull, EngineFailed
 from offline_infer.spec import VolumeSpec
-from offline_infer.tasks.settings import RunSettings, sum_dtype
-from offline_infer.tasks.volume.aggregation import FoldMean, case_grid, case_mirrors, case_weights
-from offline_infer.tasks.volume.deciding import Finish, MapFinisher, Segmentation
+from offline_infer.tasks.settings import RunSettings
+from offline_infer.tasks.volume.aggregation import FoldMean
+from offline_infer.tasks.volume.deciding import Finish, MapFinisher, Segmentation, clean_components
 from offline_infer.tasks.volume.preparing import PreparedCase
-from offline_infer.threads import Team, worker_count
+from offline_infer.tasks.volume.tiles import case_grid, case_mirrors, case_weights, sum_dtype
+from offline_infer.threads import Team
 
 Interval = tuple[int, int]
 Box = tuple[Interval, Interval, Interval]
@@ -55,7 +56,7 @@ def stitch_on_device(
     settings: RunSettings,
     progress: Callable[[int, int], None] | None = None,
     *,
-    threads: int | None = None,
+    team: Team,
     allocate: Allocate | None = None,
 ) -> Finish | None:
     """Run the network over a prepared case and keep its answers on the device until they are summed.
@@ -64,11 +65,11 @@ def stitch_on_device(
         prepared: array (c, z, y, x), network order.
         sessions: one per fold.
         progress: called with (tiles done, tiles in all).
-        threads: for the host's part of the work; 0 or None = all cores.
-        allocate: gives the zeroed memory of the slab on the host; default ``numpy.zeros``.
+        team: for the host's part of the work; used until the case is finished.
+        allocate: gives the zeroed memory of the active slab on the host; default ``numpy.zeros``.
 
     Returns:
-        What finishes the case, up to the component rules; None where the host is to do it: the engine cannot or shall not,
+        What finishes the case; None where the host is to do it: the engine cannot or shall not,
         the device's memory does not suffice, or its first tile failed. Why is in each session's
         ``info.details["stitching"]``.
 
@@ -95,25 +96,13 @@ def stitch_on_device(
         # The host's road needs less of the device; if it fails as well, it says so.
         _give_up(stitchers, case, error)
         return None
-    finisher = MapFinisher(spec, prepared.geometry, settings.save_probabilities, half, threads)
-    team = Team(worker_count(threads))
+    finisher = MapFinisher(spec, prepared.geometry, settings.save_probabilities, half, team.threads)
     try:
         last = case.run(finisher, progress, allocate, team.each)
     except DeviceMemoryFull as error:
-        team.close()
         _give_up(stitchers, case, error)
         return None
-    except BaseException:
-        team.close()
-        raise
-
-    def finish() -> Segmentation:
-        try:
-            return last()
-        finally:
-            team.close()
-
-    return finish
+    return lambda: clean_components(last(), spec) if settings.postprocess else last()
 
 
 def _plan(spec: VolumeSpec, settings: RunSettings, grid: TileGrid, folds: int, half: bool) -> StitchPlan:
@@ -279,7 +268,7 @@ class _Behind:
 
 
 def _check(sums: npt.NDArray[Any], planes: Interval) -> None:
-    """Refuse sums that are no numbers: nothing bad in an answer is lost in a sum."""
+    """Refuse sums that are not finite: NaN and infinities in an answer survive summation."""
     if np.isfinite(sums).all():
         return
     if sums.dtype == np.float16 and not np.isnan(sums).any():

@@ -1,0 +1,167 @@
+"""Postprocess: the outputs of every case become its result. Goes on where it was stopped; one bad case fails alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from offline_infer._version import __version__
+from offline_infer.bundles.fingerprint import fingerprint
+from offline_infer.events import Event, Sink, silent
+from offline_infer.images.cases import CaseFiles
+from offline_infer.spec import BundleSpec
+from offline_infer.staging.cutting import check_items, feed, missing_outputs, refuse_missing
+from offline_infer.staging.outputs import OutputsManifest
+from offline_infer.staging.worklist import CaseRecord, Worklist, WorklistHeader
+from offline_infer.tasks.base import Task
+from offline_infer.tasks.records import MANIFEST, Provenance, ResultRecord, write_manifest
+from offline_infer.tasks.registry import get_task
+from offline_infer.tasks.reports import CaseOutcome, RunReport, each_case
+from offline_infer.tasks.results import OnExisting, ResultFolder
+from offline_infer.tasks.settings import RunSettings, check_options
+from offline_infer.threads import Team, worker_count
+
+STAGE = "postprocess"
+VERSIONS = {"offline_infer": __version__}
+
+
+@dataclass(frozen=True)
+class PostprocessJob:
+    """What to put together.
+
+    Attributes:
+        work: the work folder.
+        output: folder for the results.
+        existing: what to do with results that are there.
+        threads: 0 = all cores.
+    """
+
+    work: Path
+    output: Path
+    existing: OnExisting = "compare"
+    threads: int = 0
+
+
+def postprocess_stage(
+    spec: BundleSpec, job: PostprocessJob, settings: RunSettings | None = None, sink: Sink = silent
+) -> RunReport:
+    """Put the outputs of every case together and write its result.
+
+    Args:
+        settings: accumulation, probabilities and the like; what decided the items is the worklist's own.
+
+    Raises:
+        UsageError: the folder was made for another model, or results are there that were made otherwise.
+    """
+    task = get_task(spec.task)
+    worklist = Worklist.load(job.work)
+    worklist.refuse_other_model(spec)
+    manifest = OutputsManifest.load(job.work)
+    chosen = task.with_item_settings(settings or RunSettings(), worklist.header.settings)
+    check_options(chosen, task.options, task.name)
+    job.output.mkdir(parents=True, exist_ok=True)
+    results = ResultFolder(job.output, task, spec, chosen)
+    records = {record.case_id: record for record in worklist.cases}
+    facts = run_provenance(spec, worklist.header, manifest, chosen)
+
+    def provenance_of(case: CaseFiles, known: ResultRecord | None = None) -> Provenance:
+        return Provenance(**facts, sources=records[case.case_id].sources)
+
+    with results.exclusive("postprocess"):
+        cases = [_files(record) for record in worklist.cases]
+        skipped = {case.case_id: found for case, found in results.sort_out(cases, job.existing, provenance_of) if found}
+
+        def finish(case_id: str) -> CaseOutcome:
+            if case_id in skipped:
+                return skipped[case_id]
+            with Team(worker_count(job.threads)) as team:
+                result = _collect(task, spec, worklist, manifest, records[case_id], chosen, team, sink)
+            outcome = CaseOutcome(case_id, "done", items=records[case_id].items, shape=records[case_id].network_shape)
+            write_outcome(results, result, Provenance(**facts, sources=records[case_id].sources), outcome)
+            return outcome
+
+        report = each_case(STAGE, [case.case_id for case in worklist.cases], finish, None, sink)
+        write_run_manifest(job.output, task, spec, chosen, report)
+    return report
+
+
+def _collect(
+    task: Task,
+    spec: BundleSpec,
+    worklist: Worklist,
+    manifest: OutputsManifest,
+    record: CaseRecord,
+    settings: RunSettings,
+    team: Team,
+    sink: Sink,
+) -> Any:
+    """The result of one case."""
+    items = worklist.items(record.case_id)
+    geometry = task.geometry_from_json(record.geometry, spec)
+    layout = task.layout(geometry, spec, settings)
+    groups = range(layout.groups)
+    check_items(items, layout, groups, record.case_id)
+    folds = len(worklist.header.folds)
+    refuse_missing(
+        missing_outputs(worklist, manifest, items), len(items) * folds, "run infer again, it does only what is missing"
+    )
+    collector = task.collector(geometry, spec, settings, folds, team=team, allocate=None)
+    feed(
+        collector,
+        groups,
+        worklist,
+        manifest,
+        items,
+        lambda done: sink(Event("progress", STAGE, record.case_id, done, layout.groups)),
+    )
+    return collector.finish()
+
+
+def write_outcome(results: ResultFolder, result: Any, provenance: Provenance, outcome: CaseOutcome) -> None:
+    """Write a result with its record, and note its file in the outcome."""
+    with results.writing(outcome.case, provenance, VERSIONS, outcome):
+        path = results.write(result, outcome.case)
+        outcome.file, outcome.bytes = path.name, path.stat().st_size
+
+
+def run_provenance(
+    spec: BundleSpec, header: WorklistHeader, manifest: OutputsManifest | None, settings: RunSettings
+) -> dict[str, Any]:
+    """What all cases of a work folder share of their provenance."""
+    writers = manifest.writers if manifest is not None else ()
+    graphs = {graph.fold: graph.sha256 for graph in spec.graphs if graph.precision == "fp32"}
+    return {
+        "task": spec.task,
+        "model": fingerprint(spec),
+        "graphs": {fold: graphs.get(fold, "") for fold in header.folds},
+        "settings": {**asdict(settings), "options": dict(settings.options)},
+        "engine": _joined(writer.details.get("engine", writer.tool) for writer in writers),
+        "device": _joined(writer.details.get("device", "").partition(":")[0] for writer in writers),
+        "precision": _joined(writer.details.get("precision", "") for writer in writers),
+    }
+
+
+def write_run_manifest(output: Path, task: Task, spec: BundleSpec, settings: RunSettings, report: RunReport) -> None:
+    """Write the manifest of the folder of results, and what else the task puts there."""
+    facts = {
+        "task": spec.task,
+        "stage": report.stage,
+        "source": spec.source.model_dump(mode="json"),
+        "settings": asdict(settings),
+        "seconds": round(report.seconds, 3),
+        **report.facts,
+    }
+    if not report.failures and all(case.status == "skipped" for case in report.cases) and (output / MANIFEST).exists():
+        return  # everything was done: the manifest is that of the run that did it
+    write_manifest(output, facts, [case.to_json() for case in report.cases if case.status == "failed"])
+    task.write_shared_files(output, spec)
+
+
+def _files(record: CaseRecord) -> CaseFiles:
+    return CaseFiles(record.case_id, tuple(Path(file) for file in record.files))
+
+
+def _joined(words: Iterable[str]) -> str:
+    return "+".join(sorted({word for word in words if word}))

@@ -1,0 +1,167 @@
+"""A folder of results: what is there already, what may be skipped, and how a result is put in place."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal
+
+from offline_infer.errors import UsageError
+from offline_infer.images.cases import CaseFiles
+from offline_infer.spec import BundleSpec
+from offline_infer.tasks.base import Task
+from offline_infer.tasks.records import RECORDS, Provenance, RecordBook, ResultRecord
+from offline_infer.tasks.reports import CaseOutcome
+from offline_infer.tasks.settings import RunSettings
+
+OnExisting = Literal["compare", "keep", "overwrite"]
+"""``compare``: skip a result that this run would make alike, refuse any other; ``keep``: skip it anyhow."""
+_SHOWN = 3
+
+
+class ResultFolder:
+    """The results of one model and one set of settings in one folder."""
+
+    def __init__(self, folder: Path, task: Task, spec: BundleSpec, settings: RunSettings) -> None:
+        self._folder, self._task, self._spec, self._settings = folder, task, spec, settings
+        self._book = RecordBook(folder)
+
+    def files(self, case_id: str) -> list[Path]:
+        """Files of a complete case, the main one first."""
+        return self._task.result_files(self._folder, case_id, self._spec, self._settings)
+
+    def refuse_inputs(self, source: Path | None, cases: Sequence[CaseFiles]) -> None:
+        """
+        Args:
+            source: what the user named as input; a folder must not hold the results too.
+
+        Raises:
+            UsageError: a result would replace an input, or be taken for one the next time.
+        """
+        here = self._folder.resolve()
+        if source is not None and source.is_dir() and here.is_relative_to(source.resolve()):
+            raise UsageError(
+                f"{self._folder} lies in the input folder {source}: results there would replace inputs or be taken for inputs "
+                "the next time; name a folder outside of it"
+            )
+        inputs = {path.resolve() for case in cases for path in case.channels}
+        for case in cases:
+            for path in self.files(case.case_id):
+                if path.resolve() in inputs:
+                    raise UsageError(
+                        f"{path} is an input of this run and would be replaced; name another folder or file"
+                    )
+
+    def sort_out(
+        self,
+        cases: Sequence[CaseFiles],
+        existing: OnExisting,
+        provenance_of: Callable[..., Provenance],
+    ) -> Iterator[tuple[CaseFiles, CaseOutcome | None]]:
+        """Each case with its outcome if its result need not be made, else None.
+
+        Args:
+            provenance_of: (case, known=record) -> how this run makes a case.
+
+        Raises:
+            UsageError: results are there that were made otherwise; before anything else happens.
+        """
+        found: list[tuple[CaseFiles, CaseOutcome | None]] = []
+        others: dict[str, str] = {}
+        unfinished: list[ResultRecord] = []  # a process was killed after its result was in place
+        for case in cases:
+            files = self.files(case.case_id)
+            if existing == "overwrite" or not all(path.exists() for path in files):
+                found.append((case, None))
+                continue
+            record = self._book.read(case.case_id, files[0])
+            if existing == "compare":
+                reason = self._reason(case, record, provenance_of)
+                if reason is not None:
+                    others[case.case_id] = reason
+            found.append((case, _skipped(case.case_id, files[0], record)))
+            if record is not None and record.state == "writing":
+                unfinished.append(record)
+        if others:
+            raise UsageError(self._refusal(others), remedy="keep-or-overwrite")
+        for record in unfinished:
+            self._book.complete(record)
+        return iter(found)
+
+    def _reason(
+        self, case: CaseFiles, record: ResultRecord | None, provenance_of: Callable[..., Provenance]
+    ) -> str | None:
+        """Why an existing result is not what this run would make; None where it is."""
+        if record is None:
+            return "nothing says how it was made"
+        try:
+            differences = provenance_of(case, known=record).differences(record.provenance)
+        except OSError as error:
+            return f"its image cannot be read ({error.strerror or error})"
+        return "; ".join(differences) if differences else None
+
+    def _refusal(self, others: Mapping[str, str]) -> str:
+        shown = ". ".join(f"{case}: {reason}" for case, reason in list(others.items())[:_SHOWN])
+        more = f". And {len(others) - _SHOWN} more" if len(others) > _SHOWN else ""
+        return f"{self._folder} holds {len(others)} results that this run would make otherwise. {shown}{more}"
+
+    @contextmanager
+    def exclusive(self, share: str) -> Iterator[None]:
+        """Hold one share of the folder against other processes; freed when the process ends.
+
+        Args:
+            share: processes with different shares may work at the same time.
+
+        Raises:
+            UsageError: another process is at work on the same share.
+        """
+        folder = self._folder / RECORDS
+        folder.mkdir(parents=True, exist_ok=True)
+        name = "".join(letter if letter.isalnum() else "_" for letter in share)
+        handle = os.open(folder / f"{name}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o640)
+        try:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                raise UsageError(
+                    f"another process is writing results to {self._folder} ({share}); wait for it, or name another folder"
+                ) from error
+            yield
+        finally:
+            os.close(handle)
+
+    @contextmanager
+    def writing(
+        self, case_id: str, provenance: Provenance, versions: dict[str, str], outcome: CaseOutcome
+    ) -> Iterator[None]:
+        """Around the writing of a result: its record is there before it, and complete after it.
+
+        Args:
+            outcome: filled in inside the block.
+        """
+        record = ResultRecord(case=case_id, state="writing", provenance=provenance, versions=versions)
+        self._book.begin(record, self.files(case_id)[0])
+        yield
+        finished = time.strftime("%Y-%m-%dT%H:%M:%S%z")
+        self._book.complete(record.model_copy(update={"outcome": outcome.to_json(), "finished": finished}))
+
+    def write(self, result: Any, case_id: str) -> Path:
+        """Write a result; returns its main file."""
+        return self._task.write(result, self._folder, case_id, self._spec, self._settings)
+
+
+def _skipped(case_id: str, file: Path, record: ResultRecord | None) -> CaseOutcome:
+    """The outcome of a case that was complete: what its record says, marked as skipped."""
+    kept = record.outcome if record is not None else {}
+    items, shape = kept.get("items"), kept.get("shape")
+    return CaseOutcome(
+        case_id,
+        "skipped",
+        file=file.name,
+        items=items if isinstance(items, int) else 0,
+        shape=tuple(shape) if isinstance(shape, (list, tuple)) else (),
+    )

@@ -1,0 +1,93 @@
+"""Comparing engines on a volume model: which inputs to ask about, and what their answers are worth."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from offline_infer.arithmetic.labels import region_threshold, winners
+from offline_infer.arithmetic.sliding_window import constant_key, cut_tile
+from offline_infer.arithmetic.smoothing import gaussian
+from offline_infer.errors import UsageError
+from offline_infer.images import read_image
+from offline_infer.images.cases import CaseFiles
+from offline_infer.spec import VolumeSpec
+from offline_infer.tasks.settings import RunSettings
+from offline_infer.tasks.volume.preparing import prepare
+from offline_infer.tasks.volume.tiles import case_grid
+
+FloatArray = npt.NDArray[np.float32]
+
+
+def real_tiles(case: CaseFiles, spec: VolumeSpec, count: int, threads: int) -> list[FloatArray]:
+    """Tiles (1, c, *patch) spread over a case, from its middle outwards, constant ones left out.
+
+    Raises:
+        UsageError: the model needs another stage's result.
+        CaseError: the case cannot be read or does not fit the model.
+    """
+    if spec.previous_stage is not None:
+        raise UsageError("the second stage of a cascade cannot be measured on an image alone; give no image")
+    image = read_image(case.channels, spec.reader, channels=len(spec.channels))
+    prepared = prepare(image.array, image.geometry, spec, threads=threads, consume=True)
+    grid = case_grid(spec, prepared.geometry.network_shape, RunSettings())
+    starts = list(grid)
+    tile = np.empty((spec.input_channels, *grid.patch), np.float32)
+    found: list[FloatArray] = []
+    middle = len(starts) // 2
+    # From the middle outwards: that is where the body is.
+    for _, start in sorted(enumerate(starts), key=lambda pair: abs(pair[0] - middle)):
+        cut_tile(prepared.array, grid, start, tile)
+        if constant_key(tile) is None or (not found and start == starts[-1]):
+            found.append(tile.reshape(spec.input_shape).copy())
+        if len(found) == count:
+            break
+    return found
+
+
+def noise_tiles(spec: VolumeSpec, count: int) -> list[FloatArray]:
+    """Tiles (1, c, *patch) of smooth noise of unit variance, at most two."""
+    found = []
+    for seed in range(min(count, 2)):
+        noise = np.random.default_rng(seed).normal(size=spec.input_shape).astype(np.float32)
+        smooth = gaussian(noise, [0, 0, *[2.0] * (noise.ndim - 2)])
+        found.append(np.ascontiguousarray(smooth / max(float(smooth.std()), 1e-6), np.float32))
+    return found
+
+
+def judge(answers: Sequence[FloatArray], reference: Sequence[FloatArray] | None, spec: VolumeSpec) -> dict[str, Any]:
+    """Whether answers can be trusted, compared with the float32 reference where there is one.
+
+    Args:
+        answers, reference: (1, k, *patch) per tile.
+
+    Returns:
+        ``status`` (``ok`` or ``failed`` with a ``reason``) and the figures of the comparison.
+    """
+    if not all(np.isfinite(answer).all() for answer in answers):
+        return {"status": "failed", "reason": "the answers hold NaN or infinite numbers"}
+    if reference is None:
+        return {"status": "ok"}
+    threshold = None if spec.labels.regions_class_order is None else region_threshold(spec.aggregation)
+    equal = voxels = found = wanted = both = 0
+    worst = 0.0
+    for mine, theirs in zip(answers, reference, strict=True):
+        worst = max(worst, float(np.abs(mine - theirs).max()))
+        a, b = winners(mine[0], threshold), winners(theirs[0], threshold)
+        equal += int((a == b).sum())
+        voxels += a.size
+        found, wanted = found + int((a > 0).sum()), wanted + int((b > 0).sum())
+        both += int(((a == b) & (a > 0)).sum())
+    figures: dict[str, Any] = {
+        "max_abs_logit_difference": worst,
+        "label_agreement": equal / voxels,
+        "foreground_dice": 2 * both / (found + wanted) if found + wanted else None,
+        "foreground_voxels": found,
+        "reference_foreground_voxels": wanted,
+    }
+    if wanted and not found:
+        return {"status": "failed", "reason": "all background, where float32 finds structures", **figures}
+    return {"status": "ok", **figures}
