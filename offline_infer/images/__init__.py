@@ -13,6 +13,7 @@
 ``tiff``             Tiff3DIO
 ``split_channels``   four-dimensional files into one file per channel
 ``reading, writing`` the functions exported here
+``isolation``        the same in a child process, which ``reader_process`` is
 ===================  =====================================================================================
 """
 

@@ -21,6 +21,7 @@ from offline_infer.images.formats import (
     reader_endings,
 )
 from offline_infer.images.frame import Image, Source, require_same_frame, require_unicode
+from offline_infer.images.isolation import current_reader
 
 _LARGEST_LABEL = 1 << 24  # whole numbers are exact in float32 up to here
 
@@ -45,6 +46,27 @@ def read_image(paths: Sequence[Path], reader: str, *, channels: int | None = Non
         ImageError: a file that is missing, unreadable, truncated, of the wrong kind, or holds NaN.
         GeometryError: channels on different grids, impossible spacing or direction, another number of channels.
     """
+    isolated = current_reader()
+    if isolated is not None:
+        return isolated.read_image(paths, reader, channels=channels)
+    sources, shape = open_sources(paths, reader, channels)
+    try:
+        array = np.empty(shape, np.float32)
+    except (MemoryError, ValueError) as error:
+        raise ImageError(
+            f"{sources[0].path}: {shape} voxels (c, z, y, x) do not fit the memory; is the header right?"
+        ) from error
+    fill_from(sources, array)
+    notes = tuple(note for source in sources for note in source.notes)
+    return Image(array, sources[0].geometry, notes)
+
+
+def open_sources(paths: Sequence[Path], reader: str, channels: int | None) -> tuple[list[Source], tuple[int, ...]]:
+    """The sources of one case, which lie on one grid, and the shape (c, z, y, x) they fill. No voxels are read.
+
+    Raises:
+        UsageError, ImageError, GeometryError: as :func:`read_image`, as far as a header can tell.
+    """
     if not paths:
         raise UsageError("no image file was given")
     sources = [_open(Path(path), reader) for path in paths]
@@ -54,19 +76,19 @@ def read_image(paths: Sequence[Path], reader: str, *, channels: int | None = Non
     if channels is not None and count != channels:
         names = ", ".join(str(source.path) for source in sources)
         raise GeometryError(f"{names}: {count} channels, but the model expects {channels}")
-    geometry = sources[0].geometry
-    try:
-        array = np.empty((count, *geometry.shape), np.float32)
-    except (MemoryError, ValueError) as error:
-        raise ImageError(
-            f"{sources[0].path}: {count} x {geometry.shape} voxels do not fit the memory; is the header right?"
-        ) from error
+    return sources, (count, *sources[0].geometry.shape)
+
+
+def fill_from(sources: Sequence[Source], array: npt.NDArray[np.float32]) -> None:
+    """Read the voxels of all sources into ``array`` (c, z, y, x).
+
+    Raises:
+        ImageError: a file is truncated or damaged, or holds NaN or infinity.
+    """
     start = 0
     for source in sources:
         _guarded(source, array[start : start + source.channels])
         start += source.channels
-    notes = tuple(note for source in sources for note in source.notes)
-    return Image(array, geometry, notes)
 
 
 def read_geometry(paths: Sequence[Path], reader: str, *, label: bool = False) -> ImageGeometry:
@@ -81,6 +103,9 @@ def read_geometry(paths: Sequence[Path], reader: str, *, label: bool = False) ->
     """
     if not paths:
         raise UsageError("no image file was given")
+    isolated = current_reader()
+    if isolated is not None:
+        return isolated.read_geometry(paths, reader, label=label)
     sources = [_open(Path(path), reader, label=label) for path in paths]
     for other in sources[1:]:
         require_same_frame(sources[0], other)
@@ -102,6 +127,9 @@ def read_labels(path: Path, reader: str | None = None) -> tuple[npt.NDArray[np.i
         GeometryError: impossible spacing or direction.
     """
     path = Path(path)
+    isolated = current_reader()
+    if isolated is not None:
+        return isolated.read_labels(path, reader)
     source = _open(path, reader or _label_reader(path), label=True)
     if source.channels != 1:
         raise ImageError(f"{path}: has {source.channels} colour channels; a label map has one number per voxel")

@@ -1,0 +1,111 @@
+"""Reading in a child process: the same images, and a crash, a hang or a bomb costs one file."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+from image_samples import DIRECTIONS, dicom_series, save, voxels
+
+from offline_infer.errors import GeometryError, ImageError, UsageError
+from offline_infer.images import read_geometry, read_image, read_labels
+from offline_infer.images.isolation import can_isolate, current_reader, isolated_readers
+
+pytestmark = pytest.mark.skipif(not can_isolate(), reason="this system has no shared memory that can be passed on")
+
+
+@pytest.fixture
+def isolated() -> Iterator[None]:
+    with isolated_readers() as is_isolated:
+        assert is_isolated
+        yield
+    assert current_reader() is None
+
+
+def children() -> list[psutil.Process]:
+    return [child for child in psutil.Process().children() if "reader_process" in " ".join(child.cmdline())]
+
+
+@pytest.mark.parametrize("reader", ["SimpleITKIO", "SimpleITKIOWithReorient", "NibabelIO", "NibabelIOWithReorient"])
+def test_the_same_image_and_frame(tmp_path: Path, reader: str) -> None:
+    paths = [save(tmp_path / f"a_000{i}.nii.gz", voxels(seed=i), DIRECTIONS["oblique"]) for i in range(2)]
+    here, frame = read_image(paths, reader, channels=2), read_geometry(paths, reader)
+    labels, label_frame = read_labels(save(tmp_path / "l.nii.gz", voxels(dtype=np.uint8)), reader)
+    with isolated_readers():
+        there = read_image(paths, reader, channels=2)
+        assert read_geometry(paths, reader) == frame
+        same_labels, same_frame = read_labels(tmp_path / "l.nii.gz", reader)
+        assert len(children()) == 1  # used again
+    assert not children()
+    assert (there.geometry, there.notes) == (here.geometry, here.notes)
+    assert there.array.dtype == np.float32
+    assert there.array.flags.c_contiguous
+    assert there.array.flags.writeable
+    np.testing.assert_array_equal(there.array, here.array)
+    np.testing.assert_array_equal(same_labels, labels)
+    assert (same_labels.dtype, same_frame) == (labels.dtype, label_frame)
+    there.array[0, 0, 0, 0] += 1  # it outlives the child
+
+
+def test_a_series(tmp_path: Path, isolated: None) -> None:
+    folder = dicom_series(tmp_path / "a", voxels((4, 20, 30)), [(0, 0, 2.5 * i) for i in range(4)])
+    assert read_image([folder], "SimpleITKIO").array.shape == (1, 4, 20, 30)
+
+
+def test_refusals_are_the_same(tmp_path: Path, isolated: None) -> None:
+    path = save(tmp_path / "a.nii.gz", voxels())
+    with pytest.raises(GeometryError, match="the model expects 3"):
+        read_image([path], "SimpleITKIO", channels=3)
+    with pytest.raises(UsageError, match="unknown image reader"):
+        read_image([path], "OtherIO")
+    with pytest.raises(ImageError, match="does not exist"):
+        read_image([tmp_path / "b.nii.gz"], "SimpleITKIO")
+    path.write_bytes(path.read_bytes()[:-20])
+    with pytest.raises(ImageError, match="too early"):
+        read_image([path], "SimpleITKIO")
+    with pytest.raises(UsageError, match="no image file"):
+        read_image([], "SimpleITKIO")
+
+
+def test_a_child_that_is_killed_costs_one_file(tmp_path: Path, isolated: None) -> None:
+    path = save(tmp_path / "a.nii.gz", voxels())
+    read_image([path], "SimpleITKIO")
+    (child,) = children()
+    os.kill(child.pid, signal.SIGSEGV)
+    while child.status() != psutil.STATUS_ZOMBIE:
+        time.sleep(0.01)
+    with pytest.raises(ImageError, match=r"a\.nii\.gz: the process that read it crashed \(SIGSEGV\)"):
+        read_image([path], "SimpleITKIO")
+    assert read_image([path], "SimpleITKIO").array.shape == (1, 7, 9, 11)
+
+
+def test_a_file_that_takes_for_ever_is_given_up(tmp_path: Path) -> None:
+    path = save(tmp_path / "a.nii.gz", voxels())
+    with isolated_readers(seconds=20):
+        read_image([path], "SimpleITKIO")
+    with isolated_readers(seconds=0.001), pytest.raises(ImageError, match="took more than"):
+        read_image([path], "SimpleITKIO")
+    assert not children()
+
+
+def test_threads_have_a_child_each(tmp_path: Path, isolated: None) -> None:
+    paths = [save(tmp_path / f"{i}.nii.gz", voxels((20, 40, 50), seed=i)) for i in range(6)]
+    meet = threading.Barrier(2)
+
+    def read(i: int) -> np.ndarray:
+        if i < 2:
+            meet.wait()
+        return read_image([paths[i]], "SimpleITKIO").array
+
+    with ThreadPoolExecutor(2) as pool:
+        for i, array in enumerate(pool.map(read, range(6))):
+            np.testing.assert_array_equal(array[0], voxels((20, 40, 50), seed=i).astype(np.float32))
+    assert len(children()) <= 2
