@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import builtins
 import collections
 import contextlib
@@ -289,3 +290,11 @@ def test_symbols_are_mentioned_not_loaded(tmp_path: Path) -> None:
     with pytest.raises(UnsafePickleError, match=r"some\.module\.function"):
         read_pickle(path)
     assert read_pickle(path, {("some.module", "function"): "known"}) == Symbol("known")
+
+
+def test_a_trainers_namespace_is_dropped() -> None:
+    inner = argparse.Namespace(epochs=3, nested={"lr": [1e-3]})
+    assert load_bytes(pickle.dumps({"args": inner, "epoch": 3}, protocol=2), "x") == {"args": {}, "epoch": 3}
+    for attack in (b"cargparse\nNamespace\n}X\x01\x00\x00\x00aK\x01sb.", b"cargparse\nNamespace\n(K\x05tR."):
+        with pytest.raises(CheckpointError):
+            load_bytes(attack, "x")

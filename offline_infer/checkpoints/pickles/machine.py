@@ -187,6 +187,13 @@ class _Machine:
             raise CheckpointError("not a valid pickle: a call's arguments are not a tuple")
         self._call(function, arguments)
 
+    def _new_object(self, argument: Any) -> None:
+        """A trainer's namespace is made in this way; nothing else in a checkpoint is."""
+        function, arguments = self._pop(2)
+        if not isinstance(function, Constructor) or function.name != "argparse.Namespace":
+            raise UnsafePickleError(f"it uses the opcode NEWOBJ on {function!r:.80}; nothing was executed")
+        self._call(function, arguments if isinstance(arguments, Container) else Container("tuple", [arguments]))
+
     def _instance(self, argument: Any) -> None:
         arguments = Container("tuple", self._pop_mark())
         self._named(*str(argument).split(" ", 1))
@@ -287,6 +294,7 @@ _ACTIONS: dict[str, Callable[[_Machine, Any], None]] = {
     "GLOBAL": _Machine._global,
     "STACK_GLOBAL": _Machine._stack_global,
     "REDUCE": _Machine._reduce,
+    "NEWOBJ": _Machine._new_object,
     "INST": _Machine._instance,
     "OBJ": _Machine._object,
     "BUILD": _Machine._build,

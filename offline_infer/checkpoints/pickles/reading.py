@@ -86,6 +86,11 @@ def _default_mapping(*arguments: Any) -> dict[Any, Any]:
     return {}
 
 
+def _namespace() -> dict[Any, Any]:
+    """``argparse.Namespace``, in which trainers keep their settings beside the weights: an empty dict, they are dropped."""
+    return {}
+
+
 def _set(values: Any = ()) -> set[Any]:
     return set(_sequence(values))
 
@@ -153,6 +158,7 @@ def _table() -> dict[tuple[str, str], Constructor | Symbol]:
     constructors: dict[str, tuple[tuple[str, ...], Callable[..., Any]]] = {
         "OrderedDict": (("collections",), _mapping),
         "defaultdict": (("collections",), _default_mapping),
+        "Namespace": (("argparse",), _namespace),
         "device": (("torch",), _torch_device),
         "Size": (("torch",), _tuple),
         "encode": (("_codecs", "codecs"), _encode),

@@ -307,13 +307,13 @@ def _with_names(named: Mapping[str, Sequence[_Pair]]) -> tuple[ImageSet, ...]:
             for path, stem in zip(paths, stems, strict=True)
             if stem != path.stem
         )
-        prefix = f"{_safe(set_name)}__" if several else ""
+        prefix = f"{safe_name(set_name)}__" if several else ""
         items = (
             Item(pair.image, pair.mask, pair.authentic, name, prefix + stem)
             for pair, name, stem in zip(pairs, names, stems, strict=True)
         )
         sets.append(ImageSet(set_name, tuple(items), notes))
-    prefixes = [_safe(one.name) for one in sets]
+    prefixes = [safe_name(one.name) for one in sets]
     if len(set(prefixes)) < len(prefixes):
         raise UsageError(f"sets called {', '.join(repr(one.name) for one in sets)} give files of the same name; rename")
     return tuple(sets)
@@ -342,10 +342,10 @@ def unique_names(paths: Sequence[Path]) -> list[str]:
 
 def _unique_stems(names: Sequence[str]) -> list[str]:
     """Names for result files: the stem; the ending joins where stems are equal, then a number."""
-    plain = [_safe(name.rsplit(".", 1)[0] if "." in name.lstrip(".") else name) for name in names]
+    plain = [safe_name(name.rsplit(".", 1)[0] if "." in name.lstrip(".") else name) for name in names]
     counts = Counter(stem.lower() for stem in plain)  # some file systems do not tell cases apart
     stems = [
-        _safe(name.replace(".", "_")) if counts[stem.lower()] > 1 else stem
+        safe_name(name.replace(".", "_")) if counts[stem.lower()] > 1 else stem
         for name, stem in zip(names, plain, strict=True)
     ]
     taken: set[str] = set()
@@ -358,7 +358,7 @@ def _unique_stems(names: Sequence[str]) -> list[str]:
     return stems
 
 
-def _safe(name: str) -> str:
+def safe_name(name: str) -> str:
     """A name as part of a file name: no separators and nothing a terminal or a list could trip over."""
     text = "".join(
         character if character.isprintable() and character not in '\\/:*?"<>|' else "_" for character in name

@@ -85,6 +85,15 @@ def read_mask(path: Path) -> npt.NDArray[np.bool_]:
         return np.asarray(total > 3 * MASK_THRESHOLD)
 
 
+def mask_has_value(path: Path) -> bool:
+    """Whether any pixel of a reference mask is not zero in any of its RGB values.
+
+    Raises:
+        ImageError: as :func:`read_image`.
+    """
+    return bool(read_image(path, Pixels()).any())
+
+
 def read_mask_values(path: Path) -> Bytes:
     """Decode a soft mask: (y, x) uint8, as it was written by a run.
 

@@ -95,3 +95,25 @@ class ImageSpec(BundleSpec):
     def input_shape(self) -> tuple[int, ...]:
         """Shape of the graph's input, (1, c, y, x)."""
         return (1, self.pixels.channels, self.height, self.width)
+
+    def facts(self) -> dict[str, str]:
+        """What a person may want to know beside source and graphs: heading -> one line."""
+        size = "any size" if self.height < 0 else f"{self.width} x {self.height}"
+        told = {
+            "geometry": f"{self.geometry} to {size}" if self.height > 0 else f"{size}, multiples of {self.multiple_of}",
+            "pixels": f"{self.pixels.order}, (value / {self.pixels.scale:g} - {self.pixels.mean}) / {self.pixels.std}",
+        }
+        for heading, output in (("mask", self.mask), ("score", self.score)):
+            if output is not None:
+                told[heading] = f"output {output.name}, channel {output.channel}, activation {output.activation}"
+        return told
+
+    def contradictions(self) -> list[str]:
+        """Fields that are legal one by one but do not fit each other, each as ``field: what is wrong``."""
+        kept = self.kept_outputs
+        wanted = [(field, output.name) for field, output in (("mask", self.mask), ("score", self.score)) if output]
+        return [
+            f"{field}: {name!r} is not among the outputs {', '.join(kept)}"
+            for field, name in wanted
+            if name not in kept
+        ]

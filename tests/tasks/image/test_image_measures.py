@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from offline_infer.errors import GeometryError, UsageError
 from offline_infer.tasks.image.evaluation.distribution import Pool, auc, auc_error, best_f1, binned, of_floats
 from offline_infer.tasks.image.evaluation.image_measures import image_measures
-from offline_infer.tasks.image.evaluation.pixel_measures import border_ignored, pixel_measures
+from offline_infer.tasks.image.evaluation.pixel_measures import border_ignored, eroded, pixel_measures
 from offline_infer.tasks.image.evaluation.protocols import get_protocol
 from offline_infer.tasks.image.evaluation.upstream import tail_start, upstream_image_measures, upstream_pixel_measures
 
@@ -113,7 +113,7 @@ def test_the_best_threshold_is_the_best(seed: int) -> None:
     if not reference.any():
         assert found is None
         return
-    tried = [pixel_measures(soft, reference, threshold=float(t)).values["F1"] for t in np.unique(soft)]
+    tried = [pixel_measures(soft, reference, threshold=float(t)).values["F1"] for t in {0.0, *soft.tolist()}]
     assert found is not None
     assert found[0] == pytest.approx(max(value for value in tried if value is not None))
 
@@ -129,6 +129,14 @@ def test_borders_are_left_out() -> None:
     assert (get_protocol("trufor").border, get_protocol("benco").border) == ((15, 11), None)
     with pytest.raises(UsageError, match="benco, trufor"):
         get_protocol("casia")
+
+
+@given(st.integers(0, 200), st.integers(1, 9))
+def test_erosion_is_scipys_minimum_filter(seed: int, size: int) -> None:
+    ndimage = pytest.importorskip("scipy.ndimage")
+    rng = np.random.default_rng(seed)
+    mask = rng.random((rng.integers(1, 20), rng.integers(1, 20))) < 0.9
+    np.testing.assert_array_equal(eroded(mask, size), ndimage.minimum_filter(mask, size))
 
 
 def test_scores() -> None:

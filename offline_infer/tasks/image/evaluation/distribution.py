@@ -139,20 +139,21 @@ def confusion_at(table: Distribution, threshold: float) -> Confusion:
 
 
 def best_f1(table: Distribution) -> tuple[float, float] | None:
-    """The largest F1 over all thresholds between distinct values, and the largest value that is still negative there.
+    """The largest F1 over all thresholds, and the lowest threshold that gives it; a value above it is positive.
 
-    Ties give the lowest such threshold. None without positives. A decision that calls every pixel positive is not
-    among them: the lowest distinct value is always negative.
+    Thresholds are the distinct values, and 0. None without positives.
     """
     total = int(table.positives.sum())
     if total == 0:
         return None
-    # After row i everything up to its value is negative.
-    tp = total - np.cumsum(table.positives)
-    fp = int(table.negatives.sum()) - np.cumsum(table.negatives)
+    # After row i everything up to its value is negative; the first row is the threshold 0.
+    keep = slice(None) if table.values[0] > 0 else slice(1, None)
+    thresholds = np.concatenate([[0.0], table.values])[keep]
+    tp = (total - np.concatenate([[0], np.cumsum(table.positives)]))[keep]
+    fp = (int(table.negatives.sum()) - np.concatenate([[0], np.cumsum(table.negatives)]))[keep]
     f1 = 2 * tp / (tp + fp + total)
     best = int(f1.argmax())
-    return float(f1[best]), float(table.values[best])
+    return float(f1[best]), float(thresholds[best])
 
 
 def auc(table: Distribution) -> float | None:

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-from scipy import ndimage
 
 from offline_infer.errors import GeometryError
 from offline_infer.tasks.image.evaluation.distribution import (
@@ -121,9 +120,26 @@ def border_ignored(reference: Mask, erode: int, dilate: int) -> Mask:
     A pixel counts if its whole ``erode`` x ``erode`` neighbourhood is positive, or none of its ``dilate`` x ``dilate``
     neighbourhood is. Beyond the image the nearest pixels repeat by reflection.
     """
-    core = ndimage.minimum_filter(reference, erode)
-    far = ~ndimage.maximum_filter(reference, dilate)
-    return np.asarray(core | far)
+    return eroded(reference, erode) | eroded(~reference, dilate)
+
+
+def eroded(mask: Mask, size: int) -> Mask:
+    """Where the whole ``size`` x ``size`` neighbourhood is true, (y, x) bool; beyond the image it is reflected.
+
+    For an even size the neighbourhood reaches one pixel further to the top and left.
+    """
+    before, after = size // 2, size - 1 - size // 2
+    found = mask
+    for axis in (0, 1):
+        padding = [(0, 0), (0, 0)]
+        padding[axis] = (before, after)
+        padded = np.pad(found, padding, mode="symmetric")
+        sums = np.cumsum(padded, axis=axis, dtype=np.int32)
+        length = mask.shape[axis]
+        last = sums.take(range(size - 1, size - 1 + length), axis=axis)
+        first = padded.take(range(length), axis=axis)
+        found = last - sums.take(range(length), axis=axis) + first == size
+    return found
 
 
 def _inverted(table: Distribution) -> Distribution:
