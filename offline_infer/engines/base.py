@@ -72,6 +72,30 @@ class Norms:
 
 
 @dataclass(frozen=True)
+class Stitching:
+    """Where answers are mirrored, summed and stitched.
+
+    Attributes:
+        place: ``device`` or ``host``.
+        reason: why it is the host although the device was wanted; None otherwise.
+        mirrors: mirrors a call of the network on the device; 0 before the first case.
+        note: why there are fewer mirrors a call than asked for; None otherwise.
+    """
+
+    place: Literal["device", "host"]
+    reason: str | None = None
+    mirrors: int = 0
+    note: str | None = None
+
+    def __str__(self) -> str:
+        if self.place == "host":
+            return "host" if self.reason is None else f"host: {self.reason}"
+        if not self.mirrors:
+            return "device, where memory allows"
+        return f"device, mirrors a call: {self.mirrors}" + ("" if self.note is None else f"; {self.note}")
+
+
+@dataclass(frozen=True)
 class CacheUse:
     """What the cache of compiled graphs did when a session was opened; ``reason``: why nothing was stored."""
 
@@ -93,6 +117,7 @@ class SessionInfo:
         processor: name of the processor or device, where the library knows it.
         threads: that the engine uses; 0 = it decides.
         norms: None where the engine has no such choice.
+        stitching: None where the engine cannot keep its answers; it changes when the device turns out not to have the room.
         open_seconds: time it took to open the graph.
         details: further facts of this engine, for reports only; nothing is decided by them.
     """
@@ -107,6 +132,7 @@ class SessionInfo:
     processor: str | None = None
     threads: int = 0
     norms: Norms | None = None
+    stitching: Stitching | None = None
     cache: CacheUse = CacheUse("off")
     open_seconds: float = 0.0
     details: Mapping[str, Any] = field(default_factory=dict)
@@ -225,7 +251,7 @@ class Stitcher(Protocol):
         ...
 
     def give_up(self, reason: str) -> None:
-        """Free the device's memory; ``reason`` goes to the session's ``info.details["stitching"]``."""
+        """Free the device's memory; ``reason`` goes to the session's ``info.stitching``."""
         ...
 
 

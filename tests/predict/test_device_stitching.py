@@ -41,9 +41,9 @@ def both(
     host, device = opened(folder, spec, False, **made), opened(folder, spec, True, batch, **made)
     first = segment(prepared, spec, host, settings)
     second = segment(prepared, spec, device, settings)
-    assert [session.info.details["stitching"] for session in host] == ["host"] * len(host)
+    assert [str(session.info.stitching) for session in host] == ["host"] * len(host)
     for session in device:
-        assert session.info.details["stitching"].startswith("device, mirrors a call:")
+        assert str(session.info.stitching).startswith("device, mirrors a call:")
         session.close()
     return first, second
 
@@ -119,7 +119,7 @@ def test_batched_mirrors(tmp_path: Path, batch: int, used: int, patch: tuple[int
     sessions = opened(tmp_path, spec, True, batch)
     device = segment(prepared, spec, sessions, chosen)
     used = min(used, 2 ** len(patch))
-    assert {session.info.details["stitching"] for session in sessions} == {f"device, mirrors a call: {used}"}
+    assert {str(session.info.stitching) for session in sessions} == {f"device, mirrors a call: {used}"}
     assert host.probabilities is not None
     assert device.probabilities is not None
     np.testing.assert_allclose(device.probabilities, host.probabilities, atol=1e-5)
@@ -131,7 +131,7 @@ def test_a_graph_that_names_its_batch_is_asked_one_by_one(tmp_path: Path) -> Non
     prepared = prepared_case(spec, write_case(tmp_path, "a"))
     sessions = opened(tmp_path, spec, True, 4, bottleneck="reshape")
     device = segment(prepared, spec, sessions, RunSettings())
-    said = sessions[0].info.details["stitching"]
+    said = str(sessions[0].info.stitching)
     assert said.startswith("device, mirrors a call: 1; one mirror a call: Reshape 'fixed' is not known to keep")
     equal(device, segment(prepared, spec, opened(tmp_path, spec, False, bottleneck="reshape"), RunSettings()))
 
@@ -238,10 +238,10 @@ def test_the_host_takes_over(
     equal(result, expected)
     assert seen[-1][0] == seen[-1][1]
     for session in sessions:
-        assert session.info.details["stitching"].startswith("host: ")
-        assert re.search(words, session.info.details["stitching"])
+        assert str(session.info.stitching).startswith("host: ")
+        assert re.search(words, str(session.info.stitching))
     equal(segment(prepared, spec, sessions, RunSettings()), expected)  # tried again with the next case
-    assert sessions[0].info.details["stitching"].startswith("device")
+    assert str(sessions[0].info.stitching).startswith("device")
 
 
 def test_no_memory_for_the_buffers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -257,7 +257,7 @@ def test_no_memory_for_the_buffers(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         segment(prepared, spec, [session], RunSettings()),
         segment(prepared, spec, opened(tmp_path, spec, False), RunSettings()),
     )
-    assert "no memory left on the device" in session.info.details["stitching"]
+    assert "no memory left on the device" in str(session.info.stitching)
 
 
 def test_the_host_does_it_without_the_onnx_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -266,7 +266,7 @@ def test_the_host_does_it_without_the_onnx_package(tmp_path: Path, monkeypatch: 
     (session,) = opened(tmp_path, spec)
     monkeypatch.setitem(sys.modules, "onnx", None)
     segment(prepared, spec, [session], RunSettings())
-    assert session.info.details["stitching"].startswith("host: this needs the onnx package")
+    assert str(session.info.stitching).startswith("host: this needs the onnx package")
 
 
 def test_another_fault_later_on_is_the_cases_fault(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -369,7 +369,7 @@ def test_a_stitcher_that_was_given_up_says_so(tmp_path: Path) -> None:
     expected += np.flip(session.run(turned)[0], 1)
     np.testing.assert_array_equal(stitcher.fetch(box), (expected / np.float32(2))[..., 3:])
     stitcher.give_up("no reason")
-    assert session.info.details["stitching"] == "host: no reason"
+    assert str(session.info.stitching) == "host: no reason"
     for call in (lambda: stitcher.load(tile), lambda: stitcher.answer(None), lambda: stitcher.weigh(mean)):
         with pytest.raises(EngineFailed, match="given up"):
             call()

@@ -104,7 +104,7 @@ class Device:
 
     Attributes:
         network: the network with so many images a call; 1 is the session that is open anyway.
-        forget: lets go of all that was opened for stitching; takes what to say about it.
+        forget: lets go of all that was opened for stitching; takes the reason.
     """
 
     origin: Origin
@@ -135,8 +135,10 @@ class OnnxRuntimeStitcher:
                 network = self._most_images(device, mirror_batch)
                 self._shared = _Shared(device, plan, network)
             self._network: _Bound | None = _Bound(device, network, self._shared.batch)
+        except EngineFailed:
+            raise
         except OfflineInferError as error:
-            raise error if isinstance(error, EngineFailed) else EngineFailed(telling_line(error)) from error
+            raise EngineFailed(telling_line(error)) from error
         except Exception as error:  # its exceptions share no base class
             raise _failure(error) from error
 
@@ -225,7 +227,7 @@ class OnnxRuntimeStitcher:
     def give_up(self, reason: str) -> None:
         """Free the device's memory."""
         self._shared = self._network = None
-        self._device.forget(f"host: {reason}")
+        self._device.forget(reason)
 
     def _open(self) -> _Shared:
         if self._shared is None:

@@ -35,6 +35,7 @@ from offline_infer.engines.base import (
     Norms,
     SessionInfo,
     Stitcher,
+    Stitching,
     StitchPlan,
     as_answer,
     check_batch,
@@ -234,9 +235,9 @@ class OnnxRuntimeSession:
         self._details: dict[str, Any] = {
             "providers": list(session.get_providers()),
             "wheels": installed_wheels(),
-            "stitching": "device, where memory allows" if self._stitch else "host",
         }
-        self.info = SessionInfo(
+        self._stitching = Stitching("device" if self._stitch else "host")
+        self._info = SessionInfo(
             engine=ENGINE.name,
             version=str(ort.__version__),
             device=options.device,
@@ -249,6 +250,12 @@ class OnnxRuntimeSession:
             open_seconds=round(time.perf_counter() - start, 3),
             details=self._details,
         )
+
+    @property
+    def info(self) -> SessionInfo:
+        """What is running, with where it stitches now."""
+        details = {**self._details, "stitching": str(self._stitching)}
+        return replace(self._info, stitching=self._stitching, details=details)
 
     def answer(self, batch: FloatArray) -> dict[str, AnyArray]:
         """All kept outputs by name; the calling thread's next call overwrites the arrays.
@@ -292,10 +299,10 @@ class OnnxRuntimeSession:
             try:
                 self._stitcher = OnnxRuntimeStitcher(device, plan, beside, self._mirror_batch)
             except EngineFailed as error:
-                self._forget(f"host: {error}")
+                self._forget(str(error))
                 raise
         made = self._stitcher
-        self._details["stitching"] = f"device, mirrors a call: {made.images}{'; ' if made.note else ''}{made.note}"
+        self._stitching = Stitching("device", mirrors=made.images, note=made.note or None)
         return made
 
     def _with_images(self, images: int) -> Network:
@@ -313,10 +320,11 @@ class OnnxRuntimeSession:
             )
         return self._batched[images]
 
-    def _forget(self, said: str) -> None:
+    def _forget(self, reason: str) -> None:
+        """Let go of all that was opened for stitching; the host does it from now on."""
         self._stitcher = None
         self._batched = {}
-        self._details["stitching"] = said
+        self._stitching = Stitching("host", reason)
 
     def _checked(self, batch: FloatArray) -> AnyArray:
         if self._session is None:
