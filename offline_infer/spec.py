@@ -18,6 +18,10 @@ SCHEMA_VERSION = 1
 """The only schema this release reads and writes."""
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Length = Annotated[float, Field(ge=1e-6, le=1e6)]
+"""Edge of a voxel in mm; what lies outside is a slip of the pen, or asks for a grid no memory holds."""
+LabelValue = Annotated[int, Field(ge=0, le=65535)]
+"""Value in a label map, which is at most uint16."""
 Count = Annotated[int, Field(gt=0)]
 Extent = Annotated[int, Field(ge=-1)]
 """Length of an axis of a graph's input or output; -1 where it is only known when the graph has run."""
@@ -171,8 +175,8 @@ class Labels(Record):
     """
 
     names: dict[str, int | tuple[int, ...]]
-    channel_values: tuple[int, ...] = ()
-    regions_class_order: tuple[int, ...] | None = None
+    channel_values: tuple[LabelValue, ...] = ()
+    regions_class_order: tuple[LabelValue, ...] | None = None
     ignore: int | None = None
 
     @property
@@ -310,7 +314,7 @@ class VolumeSpec(BundleSpec):
     reader: str = Field(description="nnU-Net's reader class; decides axis order and orientation")
     file_ending: FileEnding = ".nii.gz"
     channels: tuple[Channel, ...] = Field(min_length=1)
-    spacing: tuple[Positive, ...]
+    spacing: tuple[Length, ...]
     patch_size: tuple[Count, ...]
     transpose_forward: tuple[int, int, int] = (0, 1, 2)
     normalize_after_resampling: bool = Field(

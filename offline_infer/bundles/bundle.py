@@ -6,6 +6,7 @@ A graph made by ``export`` carries the same specification in its own metadata, s
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -20,6 +21,7 @@ from offline_infer.bundles.onnx_metadata import graph_sha256, read_metadata
 from offline_infer.digests import digest_of
 from offline_infer.errors import BundleError, Remedy, UsageError
 from offline_infer.files import is_partial, replacing_folder, sha256_file, write_json
+from offline_infer.graph.admission import LIMITS
 from offline_infer.spec import SCHEMA_VERSION, BundleSpec, CompiledRecord, GraphRecord, OutputSpec, VolumeSpec
 
 BUNDLE_FILE = "bundle.json"
@@ -336,6 +338,7 @@ def _inconsistencies(spec: BundleSpec) -> list[str]:
     faults = []
     if not spec.graphs:
         faults.append("graphs: the bundle holds no graph")
+    faults += _absurd(spec)
     kept = [output for output in spec.outputs if output.keep]
     names = [output.name for output in spec.outputs]
     if not kept:
@@ -359,6 +362,18 @@ def _inconsistencies(spec: BundleSpec) -> list[str]:
         for i, artefact in enumerate(spec.compiled)
         if artefact.graph not in known
     ]
+    return faults
+
+
+def _absurd(spec: BundleSpec) -> list[str]:
+    """Figures that are well-formed and that no run could survive: memory for them is asked for before anything fails."""
+    faults = []
+    shapes = {"input": spec.input_shape, **{f"outputs.{output.name}": output.shape for output in spec.outputs}}
+    for where, shape in shapes.items():
+        if math.prod(size for size in shape if size > 0) > LIMITS.values or len(shape) > LIMITS.rank:
+            faults.append(
+                f"{where}: a shape of {len(shape)} axes and more than {LIMITS.values:,} values is not a network's"
+            )
     return faults
 
 
