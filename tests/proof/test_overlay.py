@@ -11,8 +11,14 @@ import pytest
 from matplotlib.image import imread
 
 from offline_infer.errors import GeometryError, UsageError
-from offline_infer.proof.pictures.overlay import write_overlay
-from offline_infer.proof.pictures.patient_view import body_box, choose_slices, largest_slice, to_patient_axes
+from offline_infer.proof.pictures.overlay import picture_title, write_overlay
+from offline_infer.proof.pictures.patient_view import (
+    body_box,
+    choose_slices,
+    largest_slice,
+    lesion_slices,
+    to_patient_axes,
+)
 
 SHAPE = (10, 24, 30)
 LPS = (1, 0, 0, 0, 1, 0, 0, 0, 1)
@@ -74,6 +80,38 @@ def test_slices_and_box() -> None:
     empty = to_patient_axes(image, np.zeros_like(labels), None, (4, 1, 1), LPS)
     assert len(choose_slices(empty, 5)) == 5
     assert largest_slice(empty, 0) == 5
+
+
+def test_the_picture_goes_through_the_largest_lesion() -> None:
+    image, labels = volume()
+    labels[:] = 0
+    labels[1:5, 3:20, 5:25] = 1
+    labels[4, 5, 6] = 2  # a small lesion
+    labels[2:4, 14:18, 18:23] = 2  # a large one
+    labels[3, 13:19, 17:24] = 2
+    view = to_patient_axes(image, np.zeros_like(labels), labels, (4, 1, 1), LPS)
+    axial, coronal, sagittal = lesion_slices(view)
+    assert axial == 3
+    assert 14 <= coronal < 18
+    assert 18 <= sagittal < 23
+    many = labels.copy()
+    many[0, :5, 0] = [3, 4, 5, 6, 7]
+    crowded = to_patient_axes(image, many, None, (4, 1, 1), LPS)
+    assert lesion_slices(crowded) == tuple(largest_slice(crowded, axis) for axis in range(3))
+
+
+def test_prediction_and_reference_have_one_colour_a_class(tmp_path: Path) -> None:
+    image, labels = volume()
+    shifted = np.roll(labels, 3, axis=2)
+    write_overlay(tmp_path / "only.png", image, np.zeros_like(labels), shifted, spacing=(4, 2, 2))
+    assert len(coloured(tmp_path / "only.png", (0x38, 0xBD, 0xF8))) > 50
+    assert len(coloured(tmp_path / "only.png", (0xFB, 0x56, 0x07))) > 5
+
+
+def test_titles_are_words() -> None:
+    title = picture_title("case_1", "nnunetplusplus", "openvino", reference=True)
+    assert title == "case_1: UNet++ (nnU-Net) on OpenVINO, and the reference"
+    assert picture_title("c", "torch", "fake", reference=False) == "c: torch on fake"
 
 
 def coloured(path: Path, colour: tuple[int, int, int]) -> np.ndarray:

@@ -27,7 +27,7 @@ from offline_infer.proof.pictures.patient_view import (
     body_box,
     choose_slices,
     intensity_limits,
-    largest_slice,
+    lesion_slices,
     to_patient_axes,
 )
 
@@ -68,6 +68,20 @@ class _Panel:
     height: float
 
 
+FRAMEWORKS: Mapping[str, str] = {
+    "nnunet_v1": "nnU-Net v1",
+    "nnunetplusplus": "UNet++ (nnU-Net)",
+    "nnunet_v2": "nnU-Net v2",
+}
+ENGINES: Mapping[str, str] = {"openvino": "OpenVINO", "onnxruntime": "ONNX Runtime", "om": "an Ascend NPU"}
+
+
+def picture_title(case: str, framework: str, engine: str, *, reference: bool) -> str:
+    """A title a person would write: ``phantom_01: UNet++ (nnU-Net) on OpenVINO, and the reference``."""
+    beside = ", and the reference" if reference else ""
+    return f"{case}: {FRAMEWORKS.get(framework, framework)} on {ENGINES.get(engine, engine)}{beside}"
+
+
 def write_overlay(
     path: Path,
     image: FloatArray,
@@ -82,7 +96,8 @@ def write_overlay(
     slices: int = 5,
     dpi: int = 110,
 ) -> None:
-    """Write a PNG with axial, coronal and sagittal slices; prediction contours solid, reference contours dashed.
+    """Write a PNG with axial, coronal and sagittal slices through the largest lesion; prediction contours solid, reference contours
+    dashed, one colour for each label.
 
     Args:
         image: (z, y, x), one channel.
@@ -137,8 +152,9 @@ def _lay_out(view: View, crop: Box, foot: float, slices: int) -> tuple[tuple[flo
         small = (sizes[0][0] * shrink, sizes[0][1] * shrink)
     height = _HEAD + block[1] + (small[1] + _GAP if strip else 0) + _GAP + foot
     left = (page - block[0]) / 2
+    shown = lesion_slices(view)
     panels = [
-        _Panel(axis, largest_slice(view, axis), True, left + x, height - _HEAD - y - h, w, h)
+        _Panel(axis, shown[axis], True, left + x, height - _HEAD - y - h, w, h)
         for axis, (x, y, w, h) in zip(axes, cells, strict=True)
     ]
     gap = (page - small[0] * len(strip)) / (len(strip) + 1)
@@ -211,7 +227,8 @@ def _draw_panel(axes: Any, view: View, panel: _Panel, crop: Box, limits: tuple[f
         interpolation="bilinear",
         aspect="auto",
     )
-    for array, solid in ((view.prediction, True), (view.reference, False)):
+    # The reference lies below: where both agree the solid line covers the dashed one.
+    for array, solid in ((view.reference, False), (view.prediction, True)):
         if array is not None:
             _draw_contours(axes, _slice(array, panel, crop), (width, height), solid=solid, main=panel.main)
     axes.set(xlim=(0, width), ylim=(height, 0), xticks=[], yticks=[])
@@ -230,15 +247,14 @@ def _draw_contours(axes: Any, plane: LabelArray, size: tuple[float, float], *, s
     y = (np.arange(-1, rows + 1) + 0.5) * size[1] / rows
     for label in (int(v) for v in np.unique(plane) if v != 0):
         mask = np.pad((plane == label).astype(np.float32), 1)
+        colour = _colour(label)
         if solid:
-            colour = _colour(label)
-            axes.contourf(x, y, mask, levels=[0.5, 1.5], colors=[colour], alpha=0.16)
-            axes.contour(x, y, mask, levels=[0.5], colors=[colour], linewidths=1.5 if main else 1.0)
+            axes.contourf(x, y, mask, levels=[0.5, 1.5], colors=[colour], alpha=0.14)
+            axes.contour(x, y, mask, levels=[0.5], colors=[colour], linewidths=1.6 if main else 1.0)
         else:
-            thick = 1.1 if main else 0.8
-            axes.contour(x, y, mask, levels=[0.5], colors=["black"], linewidths=thick + 0.2, alpha=0.55)
-            dash = [(0, (3.5, 2.5))]
-            axes.contour(x, y, mask, levels=[0.5], colors=["white"], linewidths=thick, linestyles=dash)
+            thick = 1.6 if main else 1.0
+            axes.contour(x, y, mask, levels=[0.5], colors=["black"], linewidths=thick + 1.2, alpha=0.6)
+            axes.contour(x, y, mask, levels=[0.5], colors=[colour], linewidths=thick, linestyles=[(0, (2.5, 1.8))])
 
 
 def _draw_letters(axes: Any, view: View, panel: _Panel) -> None:
@@ -298,9 +314,9 @@ def _legend(view: View, names: Mapping[int, str]) -> list[tuple[str, str]]:
     lines = []
     for label in shown:
         found = counts[label]
-        text = f"{names.get(label, f'label {label}')}   {(found.tp + found.fp) * ml:,.1f} ml"
+        text = f"{names.get(label, f'label {label}')}   {(found.tp + found.fp) * ml:,.1f} mL"
         if view.reference is not None:
-            text += f"  (reference {(found.tp + found.fn) * ml:,.1f} ml)   Dice {found.dice:.3f}"
+            text += f"  (reference {(found.tp + found.fn) * ml:,.1f} mL)   Dice {found.dice:.3f}"
         lines.append((_colour(label), text))
     return lines
 

@@ -22,6 +22,9 @@ AIR = -500.0
 ABDOMEN = (400.0, 40.0)
 """Width and level of the usual abdominal CT window, HU."""
 
+FEW_LABELS = 4
+"""Up to so many labels the smallest one is taken for lesions."""
+
 _MARGIN_MM = 8.0
 _SEEN_SHARE = 0.02
 
@@ -128,8 +131,32 @@ def choose_slices(view: View, count: int) -> list[int]:
 
 def largest_slice(view: View, axis: int) -> int:
     """Index along ``axis`` of the slice with most foreground; the middle one where there is none."""
-    sizes = np.count_nonzero(view.foreground, axis=tuple(a for a in range(3) if a != axis))
-    return int(sizes.argmax()) if sizes.any() else view.image.shape[axis] // 2
+    return _fullest(view.foreground, axis)
+
+
+def lesion_slices(view: View) -> tuple[int, int, int]:
+    """Index along each axis of the slice that shows the largest lesion best.
+
+    A lesion is a connected region of the label with the smallest volume, in the reference where there is one. With a
+    single label, with none, or with more than :data:`FEW_LABELS`, the slices are those with most foreground.
+    """
+    import cc3d
+
+    labels = view.prediction if view.reference is None or not view.reference.any() else view.reference
+    values, sizes = np.unique(labels[labels != 0], return_counts=True)
+    if not 2 <= len(values) <= FEW_LABELS:
+        return (largest_slice(view, 0), largest_slice(view, 1), largest_slice(view, 2))
+    rarest = np.ascontiguousarray(labels == values[int(sizes.argmin())])
+    regions, number = cc3d.connected_components(rarest, connectivity=26, return_N=True)
+    counts = np.bincount(regions.ravel(), minlength=number + 1)
+    counts[0] = 0
+    region = regions == int(counts.argmax())
+    return (_fullest(region, 0), _fullest(region, 1), _fullest(region, 2))
+
+
+def _fullest(mask: npt.NDArray[np.bool_], axis: int) -> int:
+    sizes = np.count_nonzero(mask, axis=tuple(a for a in range(3) if a != axis))
+    return int(sizes.argmax()) if sizes.any() else mask.shape[axis] // 2
 
 
 def body_box(view: View) -> Box:
