@@ -5,11 +5,13 @@ from __future__ import annotations
 import shutil
 import time
 from importlib import resources
+from importlib.util import find_spec
 from pathlib import Path
 
 from offline_infer.demo.phantom import make_phantom, write_phantom_case
 from offline_infer.errors import UsageError
-from offline_infer.events import Sink, silent
+from offline_infer.events import Event, Sink, silent
+from offline_infer.files import replacing_folder
 from offline_infer.workflow import Journey, Outcome, travel
 
 FIRST_SEED = 9001
@@ -23,6 +25,16 @@ def demo_checkpoint() -> Path:
     return Path(str(resources.files("offline_infer.demo"))) / MODEL
 
 
+def demo_bundle() -> Path:
+    """The same model as a bundle (tools/make_demo_bundle.py), for machines without torch."""
+    return Path(str(resources.files("offline_infer.demo"))) / "bundle"
+
+
+def can_export() -> bool:
+    """Whether the packages that an export needs are installed; none of them is loaded."""
+    return all(find_spec(name) is not None for name in ("torch", "onnx"))
+
+
 def run_demo(
     output: Path,
     *,
@@ -32,21 +44,31 @@ def run_demo(
     overwrite: bool = False,
     sink: Sink = silent,
 ) -> Outcome:
-    """Make phantoms, export, predict, evaluate, draw.
+    """Make phantoms, export, predict, evaluate, draw. A run that was interrupted goes on where it stopped.
+
+    Without torch the shipped bundle takes the place of the export.
 
     Args:
         output: folder to make; gets ``images`` and ``labels`` beside what :func:`travel` writes.
+        overwrite: begin anew.
 
     Raises:
-        UsageError: ``output`` holds something else, or exists and ``overwrite`` is not given.
+        UsageError: ``output`` holds something that this command did not make.
     """
-    _fresh(output, overwrite)
+    _prepare(output, overwrite)
     started = time.perf_counter()
     for number in range(cases):
+        case = f"phantom_{number + 1:02d}"
+        if (output / "images" / f"{case}_0000.nii.gz").exists() and (output / "labels" / f"{case}.nii.gz").exists():
+            continue  # each file is complete as soon as it has its name
         # A demonstration without a tumour would leave a class without a score.
         phantom = make_phantom(FIRST_SEED + number, tumours=2 + number % 3)
-        write_phantom_case(output / "images", output / "labels", f"phantom_{number + 1:02d}", phantom)
+        write_phantom_case(output / "images", output / "labels", case, phantom)
     made = round(time.perf_counter() - started, 2)
+    if not can_export() and not (output / "bundle").exists():
+        with replacing_folder(output / "bundle") as temporary:
+            shutil.copytree(demo_bundle(), temporary, dirs_exist_ok=True)
+        sink(Event("note", "demo", data={"text": "torch and onnx are not installed: the shipped bundle is used"}))
     journey = Journey(
         demo_checkpoint(), output / "images", output, labels=output / "labels", engine=engine, threads=threads
     )
@@ -55,13 +77,12 @@ def run_demo(
     return outcome
 
 
-def _fresh(output: Path, overwrite: bool) -> None:
-    """Make the folder; only a folder an earlier demonstration made is ever emptied."""
+def _prepare(output: Path, overwrite: bool) -> None:
+    """Make the folder, or go on in one that an earlier demonstration made; only such a folder is ever emptied."""
     if output.exists():
-        if not overwrite:
-            raise UsageError(f"{output} exists; name another folder or give --overwrite")
         if not output.is_dir() or (not (output / MARKER).is_file() and any(output.iterdir())):
             raise UsageError(f"{output} was not made by this command, so it is left alone; name another folder")
-        shutil.rmtree(output)
-    output.mkdir(parents=True)
+        if overwrite:
+            shutil.rmtree(output)
+    output.mkdir(parents=True, exist_ok=True)
     (output / MARKER).write_text("made by offline-infer demo; may be deleted\n")
