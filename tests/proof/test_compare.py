@@ -358,3 +358,14 @@ def test_a_comparison_replaces_no_label_file(tmp_path: Path) -> None:
     folders = [str(tmp_path / "a"), str(tmp_path / "b")]
     assert main(["compare", *folders, "--quiet", "-o", str(tmp_path / "b" / "x.nii.gz")]) == 2
     assert (tmp_path / "b" / "x.nii.gz").read_bytes() == before
+
+
+def test_a_reduced_precision_has_wider_ties(tmp_path: Path) -> None:
+    case = compared(tmp_path, organ(1), organ(2))
+    assert compare_folders(tmp_path / "a", tmp_path / "b").tie_margin == pytest.approx(1e-3)
+    (tmp_path / "a" / "offline_infer_run.json").write_text(json.dumps({"engine": {"precision": "bf16"}}))
+    assert compare_folders(tmp_path / "a", tmp_path / "b").tie_margin == pytest.approx(0.05)
+    assert compare_folders(tmp_path / "a", tmp_path / "b", tie_margin=0.002).tie_margin == pytest.approx(0.002)
+    (tmp_path / "a" / "offline_infer_run.json").write_text(json.dumps({"engine": ["bf16"]}))
+    assert compare_folders(tmp_path / "a", tmp_path / "b").tie_margin == pytest.approx(1e-3)
+    assert case.same_model is None

@@ -57,7 +57,7 @@ def test_every_tensor_is_found_in_order(tmp_path: Path) -> None:
     assert [value.name for value in model.graph.output] == ["logits"]
 
 
-@pytest.mark.parametrize("budget", [1, 2000, 1 << 20])
+@pytest.mark.parametrize("budget", [1, 1 << 20])
 def test_they_part_where_the_weights_do(tmp_path: Path, budget: int) -> None:
     changed, right = network(tmp_path / "a.onnx", change=2), network(tmp_path / "b.onnx")
     found = compare_layers(side(changed), side(right), batch(), budget=budget)

@@ -68,6 +68,14 @@ def same_checkpoint(a: Path, b: Path) -> bool | None:
     return None if first is None or second is None else first == second
 
 
+def recorded_precision(folder: Path) -> str | None:
+    """The precision a folder's predictions were computed in, as its run record says."""
+    record = _run_record(folder)
+    engine = record.get("engine") if record is not None else None
+    precision = engine.get("precision") if isinstance(engine, dict) else None
+    return precision if isinstance(precision, str) else None
+
+
 def _renamed(histogram: JointHistogram) -> Explanation | None:
     """The one-to-one renaming of foreground labels that makes most voxels agree."""
     try:
@@ -115,13 +123,21 @@ def _labelled(histogram: JointHistogram) -> int:
 
 def _weights(folder: Path) -> frozenset[str] | None:
     """SHA-256 of the checkpoints that made a folder's predictions, as its run record says."""
+    record = _run_record(folder) or {}
+    try:
+        folds = record["source"]["folds"]
+        used = {str(fold) for fold in record.get("folds") or [fold["fold"] for fold in folds]}
+        return frozenset(str(fold["sha256"]) for fold in folds if str(fold["fold"]) in used) or None
+    except (KeyError, TypeError, AttributeError):
+        return None
+
+
+def _run_record(folder: Path) -> dict[str, Any] | None:
     path = folder / RUN_RECORD
     try:
         if path.stat().st_size > _LARGEST_RECORD:
             return None
         record = json.loads(path.read_bytes())
-        folds = record["source"]["folds"]
-        used = {str(fold) for fold in record.get("folds") or [fold["fold"] for fold in folds]}
-        return frozenset(str(fold["sha256"]) for fold in folds if str(fold["fold"]) in used) or None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+    except (OSError, ValueError, RecursionError):
         return None
+    return record if isinstance(record, dict) else None

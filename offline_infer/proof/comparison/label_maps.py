@@ -18,7 +18,7 @@ import numpy as np
 from offline_infer.errors import OfflineInferError, UsageError
 from offline_infer.events import Event, Sink, silent
 from offline_infer.proof.comparison.arrays import ArrayComparison, LabelFlips, compare_arrays
-from offline_infer.proof.comparison.diagnosis import explain, same_checkpoint
+from offline_infer.proof.comparison.diagnosis import explain, recorded_precision, same_checkpoint
 from offline_infer.proof.comparison.differences import (
     Coordinates,
     component_counts,
@@ -49,6 +49,9 @@ STAGE = "compare"
 TIE_MARGIN = 1e-3
 """Default largest margin that rounding may explain: twice what nnU-Net v1's float16 storage rounds away near 0.5."""
 
+TIE_MARGINS: Mapping[str, float] = {"fp32": TIE_MARGIN, "fp16": 1e-2, "bf16": 5e-2}
+"""The same where a side was computed in a reduced precision: 11 and 8 bits of mantissa, through a whole network."""
+
 _WORST = 5
 
 
@@ -58,7 +61,7 @@ def compare_folders(
     *,
     labels: Sequence[Label] | None = None,
     jobs: int = 1,
-    tie_margin: float = TIE_MARGIN,
+    tie_margin: float | None = None,
     sink: Sink = silent,
 ) -> ComparisonReport:
     """Compare two folders (or two single files) of label maps case by case.
@@ -67,7 +70,8 @@ def compare_folders(
         a: ours. b: the framework's, or whatever counts as the reference.
         labels: labels and regions of the per-label table; None takes the values found in either map.
         tie_margin: largest margin between the top two classes that still counts as a tie. nnU-Net v2 sums logits in
-            float16, so at the very edge of a volume its own rounding exceeds the default.
+            float16, so at the very edge of a volume its own rounding exceeds the default. None: by the precisions that
+            the folders' run records name (:data:`TIE_MARGINS`), :data:`TIE_MARGIN` without them.
 
     Raises:
         UsageError: paths that make no sense, or no case on both sides.
@@ -75,6 +79,8 @@ def compare_folders(
     pairing = pair_cases(a, b)
     if not pairing.pairs:
         raise UsageError(f"{a} and {b} have no case in common; a case's files have the same name in both")
+    if tie_margin is None:
+        tie_margin = _tie_margin(a, b)
     if not 0 <= tie_margin <= 1:
         raise UsageError(f"tie margin {tie_margin} is not a difference of probabilities; expected a number from 0 to 1")
     wanted = None if labels is None else tuple(labels)
@@ -98,6 +104,11 @@ def compare_folders(
         only_in_b=pairing.only_second,
         failed=outcomes.failed,
     )
+
+
+def _tie_margin(a: Path, b: Path) -> float:
+    folders = (side if side.is_dir() else side.parent for side in (a, b))
+    return max(TIE_MARGINS.get(recorded_precision(folder) or "", TIE_MARGIN) for folder in folders)
 
 
 def compare_case(pair: CasePair, labels: Sequence[Label] | None, tie_margin: float) -> CaseComparison:

@@ -1,15 +1,15 @@
 """Where inside a graph two engines, or two precisions of one, begin to differ.
 
-Tensors of the graph are made visible as outputs, a few at a time so that memory stays within a budget, and both sides
-answer the same input. A tensor that is an output cannot be fused with its neighbours, so an engine may compute a little
-differently from how it runs the whole graph; the comparison says what an operator does, not what a fusion does.
+Tensors of the graph are made visible as outputs, a few at a time, and both sides answer the same input. A tensor that is an
+output cannot be fused with its neighbours, and an engine may compute what lies just before an output in full precision; so
+the tensors that are visible at the same time lie far apart, and each shows what the graph before it has done to the input.
 """
 
 from __future__ import annotations
 
 import math
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,8 @@ KIND = "offline_infer.comparison.layers"
 TOLERANCES: Mapping[str, float] = {"fp32": 1e-4, "fp16": 1e-2, "bf16": 3e-2}
 """Relative Euclidean distance that a precision explains: float32 sums in another order, 11 and 8 bits of mantissa."""
 _BUDGET = 1 << 29
+_APART = 8
+"""Least number of tensors from one that is visible to the next."""
 
 
 @dataclass(frozen=True)
@@ -122,7 +124,7 @@ def compare_layers(
     taps = [tap for tap in find_taps(models[a.graph]) if tap.name in shared]
     if not taps:
         raise UsageError(f"{a.graph} and {b.graph} have no tensor in common")
-    layers: list[Layer] = []
+    layers: dict[str, Layer] = {}
     infos: list[SessionInfo] = []
     with tempfile.TemporaryDirectory(prefix="offline_infer_layers_") as folder:
         for group in _groups(taps, budget):
@@ -135,9 +137,9 @@ def compare_layers(
                 found, info = _answer(replace(side, graph=path), names, batch)
                 answers.append(found)
                 infos.append(info)
-            layers += [_compare(tap, answers[0][tap.name], answers[1][tap.name]) for tap in group]
+            layers |= {tap.name: _compare(tap, answers[0][tap.name], answers[1][tap.name]) for tap in group}
             sink(Event("progress", STAGE, done=len(layers), total=len(taps)))
-    return LayerComparison(infos[0], infos[1], limit, tuple(layers))
+    return LayerComparison(infos[0], infos[1], limit, tuple(layers[tap.name] for tap in taps))
 
 
 def layers_text(found: LayerComparison) -> str:
@@ -225,18 +227,12 @@ def growth_svg(found: LayerComparison) -> str:
     return "\n".join(parts) + "\n"
 
 
-def _groups(taps: Sequence[Tap], budget: int) -> Iterator[list[Tap]]:
-    """Consecutive tensors that fit the budget together, at least one at a time."""
-    group: list[Tap] = []
-    size = 0
-    for tap in taps:
-        cost = tap.bytes or budget  # of unknown size: alone
-        if group and size + cost > budget:
-            yield group
-            group, size = [], 0
-        group.append(tap)
-        size += cost
-    yield group
+def _groups(taps: Sequence[Tap], budget: int) -> list[list[Tap]]:
+    """The tensors in groups that fit the budget, one tensor at least; those of a group lie far apart in the graph."""
+    sizes = [tap.bytes or budget for tap in taps]  # of unknown size: as large as may be
+    strides = range(min(_APART, len(taps)), len(taps) + 1)
+    stride = next((n for n in strides if all(sum(sizes[k::n]) <= budget for k in range(n))), len(taps))
+    return [list(taps[k::stride]) for k in range(stride)]
 
 
 def _answer(side: Side, names: tuple[str, ...], batch: FloatArray) -> tuple[dict[str, npt.NDArray[Any]], SessionInfo]:

@@ -38,6 +38,8 @@ def comparison_text(report: ComparisonReport, names: Mapping[str, str] | None = 
     lines += [f"{case}: only in b" for case in report.only_in_b]
     lines += [f"{case}: not compared: {reason}" for case, reason in report.failed.items()]
     lines.append(f"{report.differing:,} of {report.voxels:,} voxels differ; {VERDICTS[report.verdict]}")
+    if report.verdict in ("ties", "bug"):
+        lines.append(f"a tie: the two most probable classes differ by no more than {report.tie_margin:g}")
     return "\n".join(lines)
 
 

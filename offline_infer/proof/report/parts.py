@@ -32,12 +32,16 @@ class Table:
 
 @dataclass(frozen=True)
 class Fold:
-    """A part that opens on a click."""
+    """A part that opens on a click; printed, unless its tables are long."""
 
     heading: str
     tables: tuple[Table, ...] = ()
     lines: tuple[str, ...] = ()
     tone: str = ""
+
+    @property
+    def lengthy(self) -> bool:
+        return sum(len(table.rows) for table in self.tables) > 100
 
 
 @dataclass(frozen=True)

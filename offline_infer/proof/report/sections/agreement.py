@@ -145,7 +145,9 @@ def layers_section(content: Content, names: Names) -> list[Section]:
         kind="layers",
         heading="Inside the graph",
         verdict=verdict,
-        facts=tuple((key, short(value)) for key, value in flat(content, depth=1) if key not in ("kind", "version")),
+        facts=tuple(
+            (key, short(value)) for key, value in flat(content, depth=1) if key.split()[0] in ("a", "b", "tolerance")
+        ),
         plots=(plot,) if plot is not None else (),
         tables=(
             Table(
