@@ -18,4 +18,5 @@ step "baseline: ONNX Runtime on the same graph"
 device=(--device "${LIVER_BASELINE_DEVICE:-tensorrt:0}")
 [ "$USE_STANDINS" = 1 ] && device=(--device cpu --rounds "${LIVER_ROUNDS:-12}")
 read -r onnx shape < <("$PYTHON" "${here}/performance.py" onnx "$bundle")
-"${wrappers}/onnx_infer.sh" "$onnx" "$shape" "${device[@]}"
+"${wrappers}/onnx_infer.sh" "$onnx" "$shape" "${device[@]}" --json >"${performance}/baseline.json"
+"$PYTHON" "${here}/performance.py" baseline "${performance}/baseline.json"

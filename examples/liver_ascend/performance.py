@@ -3,10 +3,12 @@
 performance.py om BUNDLE SOC         path of the OM
 performance.py onnx BUNDLE           path of the graph, and the shape of its input
 performance.py show FOLDER SOC TOOL  the figures in a folder of the tool's performance files
+performance.py baseline FILE         the average in a record of onnx_infer.py
 """
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 
@@ -20,6 +22,9 @@ def main(question: str, place: Path, *rest: str) -> str:
         soc, tool = rest
         # msame does not say whether it read data; its figures are the network's alone either way.
         return read_folder(place, soc, kind="dataset" if tool == "msame" else "pure").to_text()
+    if question == "baseline":
+        record = json.loads(place.read_text(encoding="utf-8"))
+        return f"Average time spent: {record['average_s']:.4g}s on {record['provider']}"
     bundle = Bundle.load(place)
     if question == "om":
         return str(

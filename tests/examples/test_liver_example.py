@@ -47,6 +47,10 @@ def test_every_step_on_phantoms_ends_in_the_labels_of_predict(tool: str, heads: 
     assert "ended by SIGKILL" in text
     assert "runs/s per device" in text
     assert "Average time spent: " in text
+    tables = (tmp_path / "tables.md").read_text()
+    assert "| Dice (%) | published | ONNX | Ascend310 |" in tables
+    assert tables.count("Ascend310, ") == 2
+    assert "| 1.00 x |" in tables
     if heads == "1":
         assert "in 32 files" in text, "eight tiles of four redundant heads"
     summary: dict[str, Any] = json.loads((tmp_path / "summary.json").read_text())
