@@ -10,6 +10,7 @@ import hashlib
 import platform
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,7 +24,8 @@ from offline_infer.bundles.bundle import Bundle
 from offline_infer.bundles.opening import open_fold
 from offline_infer.bundles.precision_checks import Check, Subject, keep_checks, rows_of, subject_of
 from offline_infer.engines.base import EngineOptions, Session, get_engine
-from offline_infer.errors import OfflineInferError, UsageError
+from offline_infer.engines.reference import REFERENCES
+from offline_infer.errors import EngineUnavailable, OfflineInferError, UsageError
 from offline_infer.events import Event, Sink, silent
 from offline_infer.images.cases import CaseFiles
 from offline_infer.tasks.base import Answers
@@ -34,8 +36,6 @@ if TYPE_CHECKING:
 
 FloatArray = npt.NDArray[np.float32]
 
-REFERENCE = ("openvino", "onnxruntime")
-"""Engines whose float32 answer is the measure, the first that runs."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +53,7 @@ class Plan:
         fold: default the first.
         extra: options of the engine itself.
         min_dice: a foreground Dice against float32 below this counts as failed.
+        measure: an engine whose float32 answers on the processor are compared with, besides ``engines``.
         keep: keep the judgement in the bundle (:mod:`offline_infer.bundles.precision_checks`).
     """
 
@@ -67,6 +68,7 @@ class Plan:
     fold: str | None = None
     extra: Mapping[str, str] = field(default_factory=dict)
     min_dice: float = 0.0
+    measure: str | None = None
     keep: bool = False
 
 
@@ -99,18 +101,23 @@ def _compared(bundle: Bundle, plan: Plan, sink: Sink) -> tuple[dict[str, Any], l
     task = get_task(bundle.spec.task)
     tiles = task.sample_inputs(plan.case, bundle.spec, plan.tiles, plan.threads)
     pairs = [(engine, precision) for engine in plan.engines for precision in plan.precisions]
+    if plan.measure is not None and (plan.measure, "fp32") not in pairs:
+        pairs.append((plan.measure, "fp32"))
     # The reference first: every other answer is compared with it.
-    pairs.sort(key=lambda pair: (pair[1] != "fp32", REFERENCE.index(pair[0]) if pair[0] in REFERENCE else 9))
+    pairs.sort(key=lambda pair: (pair[1] != "fp32", REFERENCES.index(pair[0]) if pair[0] in REFERENCES else 9))
     reference: list[Answers] | None = None
     rows = []
     subjects: dict[tuple[str, str], Subject] = {}
     for done, (engine, precision) in enumerate(pairs, 1):
-        row: dict[str, Any] = {"engine": engine, "precision": precision, "device": plan.device, "fold": fold}
+        row: dict[str, Any] = {"engine": engine, "precision": precision, "fold": fold}
+        row["device"] = _device(engine, plan)
         try:
             row |= _measure(bundle, fold, engine, precision, plan, tiles, reference)
             answers = row.pop("answers")
             subjects[engine, precision] = row.pop("subject")
-            if reference is None and precision == "fp32" and row["status"] == "ok":
+            # What was compiled to another precision is no measure, whatever it was asked for.
+            exact = row.pop("computed_in") == "fp32"
+            if reference is None and precision == "fp32" and exact and row["status"] == "ok":
                 reference = answers
                 row["reference"] = True
         except OfflineInferError as error:
@@ -159,12 +166,22 @@ def verify_once(model: Model, case: CaseFiles, sink: Sink = silent) -> None:
     missing = model.precision_standing.missing
     if not missing:
         return
-    model.close()
+    own = model.engine in REFERENCES
+    with ExitStack() as kept:
+        if not own:  # devices that took long to open stay open; the measure runs on the processor
+            kept.enter_context(open_fold(model.bundle, missing[0], model.engine, model.options))
+        model.close()
+        _verify_folds(model, missing, own, case, sink)
+        _ = model.precision_standing  # refuses what has failed
+
+
+def _verify_folds(model: Model, missing: Sequence[str], own: bool, case: CaseFiles, sink: Sink) -> None:
     options = model.options
     for fold in missing:
         plan = Plan(
             engines=(model.engine,),
-            precisions=("fp32", options.precision),
+            precisions=("fp32", options.precision) if own else (options.precision,),
+            measure=None if own else measuring_engine(),
             case=case,
             tiles=2,
             repeats=1,
@@ -180,7 +197,23 @@ def verify_once(model: Model, case: CaseFiles, sink: Sink = silent) -> None:
         row = record["results"][-1]
         figures = {name: row[name] for name in ("label_agreement", "foreground_dice") if name in row}
         sink(Event("note", "verify", data={"fold": fold, "precision": options.precision, **figures}))
-    _ = model.precision_standing  # refuses what has failed
+
+
+def measuring_engine() -> str:
+    """An engine whose float32 answer on this machine's processor is the measure.
+
+    Raises:
+        EngineUnavailable: none is installed.
+    """
+    for name in REFERENCES:
+        if get_engine(name).available() is None:
+            return name
+    raise EngineUnavailable(f"nothing to compare with: {' and '.join(REFERENCES)} are not installed")
+
+
+def _device(engine: str, plan: Plan) -> str:
+    """Where an engine runs: the measure on the processor, and with it whatever does not know the plan's device."""
+    return "cpu" if engine == plan.measure or (engine in REFERENCES[:1] and plan.device != "cpu") else plan.device
 
 
 def _measure(
@@ -193,7 +226,7 @@ def _measure(
     reference: Sequence[Answers] | None,
 ) -> dict[str, Any]:
     options = EngineOptions(
-        device=plan.device,
+        device=_device(engine, plan),
         precision=precision,
         threads=plan.threads,
         cache=plan.cache,
@@ -228,7 +261,7 @@ def _measure(
             "status": "failed",
             "reason": f"foreground Dice {dice:.5f}, at least {plan.min_dice:g} was asked for",
         }
-    return {**row, **judged, "answers": answers, "subject": subject_of(info, fold, sha256)}
+    return {**row, **judged, "answers": answers, "subject": subject_of(info, fold, sha256), "computed_in": info.precision}
 
 
 def _answers(session: Session, tiles: Sequence[FloatArray], repeats: int) -> tuple[list[Answers], list[float]]:

@@ -7,9 +7,13 @@ over a tile is the pipeline's own cost: shared memory and copies on the one road
 says anything about hardware.*
 """
 
+# ruff: noqa: E402 - the search path comes first
+
 from __future__ import annotations
 
 import argparse
+import contextlib
+import io
 import json
 import os
 import sys
@@ -26,7 +30,6 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "helpers"), str(ROOT / "tools" /
 from specimens import tiny_spec
 
 from offline_infer.ascend.compile import compile_bundle
-from offline_infer.ascend.runs.device_runs import run_tool
 from offline_infer.bundles.artefacts import compiled_graphs
 from offline_infer.bundles.bundle import Bundle, save
 from offline_infer.engines.base import EngineOptions, get_engine
@@ -63,9 +66,7 @@ def main() -> None:
 
 def in_memory(bundle: Bundle, devices: int, tiles: int, latency: float) -> dict[str, float]:
     """Tiles per second through the engine, the sums of a caller included as one pass over each answer."""
-    options = EngineOptions(
-        device="npu:" + ",".join(map(str, range(devices))), compiled=compiled_graphs(bundle, "0")
-    )
+    options = EngineOptions(device="npu:" + ",".join(map(str, range(devices))), compiled=compiled_graphs(bundle, "0"))
     batch = np.random.default_rng(0).normal(size=bundle.spec.input_shape).astype(np.float32)
     with get_engine("om").open(bundle.graph_path("0"), options) as session:
         for _ in in_order(Request(n, session, lambda: batch) for n in range(2 * devices)):
@@ -78,17 +79,31 @@ def in_memory(bundle: Bundle, devices: int, tiles: int, latency: float) -> dict[
     return figures(tiles, seconds, devices, latency)
 
 
-def by_files(bundle: Bundle, work: Path, tiles: int, latency: float) -> dict[str, float]:
+def by_files(bundle: Bundle, place: Path, tiles: int, latency: float) -> dict[str, float]:
     """Tiles per second from bins to outputs in the work folder, by ``ais_bench``; cutting and merging not counted."""
-    from ascend_specimens import work_folder
+    import SimpleITK as sitk
 
-    work_folder(work, bundle.spec, tiles)
-    run_tool(bundle, work, tool="ais_bench", devices=(0,))  # once for the caches
-    for path in (work / "outputs").rglob("*.bin"):
-        path.unlink()
-    begun = time.perf_counter()
-    run_tool(bundle, work, tool="ais_bench", devices=(0,))
-    return figures(tiles, time.perf_counter() - begun, 1, latency)
+    from offline_infer.cli import main as offline_infer
+
+    place.mkdir()
+    patch = bundle.spec.input_shape[2:]
+    values = np.random.default_rng(0).normal(0, 100, (patch[0] * (tiles + 1) // 2, *patch[1:])).astype(np.float32)
+    sitk.WriteImage(sitk.GetImageFromArray(values), str(place / "case_0000.nii.gz"))
+    work = place / "work"
+    with contextlib.redirect_stdout(io.StringIO()):
+        common = ["--quiet", "--json"]
+        offline_infer(
+            ["preprocess", str(bundle.folder), str(place / "case_0000.nii.gz"), str(work), "--no-tta", *common]
+        )
+        infer = ["infer", str(bundle.folder), str(work), "--tool", "ais_bench", "--devices", "0", *common]
+        offline_infer(infer)  # once for the caches
+        outputs = list((work / "outputs").rglob("*.bin"))
+        for path in outputs:
+            path.unlink()
+        begun = time.perf_counter()
+        offline_infer(infer)
+        seconds = time.perf_counter() - begun
+    return figures(len(outputs), seconds, 1, latency)
 
 
 def figures(tiles: int, seconds: float, devices: int, latency: float) -> dict[str, float]:

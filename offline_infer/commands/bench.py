@@ -6,7 +6,17 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from offline_infer.commands.common import Subparsers, cache_folder, command, existing, say, share, sink_for
+from offline_infer.commands.common import (
+    Subparsers,
+    cache_folder,
+    command,
+    device_list,
+    device_name,
+    existing,
+    say,
+    share,
+    sink_for,
+)
 
 
 def register(commands: Subparsers) -> None:
@@ -27,6 +37,7 @@ def register(commands: Subparsers) -> None:
     parser.add_argument("--repeats", type=int, default=5, metavar="N", help="timed calls, default 5")
     parser.add_argument("--device", default="cpu", help="cpu (default), cuda:0, npu:0")
     parser.add_argument("--threads", type=int, default=0, metavar="N", help="processor threads, 0 = all")
+    parser.add_argument("--devices", type=device_list, metavar="0,1,2,3", help="Ascend devices (engine om)")
     parser.add_argument("--fold", metavar="FOLD", help="default the first")
     parser.add_argument("--cache", type=Path, metavar="DIR", help="folder for compiled graphs; 'none' switches it off")
     parser.add_argument(
@@ -58,7 +69,7 @@ def benchmark(options: argparse.Namespace) -> dict[str, Any]:
         tiles=options.tiles,
         repeats=options.repeats,
         threads=options.threads,
-        device=options.device,
+        device=device_name(options),
         cache=cache_folder(options.cache),
         fold=options.fold,
         min_dice=options.min_dice,

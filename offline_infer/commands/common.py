@@ -33,7 +33,9 @@ def command(commands: Subparsers, name: str, function: Any, summary: str, **sett
 def add_engine_options(parser: argparse.ArgumentParser) -> None:
     """Options of every command that runs a network."""
     group = parser.add_argument_group("engine")
-    group.add_argument("--engine", default="openvino", help="openvino (default, CPU) or onnxruntime; exact names only")
+    group.add_argument(
+        "--engine", default="openvino", help="openvino (default, CPU), onnxruntime or om; exact names only"
+    )
     group.add_argument("--device", default="cpu", help="cpu (default), cuda:0, npu:0")
     group.add_argument("--precision", default="fp32", choices=["fp32", "bf16", "fp16"], help="arithmetic of the engine")
     group.add_argument("--threads", type=int, default=0, metavar="N", help="processor threads, 0 = all")
@@ -148,7 +150,7 @@ def open_model(options: argparse.Namespace, device: str | None = None) -> Model:
     return load(
         existing(options.bundle),
         engine=options.engine,
-        device=device if device is not None else options.device,
+        device=device if device is not None else device_name(options),
         precision=options.precision,
         threads=options.threads,
         folds=options.folds,
@@ -157,6 +159,12 @@ def open_model(options: argparse.Namespace, device: str | None = None) -> Model:
         engine_options=engine_options(options),
         unverified=options.unverified,
     )
+
+
+def device_name(options: argparse.Namespace) -> str:
+    """The device named on the command line: ``--devices 0,1`` are several of ``--device npu``."""
+    devices: tuple[int, ...] | None = getattr(options, "devices", None)
+    return f"npu:{','.join(map(str, devices))}" if devices else str(options.device)
 
 
 def tell_precision(model: Model, sink: Sink, stage: str) -> None:

@@ -16,6 +16,7 @@ from offline_infer.commands.common import (
     add_task_options,
     byte_size,
     command,
+    device_list,
     existing,
     on_existing,
     open_model,
@@ -25,11 +26,15 @@ from offline_infer.commands.common import (
     sink_for,
 )
 from offline_infer.errors import UsageError
+from offline_infer.events import Event, Sink
 
 if TYPE_CHECKING:
     from offline_infer.images.cases import CaseFiles
     from offline_infer.predict.model import Model
     from offline_infer.tasks.settings import RunSettings
+
+_CASES_TRIED = 3
+"""Cases that may be too damaged to compare a precision on."""
 
 
 def register(commands: Subparsers) -> None:
@@ -57,6 +62,7 @@ def register(commands: Subparsers) -> None:
     )
     parser.add_argument("output", type=Path, help="folder for the results; for one image also the file to write")
     add_engine_options(parser)
+    parser.add_argument("--devices", type=device_list, metavar="0,1,2,3", help="Ascend devices to spread over (--engine om)")
     add_run_settings(parser)
     parser.add_argument(
         "--save-probabilities",
@@ -106,10 +112,8 @@ def predict(options: argparse.Namespace) -> dict[str, Any]:
     sink = sink_for(options)
     with open_model(options) as model:
         found = model.task.list_cases(existing(options.input), model.spec)
-        if options.verify_precision and found.cases:
-            from offline_infer.benchmark import verify_once
-
-            verify_once(model, found.cases[0], sink)
+        if found.cases:
+            _verify(options, model, found.cases, sink)
         settings = run_settings(options, options.save_probabilities)
         folder, cases, lone = _target(options.output, found.cases, model, settings)
         job = FolderJob(
@@ -152,3 +156,22 @@ def _target(
     if len(cases) != 1:
         raise UsageError(f"{output} is one file, but there are {len(cases)} cases; name a folder")
     return output.parent, (replace(cases[0], case_id=output.name.removesuffix(plain)),), True
+
+
+def _verify(options: argparse.Namespace, model: Model, cases: Sequence[CaseFiles], sink: Sink) -> None:
+    """Compare the precision with float32 where that was asked for, or where an engine wants it before its first run."""
+    from offline_infer.benchmark import verify_once
+    from offline_infer.engines.base import get_engine
+    from offline_infer.errors import CaseError, EngineUnavailable
+
+    if options.verify_precision:
+        verify_once(model, cases[0], sink)
+        return
+    if not getattr(get_engine(model.engine), "verifies_first_run", False) or model.previous is not None:
+        return
+    for case in cases[:_CASES_TRIED]:
+        try:
+            verify_once(model, case, sink)
+            return
+        except (CaseError, EngineUnavailable) as error:  # a broken image is reported when its turn comes
+            sink(Event("note", "verify", data={"text": f"{case.case_id} could not be used for the comparison: {error}"}))

@@ -273,7 +273,9 @@ def _add_tool_options(parser: argparse.ArgumentParser) -> None:
     tool = parser.add_argument_group("external tool (Ascend)")
     tool.add_argument("--tool", choices=TOOLS, help="run this tool on OM models instead of an engine")
     tool.add_argument("--tool-path", type=Path, metavar="PATH", help="the program, or the folder it is in")
-    tool.add_argument("--devices", type=device_list, default=(0,), metavar="0,1,2,3", help="one session a device")
+    tool.add_argument(
+        "--devices", type=device_list, metavar="0,1,2,3", help="one session a device, default 0; also for --engine om"
+    )
     tool.add_argument("--soc", help="chip, where the bundle has OMs for several")
     tool.add_argument(
         "--stall-timeout", type=float, default=600.0, metavar="S", help="a session silent for so long is ended"
@@ -299,7 +301,7 @@ def _tool_settings(options: argparse.Namespace) -> dict[str, Any]:
     """What the device runner takes from the command line."""
     return {
         "tool": options.tool,
-        "devices": options.devices,
+        "devices": options.devices or (0,),
         "tool_path": options.tool_path,
         "soc": options.soc,
         "stall_timeout_s": options.stall_timeout,

@@ -9,7 +9,6 @@ from __future__ import annotations
 import threading
 import time
 import weakref
-from collections import deque
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -33,6 +32,8 @@ class OmEngine:
     """See the module."""
 
     name = "om"
+    verifies_first_run = True
+    """An OM's arithmetic was settled on another machine: the first run compares it with the ONNX graph."""
 
     def __init__(self) -> None:
         self._pools: weakref.WeakValueDictionary[tuple[Any, ...], Pool] = weakref.WeakValueDictionary()
@@ -168,8 +169,6 @@ class OmSession:
         self._model = pool.open(chosen.path, (chosen.input, *chosen.outputs), kept, self.depth, self._referee)
         self._pool = pool
         self._closed = False
-        self._free: deque[int] = deque(range(self.depth))
-        self._freed = threading.Condition()
         self._own = threading.local()
         about = pool.started()
         version = " ".join(part for part in (about["binding"], about["version"], about["generation"]) if part)
@@ -203,14 +202,15 @@ class OmSession:
             EngineFailed: a wrong input, or the session is closed.
         """
         check_batch(batch, self.info.input_shape, ENGINE.name)
-        with self._freed:
-            self._freed.wait_for(lambda: self._free or self._closed)
+        model = self._model
+        with model.freed:
+            model.freed.wait_for(lambda: model.free or self._closed)
             if self._closed:
                 raise EngineFailed("om: the session is closed")
-            slot = self._free.popleft()
+            slot = model.free.popleft()
         with np.errstate(over="ignore"):  # float16 inputs: what overflows shows in the answer
-            np.copyto(self._model.slots.input(slot), batch, casting="same_kind")
-        job = Job(self._model, slot)
+            np.copyto(model.slots.input(slot), batch, casting="same_kind")
+        job = Job(model, slot)
         self._pool.put(job)
         return Pending(self, job)
 
@@ -240,15 +240,17 @@ class OmSession:
     def give_back(self, slot: int) -> None:
         """A slot whose answer was used."""
         self._details["left_out"] = {lane.device: lane.failures[-1] for lane in self._pool.lanes if lane.out}
-        with self._freed:
-            self._free.append(slot)
-            self._freed.notify()
+        with self._model.freed:
+            self._model.free.append(slot)
+            self._model.freed.notify()
 
     def close(self) -> None:
         """Let go of the model; the workers end with the last session that uses them. May be called twice."""
-        with self._freed:
+        with self._model.freed:
+            if self._closed:
+                return
             self._closed = True
-            self._freed.notify_all()
+            self._model.freed.notify_all()
         self._pool.close(self._model)
         self._referee.close()
 

@@ -76,6 +76,14 @@ class Model:
         self.reported: dict[int, str | None] = {}
         """Device -> None where its worker has opened the model, else why it could not."""
         self.flat_is_right = False
+        self.users = 0
+        """Sessions that have it open; they share its slots."""
+        self.free: deque[int] = deque(range(slots))
+        self.freed = threading.Condition()
+
+    def serves(self, path: Path, tensors: Sequence[Tensor], kept: Sequence[int]) -> bool:
+        """Whether a session that asks for this can use it."""
+        return (self.path, self.tensors, self.kept) == (path, tuple(tensors), tuple(kept))
 
     def opening(self) -> dict[str, Any]:
         """The message that makes a worker open it."""
@@ -163,18 +171,23 @@ class Pool:
             return {lane.device: lane.about.get("chip") for lane in self.lanes if lane.about}
 
     def open(self, path: Path, tensors: Sequence[Tensor], kept: Sequence[int], slots: int, referee: Referee) -> Model:
-        """Have every device open a model.
+        """Have every device open a model; one that another session has open already is shared.
 
         Raises:
             EngineUnavailable: none could.
         """
         with self.changed:
-            self._numbers += 1
-            model = Model(self._numbers, path, tensors, kept, slots, referee)
-            self.models[model.number] = model
-            for lane in self.lanes:
-                lane.orders.append(model)
-            self.wake()
+            known = next((each for each in self.models.values() if each.serves(path, tensors, kept)), None)
+            if known is None:
+                self._numbers += 1
+                model = Model(self._numbers, path, tensors, kept, slots, referee)
+                self.models[model.number] = model
+                for lane in self.lanes:
+                    lane.orders.append(model)
+                self.wake()
+            else:
+                model = known
+            model.users += 1
         try:
             with self.changed:
                 self.changed.wait_for(lambda: all(lane.out or lane.device in model.reported for lane in self.lanes))
@@ -187,10 +200,12 @@ class Pool:
         return model
 
     def close(self, model: Model) -> None:
-        """Let go of a model; with the last one the workers end. May be called twice."""
+        """Let go of a model, once for each time it was opened; with the last one the workers end."""
         with self.changed:
-            if self.models.pop(model.number, None) is None:
+            model.users -= 1
+            if model.users:
                 return
+            del self.models[model.number]
             for job in [job for job in self.waiting if job.model is model]:
                 self.waiting.remove(job)
                 job.finish("the session was closed")

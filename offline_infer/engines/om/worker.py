@@ -65,6 +65,7 @@ def main(handle: int, parent: int) -> None:
         channel.send(json.dumps(reply).encode())
     worker.close()
     _flush()
+    os._exit(0)  # the models are off the device; taking the interpreter down would only keep the parent waiting
 
 
 class _Worker:

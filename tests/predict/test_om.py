@@ -1,0 +1,78 @@
+"""Predict through an OM: the label maps of the ONNX engine, whatever the devices do, and a first run that checks itself."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+from ascend_specimens import tiny_bundle, use_binding
+
+from offline_infer.ascend.compile import compile_bundle
+from offline_infer.bundles.bundle import Bundle
+from offline_infer.bundles.precision_checks import read_checks
+from offline_infer.cli import main
+
+SOC = "Ascend310P3"
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Path:
+    """Two cases, and a bundle of two folds."""
+    tiny_bundle(tmp_path / "bundle", folds=("0", "1"))
+    numbers = np.random.default_rng(0)
+    (tmp_path / "images").mkdir()
+    for name, shape in (("a", (9, 14, 19)), ("b", (6, 12, 16))):
+        image = sitk.GetImageFromArray(numbers.normal(0, 300, shape).astype(np.float32))
+        sitk.WriteImage(image, str(tmp_path / "images" / f"{name}_0000.nii.gz"))
+    return tmp_path
+
+
+def predict(place: Path, output: str, *options: str) -> int:
+    words = ["predict", str(place / "bundle"), str(place / "images"), str(place / output), "--threads", "1", "--quiet"]
+    return main([*words, *options])
+
+
+def labels(folder: Path) -> dict[str, bytes]:
+    return {path.name: sitk.GetArrayFromImage(sitk.ReadImage(str(path))).tobytes() for path in folder.glob("*.nii.gz")}
+
+
+@pytest.mark.parametrize(
+    ("binding", "fault"), [("v2023", ""), ("v2024", "fail-call:3 device:1; nan device:2"), ("acl", "")]
+)
+def test_label_maps_are_those_of_the_onnx_engine(
+    binding: str, fault: str, place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    use_binding(monkeypatch, binding, norms="exact", fail=fault)
+    compile_bundle(place / "bundle", SOC)
+    assert predict(place, "onnx", "--engine", "onnxruntime") == 0
+    assert predict(place, "om", "--engine", "om", "--devices", "0,1,2") == 0
+    assert labels(place / "om") == labels(place / "onnx")
+    assert len(labels(place / "om")) == 2
+    # The first run compared two tiles with the graph and kept the figures beside the bundle.
+    rows = [row for row in read_checks(Bundle.load(place / "bundle")).rows if row.engine == "om"]
+    assert {(row.fold, row.status, row.precision, row.processor) for row in rows} == {
+        ("0", "ok", "fp16", SOC),
+        ("1", "ok", "fp16", SOC),
+    }
+    assert all(row.label_agreement == 1 for row in rows)
+
+
+def test_a_run_names_its_binding(
+    place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    use_binding(monkeypatch, "v2023")
+    compile_bundle(place / "bundle", SOC)
+    capsys.readouterr()
+    assert predict(place, "om", "--engine", "om", "--devices", "0", "--folds", "0", "--json") == 0
+    assert "ais_bench" in json.dumps(json.loads(capsys.readouterr().out)), "the record of the run names the binding"
+
+
+def test_without_an_om_the_error_says_what_to_run(
+    place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    use_binding(monkeypatch, "v2024")
+    assert predict(place, "om", "--engine", "om", "--devices", "0") == 2
+    assert "compile" in capsys.readouterr().err
