@@ -37,7 +37,6 @@ if TYPE_CHECKING:
 FloatArray = npt.NDArray[np.float32]
 
 
-
 @dataclass(frozen=True)
 class Plan:
     """What to measure.
@@ -261,7 +260,13 @@ def _measure(
             "status": "failed",
             "reason": f"foreground Dice {dice:.5f}, at least {plan.min_dice:g} was asked for",
         }
-    return {**row, **judged, "answers": answers, "subject": subject_of(info, fold, sha256), "computed_in": info.precision}
+    return {
+        **row,
+        **judged,
+        "answers": answers,
+        "subject": subject_of(info, fold, sha256),
+        "computed_in": info.precision,
+    }
 
 
 def _answers(session: Session, tiles: Sequence[FloatArray], repeats: int) -> tuple[list[Answers], list[float]]:

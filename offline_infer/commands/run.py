@@ -62,7 +62,9 @@ def register(commands: Subparsers) -> None:
     )
     parser.add_argument("output", type=Path, help="folder for the results; for one image also the file to write")
     add_engine_options(parser)
-    parser.add_argument("--devices", type=device_list, metavar="0,1,2,3", help="Ascend devices to spread over (--engine om)")
+    parser.add_argument(
+        "--devices", type=device_list, metavar="0,1,2,3", help="Ascend devices to spread over (--engine om)"
+    )
     add_run_settings(parser)
     parser.add_argument(
         "--save-probabilities",
@@ -174,4 +176,6 @@ def _verify(options: argparse.Namespace, model: Model, cases: Sequence[CaseFiles
             verify_once(model, case, sink)
             return
         except (CaseError, EngineUnavailable) as error:  # a broken image is reported when its turn comes
-            sink(Event("note", "verify", data={"text": f"{case.case_id} could not be used for the comparison: {error}"}))
+            sink(
+                Event("note", "verify", data={"text": f"{case.case_id} could not be used for the comparison: {error}"})
+            )

@@ -13,6 +13,7 @@ from offline_infer.tasks.base import Allocate, Finish, Prepared, Progress, Task
 from offline_infer.tasks.settings import RunSettings
 from offline_infer.threads import Team, worker_count
 
+
 def infer(
     task: Task,
     prepared: Prepared,
