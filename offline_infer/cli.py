@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from typing import Any, NoReturn
 
 from offline_infer._version import __version__
-from offline_infer.commands import ascend, bench, data, model, proof, run, stages, statistics
+from offline_infer.commands import ascend, bench, data, evaluate, model, proof, run, stages, statistics
 from offline_infer.commands.printable import forgive_encodings, printable
 from offline_infer.commands.remedies import advise
 from offline_infer.errors import CasesFailed, OfflineInferError
@@ -41,7 +41,7 @@ def build_parser() -> Parser:
     )
     parser.add_argument("--version", action="version", version=f"offline-infer {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=Parser)
-    for module in (model, run, stages, ascend, bench, proof, statistics, data):
+    for module in (model, run, stages, ascend, bench, evaluate, proof, statistics, data):
         module.register(commands)
     for command in commands.choices.values():
         shared = command.add_argument_group("output")

@@ -1,61 +1,17 @@
-"""Commands that judge results: evaluate, compare, ensemble, report."""
+"""Commands that judge results: compare, ensemble, report."""
 
 from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from offline_infer.commands.common import Subparsers, command, existing, say, share, sink_for
 from offline_infer.errors import CasesFailed, UsageError
 
-if TYPE_CHECKING:
-    from offline_infer.proof.evaluation.options import Evaluation, EvaluationOptions
-
 
 def register(commands: Subparsers) -> None:
     """Add these commands to the parser."""
-    parser = command(
-        commands, "evaluate", evaluate, "Dice and nnU-Net's other metrics, written as nnU-Net's own summary.json"
-    )
-    parser.add_argument("predictions", type=Path, help="folder of label maps, or one file")
-    parser.add_argument("references", type=Path, help="folder of reference label maps, or one file")
-    parser.add_argument(
-        "-o", "--output", type=Path, metavar="FILE", help="default: summary.json beside the predictions"
-    )
-    parser.add_argument(
-        "--format", default="nnunet-v2", choices=["nnunet-v2", "nnunet-v1"], help="layout of summary.json"
-    )
-    parser.add_argument("--bundle", type=Path, help="take labels, regions and ignore label from this bundle")
-    parser.add_argument("--labels", nargs="+", metavar="L", help="labels, e.g. 1 2; a region is written 1,2")
-    parser.add_argument("--ignore", type=int, metavar="L", help="label of the references that is left out")
-    parser.add_argument("--allow-missing", action="store_true", help="references without a prediction are left out")
-    parser.add_argument(
-        "--surface", action="store_true", help="also surface distances (HD95, ASSD, NSD), in surface.json"
-    )
-    parser.add_argument(
-        "--lesions",
-        nargs="*",
-        metavar="L",
-        help="also match lesions (connected components): found, missed, invented; of these labels, default all",
-    )
-    parser.add_argument(
-        "--lesion-iou",
-        type=share,
-        default=0.1,
-        metavar="F",
-        help="overlap (IoU) above which lesions match, default 0.1",
-    )
-    parser.add_argument(
-        "--lesion-min-ml", type=float, default=0.0, metavar="V", help="smaller lesions are left out, default 0 mL"
-    )
-    parser.add_argument(
-        "--worst", type=int, default=3, metavar="N", help="slices of the N worst cases for the report, default 3"
-    )
-    parser.add_argument("--images", type=Path, metavar="DIR", help="images to show behind those slices")
-    parser.add_argument("--csv", type=Path, metavar="FILE", help="also the Dice table as CSV")
-    parser.add_argument("--jobs", type=int, default=1, metavar="N", help="cases at a time")
-
     parser = command(
         commands,
         "compare",
@@ -113,79 +69,6 @@ def register(commands: Subparsers) -> None:
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="FILE", help="the .html file")
     parser.add_argument("--title", default="Inference report")
     parser.add_argument("--bundle", type=Path, help="take label names from this bundle")
-
-
-def evaluate(options: argparse.Namespace) -> dict[str, Any]:
-    """``offline-infer evaluate``."""
-    from offline_infer.proof.evaluation.label_maps import evaluate as run
-    from offline_infer.proof.evaluation.outputs import refuse_replacing_inputs
-    from offline_infer.proof.evaluation.pairs import label_files
-    from offline_infer.proof.evaluation.tables import write_csv
-
-    predictions, references = existing(options.predictions), existing(options.references)
-    folder = predictions if predictions.is_dir() else predictions.parent
-    output = options.output if options.output is not None else folder / "summary.json"
-    if options.csv is not None:
-        inputs = [file for side in (predictions, references) if side.is_dir() for file in label_files(side).values()]
-        refuse_replacing_inputs([options.csv], [*inputs, predictions, references])
-    result = run(predictions, references, _evaluation_options(options), output=output, sink=sink_for(options))
-    _show_evaluation(options, result, output)
-    if result.summary is not None and options.csv is not None:
-        write_csv(result.summary, options.csv)
-    if result.failed:
-        raise CasesFailed(result.failed, result.total)
-    shown = {"summary": result.summary, "surface": result.surface, "details": result.details}
-    return {"file": str(output), **shown, "missing": list(result.missing)}
-
-
-def _evaluation_options(options: argparse.Namespace) -> EvaluationOptions:
-    from offline_infer.proof.evaluation.labels import EvaluatedLabels, labels_of_bundle, parse_label
-    from offline_infer.proof.evaluation.lesions import LesionOptions
-    from offline_infer.proof.evaluation.options import EvaluationOptions
-
-    labels: EvaluatedLabels | list[Any] | None = None
-    if options.labels:
-        labels = [parse_label(text) for text in options.labels]
-    elif options.bundle:
-        labels = labels_of_bundle(_spec(options.bundle).labels, options.format)
-    lesions = None
-    if options.lesions is not None:
-        chosen = tuple(parse_label(text) for text in options.lesions) or None
-        lesions = LesionOptions(options.lesion_iou, options.lesion_min_ml, chosen)
-    return EvaluationOptions(
-        labels=labels,
-        ignore=options.ignore,
-        format=options.format,
-        allow_missing=options.allow_missing,
-        jobs=options.jobs,
-        surface=options.surface,
-        lesions=lesions,
-        worst=options.worst,
-        images=options.images,
-    )
-
-
-def _show_evaluation(options: argparse.Namespace, result: Evaluation, output: Path) -> None:
-    """Print Dice per case and label, surface distances and lesions."""
-    from offline_infer.proof.evaluation.outputs import lesion_rows
-    from offline_infer.proof.evaluation.tables import dice_table, format_table, surface_table
-
-    names = {str(key): name for key, name in result.labels.names.items()}
-    if result.summary is not None:
-        say(options, format_table(dice_table(result.summary), names=names))
-    if result.surface is not None:
-        say(options, "", "Surface distances, means over the cases, mm (NSD: a share):")
-        say(options, format_table(surface_table(result.surface, names), digits=3))
-    rows = lesion_rows(result.details or {}, names)
-    if rows:
-        say(
-            options,
-            "",
-            f"Lesions matched with an overlap (IoU) above {options.lesion_iou:g}:",
-            format_table(rows, digits=3),
-        )
-    if result.summary is not None:
-        say(options, f"written: {output}")
 
 
 def compare(options: argparse.Namespace) -> dict[str, Any]:

@@ -148,7 +148,7 @@ class EvaluationRequest:
     Attributes:
         predictions, references: folders or files.
         output: the summary to write; None writes nothing.
-        options: the task's own, JSON-able.
+        options: those that were given, by name: ``allow_missing``, ``csv``, ``jobs``, and the task's own.
     """
 
     predictions: Path
@@ -166,8 +166,17 @@ class Scores(Protocol):
     @property
     def failed(self) -> Mapping[str, str]: ...
 
+    @property
+    def total(self) -> int:
+        """Cases that were to be scored, the failed ones included."""
+        ...
+
     def table(self) -> str:
         """The summary as text for people; empty where there is none."""
+        ...
+
+    def to_json(self) -> dict[str, Any]:
+        """Everything that was found."""
         ...
 
 

@@ -10,6 +10,7 @@ not the replaced one is the recorded one, since results appear whole or not at a
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +25,7 @@ from offline_infer.spec import Record, Sha256
 MANIFEST = "offline_infer_run.json"
 RECORDS = ".offline_infer"
 _LARGEST = 1 << 20
+_LARGEST_MANIFEST = 1 << 30
 _OF_NOTHING = hashlib.sha256().hexdigest()
 
 Stamp = tuple[int, int]
@@ -199,6 +201,19 @@ def write_manifest(folder: Path, run: Mapping[str, Any], failed: Sequence[Mappin
     recorded = {case.get("case") for case in cases}
     cases += [dict(outcome) for outcome in failed if outcome.get("case") not in recorded]
     write_json(folder / MANIFEST, {"program": "offline_infer", "version": __version__, **run, "cases": cases})
+
+
+def task_of_results(folder: Path) -> str | None:
+    """Which task's results a folder holds, as its manifest says; None where nothing says so."""
+    path = folder / MANIFEST
+    try:
+        if path.stat().st_size > _LARGEST_MANIFEST:
+            return None
+        record = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return None
+    task = record.get("task") if isinstance(record, dict) else None
+    return task if isinstance(task, str) else None
 
 
 def _read(path: Path) -> ResultRecord | None:

@@ -1,7 +1,8 @@
 """The tasks there are. A new kind of model is a folder beside this file and one line here.
 
 Importing this loads no task. A task's folder holds ``task.py`` with the object ``TASK``, and ``options.py`` with the tuple
-``OPTIONS`` of the settings that only this kind of model has; the latter imports nothing heavy, since ``--help`` shows them.
+``OPTIONS`` of the settings that only this kind of model has and, if its evaluation has options, ``EVALUATION``; the latter
+imports nothing heavy, since ``--help`` shows them.
 """
 
 from __future__ import annotations
@@ -36,4 +37,11 @@ def get_task(name: str) -> Task:
 def options_of(name: str) -> tuple[TaskOption, ...]:
     """The settings that only models of that task have; loads nothing heavy."""
     options: tuple[TaskOption, ...] = importlib.import_module(f"{TASKS[name]}.options").OPTIONS
+    return options
+
+
+def evaluation_options_of(name: str) -> tuple[TaskOption, ...]:
+    """The options that only the evaluation of that task has; loads nothing heavy."""
+    module = importlib.import_module(f"{TASKS[name]}.options")
+    options: tuple[TaskOption, ...] = getattr(module, "EVALUATION", ())
     return options

@@ -4,23 +4,30 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import Any
 
 from offline_infer.errors import UsageError
 from offline_infer.events import Sink
 from offline_infer.proof.evaluation.label_maps import evaluate
-from offline_infer.proof.evaluation.labels import Format, label_key, labels_of_bundle
+from offline_infer.proof.evaluation.labels import Format, labels_of_bundle, parse_label
+from offline_infer.proof.evaluation.lesions import LesionOptions
 from offline_infer.proof.evaluation.options import Evaluation, EvaluationOptions
-from offline_infer.proof.evaluation.tables import dice_table, format_table
+from offline_infer.proof.evaluation.outputs import lesion_rows, refuse_replacing_inputs
+from offline_infer.proof.evaluation.pairs import label_files
+from offline_infer.proof.evaluation.tables import dice_table, format_table, surface_table, write_csv
 from offline_infer.spec import VolumeSpec
 from offline_infer.tasks.base import EvaluationRequest
+
+_OF_LESIONS = ("lesions", "lesion_iou", "lesion_min_ml")
 
 
 @dataclass(frozen=True)
 class LabelMapScores:
-    """An evaluation of label maps, as every task gives its scores."""
+    """An evaluation of label maps, in the form every task gives its scores."""
 
     evaluation: Evaluation
+    options: EvaluationOptions
 
     @property
     def summary(self) -> dict[str, Any] | None:
@@ -30,16 +37,35 @@ class LabelMapScores:
     def failed(self) -> Mapping[str, str]:
         return self.evaluation.failed
 
+    @property
+    def total(self) -> int:
+        return self.evaluation.total
+
     def table(self) -> str:
-        """Dice per case and label."""
-        if self.evaluation.summary is None:
-            return ""
-        names = {label_key(value): name for value, name in self.evaluation.labels.names.items()}
-        return format_table(dice_table(self.evaluation.summary), names=names)
+        """Dice per case and label, and where they were asked for surface distances and lesions."""
+        found = self.evaluation
+        names = {str(key): name for key, name in found.labels.names.items()}
+        parts = [] if found.summary is None else [format_table(dice_table(found.summary), names=names)]
+        if found.surface is not None:
+            parts += ["", "Surface distances, means over the cases, mm (NSD: a share):"]
+            parts.append(format_table(surface_table(found.surface, names), digits=3))
+        rows = lesion_rows(found.details or {}, names)
+        if rows and self.options.lesions is not None:
+            parts += ["", f"Lesions matched with an overlap (IoU) above {self.options.lesions.iou:g}:"]
+            parts.append(format_table(rows, digits=3))
+        return "\n".join(parts)
+
+    def to_json(self) -> dict[str, Any]:
+        found = self.evaluation
+        shown = {"summary": found.summary, "surface": found.surface, "details": found.details}
+        return {**shown, "missing": list(found.missing)}
 
 
 def evaluate_label_maps(request: EvaluationRequest, spec: VolumeSpec | None, sink: Sink) -> LabelMapScores:
-    """Evaluate folders or files; options are the fields of :class:`EvaluationOptions`.
+    """Evaluate folders or files.
+
+    Options are the fields of :class:`EvaluationOptions`, with ``labels`` as text (a region is written ``1,2``), ``lesions`` as the
+    labels whose lesions are matched, ``lesion_iou`` and ``lesion_min_ml``; and ``csv``, a file for the Dice table.
 
     Args:
         spec: of the model; its labels and regions are evaluated in its framework's own layout unless the options say else.
@@ -48,13 +74,33 @@ def evaluate_label_maps(request: EvaluationRequest, spec: VolumeSpec | None, sin
         UsageError: see :func:`evaluate`, or an unknown option.
     """
     given = dict(request.options)
+    csv = given.pop("csv", None)
+    if csv is not None:
+        sides = (request.predictions, request.references)
+        inputs = [file for side in sides if side.is_dir() for file in label_files(side).values()]
+        refuse_replacing_inputs([Path(csv)], [*inputs, *sides])
+    options = _options(given, spec)
+    found = evaluate(request.predictions, request.references, options, output=request.output, sink=sink)
+    if csv is not None and found.summary is not None:
+        write_csv(found.summary, Path(csv))
+    return LabelMapScores(found, options)
+
+
+def _options(given: dict[str, Any], spec: VolumeSpec | None) -> EvaluationOptions:
     legal = [field.name for field in fields(EvaluationOptions)]
-    unknown = sorted(set(given) - set(legal))
+    unknown = sorted(set(given) - {*legal, *_OF_LESIONS})
     if unknown:
-        raise UsageError(f"evaluation options {', '.join(unknown)} are unknown; legal: {', '.join(legal)}")
-    if spec is not None:
+        raise UsageError(
+            f"evaluation options {', '.join(unknown)} are unknown for label maps; legal: {', '.join(legal)}"
+        )
+    if given.get("labels") is not None:
+        given["labels"] = [parse_label(label) if isinstance(label, str) else label for label in given["labels"]]
+    elif spec is not None:
         layout: Format = "nnunet-v2" if spec.source.framework == "nnunet_v2" else "nnunet-v1"
         given.setdefault("format", layout)
-        given.setdefault("labels", labels_of_bundle(spec.labels, given["format"]))
-    options = EvaluationOptions(**given)
-    return LabelMapScores(evaluate(request.predictions, request.references, options, output=request.output, sink=sink))
+        given["labels"] = labels_of_bundle(spec.labels, given["format"])
+    wanted, iou, least = (given.pop(name, None) for name in _OF_LESIONS)
+    if wanted is not None:
+        labels = tuple(parse_label(text) for text in wanted) or None
+        given["lesions"] = LesionOptions(0.1 if iou is None else iou, 0.0 if least is None else least, labels)
+    return EvaluationOptions(**given)
