@@ -42,7 +42,7 @@ def tables(results: dict[str, Any]) -> str:
         f"- Peer: {peer}.",
     ]
     peak = {name: value for name, value in results.get("peak_gflops", {}).items() if isinstance(value, float)}
-    best = max((value for name, value in peak.items() if "," not in name), default=0.0)
+    best = by_clock = best_product(results)
     if best:
         by_processor = max((value for name, value in peak.items() if "," in name), default=0.0)
         lines.append(
@@ -65,7 +65,7 @@ def tables(results: dict[str, Any]) -> str:
     if "tiles" in results:
         lines += tile_tables(results["tiles"], best, machine["threads"])
     if "network" in results:
-        lines += network_table(results["network"])
+        lines += network_table(results["network"], gflop_per_tile(results), by_clock)
     if "stages" in results or "growth" in results:
         lines += stage_tables(results)
     if "large" in results:
@@ -116,29 +116,74 @@ def startup_table(found: dict[str, Any]) -> list[str]:
     return [*lines, ""]
 
 
-def network_table(network: dict[str, Any]) -> list[str]:
+def best_product(results: dict[str, Any]) -> float:
+    """The machine's float32 peak as measured: GFLOP/s by the clock of the best library's matrix product; 0 if unknown."""
+    peak = {name: value for name, value in results.get("peak_gflops", {}).items() if isinstance(value, float)}
+    return max((value for name, value in peak.items() if "," not in name), default=0.0)
+
+
+def gflop_per_tile(results: dict[str, Any]) -> dict[str, float]:
+    """Network -> GFLOP of one tile."""
+    return {name: found["gflop"] for name, found in results.get("tiles", {}).items()}
+
+
+def peak_shares(name: str, row: dict[str, Any], gflop: dict[str, float], best: float) -> dict[str, float]:
+    """Side -> share of the float32 peak that a whole case reaches; empty where the peak or the network is unknown.
+
+    A ratio between two sides says little without it: it grows with what the peer leaves unused.
+    """
+    work = gflop.get(name.partition(",")[0])
+    if not best or work is None:
+        return {}
+    tiles = len(row["fp32"]["runs"][0]["tiles_s"])
+    return {
+        side: tiles * work / row[side]["whole_s"]["median"] / best
+        for side in ("peer", "fp32", "bf16")
+        if "failed" not in row[side]
+    }
+
+
+def ratio_lines(results: dict[str, Any]) -> list[str]:
+    """Every ratio of whole cases in words, each with the share of the peak that both sides reach; for the terminal."""
+    best, lines = best_product(results), []
+    if best:
+        lines.append(f"best float32 matrix product of this machine: {best:.0f} GFLOP/s")
+    for name, row in results.get("network", {}).items():
+        shares = peak_shares(name, row, gflop_per_tile(results), best)
+        for side in ("fp32", "bf16"):
+            if "failed" in row[side] or "failed" in row["peer"]:
+                lines.append(f"{name}, {side}: failed")
+                continue
+            ratio = row["peer"]["whole_s"]["median"] / row[side]["whole_s"]["median"]
+            told = f" (peer at {shares['peer']:.0%} of the peak, {side} at {shares[side]:.0%})" if shares else ""
+            lines.append(f"{name}, {side}: {ratio:.2f} times as fast as the peer{told}")
+    return lines
+
+
+def network_table(network: dict[str, Any], gflop: dict[str, float], best: float) -> list[str]:
     """Whole case, real networks."""
     lines = [
         "### Whole case: file to file, real networks, voxels at the model's spacing",
         "",
         "Reading to writing, the program started and the network loaded. Medians of wall seconds (smallest - largest); ratios by wall, by processor time in brackets. UNet++ runs in this package's pipeline on both sides, with its torch module as the peer, because nnU-Net v2 cannot run it.",
         "",
-        "| network | z, y, x | peer s | ours fp32 s | ours bf16 s | peer / fp32 | peer / bf16 | fp32: whole / sum of tiles | fp32 labels equal to peer's | bf16 foreground Dice against fp32 |",
-        "|---|---|---|---|---|---|---|---|---|---|",
+        "| network | z, y, x | peer s | ours fp32 s | ours bf16 s | peer / fp32 | peer / bf16 | share of float32 peak: peer, fp32, bf16 | fp32: whole / sum of tiles | fp32 labels equal to peer's | bf16 foreground Dice against fp32 |",
+        "|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for name, row in network.items():
         sides = {side: row[side] for side in ("peer", "fp32", "bf16")}
         reasons = [f"{side}: {found['failed']}" for side, found in sides.items() if "failed" in found]
         if reasons:
-            lines.append(f"| {name} | failed: {'; '.join(reasons)} |" + " |" * 8)
+            lines.append(f"| {name} | failed: {'; '.join(reasons)} |" + " |" * 9)
             continue
+        shares = ", ".join(f"{share:.0%}" for share in peak_shares(name, row, gflop, best).values()) or "-"
         fp32 = row["fp32"]
         share = fp32["whole_s"]["median"] / fp32["tiles_s"]["median"]
         dice = row["bf16 against fp32"].get("foreground_dice")
         lines.append(
             f"| {name} | {'x'.join(map(str, row['shape']))} | "
             + " | ".join(_seconds(found) for found in sides.values())
-            + f" | {_ratio(row['peer'], fp32)} | {_ratio(row['peer'], row['bf16'])} | {share:.3f} | {_percent(row['fp32 against peer'])} "
+            + f" | {_ratio(row['peer'], fp32)} | {_ratio(row['peer'], row['bf16'])} | {shares} | {share:.3f} | {_percent(row['fp32 against peer'])} "
             f"| {dice if dice is None else f'{dice:.5f}'} |"
         )
     return [*lines, ""]

@@ -81,9 +81,10 @@ def main() -> None:
         facts = {"date": time.strftime("%Y-%m-%d"), "command": command, "seconds": round(time.perf_counter() - begun)}
         measured[part] = facts
         options.json.write_text(json.dumps(results, indent=1))
-    if not options.no_docs:
-        from render import write_docs
+    from render import ratio_lines, write_docs
 
+    print("\n".join(ratio_lines(results)))
+    if not options.no_docs:
         write_docs(results, ROOT / "docs")
 
 
