@@ -66,15 +66,24 @@ def _remove(labels: npt.NDArray[L], mask: npt.NDArray[np.bool_], rule: Component
 
 
 def label_boxes(labels: npt.NDArray[Any]) -> dict[int, tuple[slice, ...]]:
-    """Positive value -> the smallest box around it, for the values that occur, in one pass.
+    """Positive value -> the smallest box around it, for the values that occur, plane by plane.
 
     Args:
-        labels: (z, y, x) or (y, x), integers of at least 0 or booleans. Memory grows with the largest value.
+        labels: (z, y, x) or (y, x), integers of at least 0 or booleans.
     """
-    import cc3d
-
-    if labels.size == 0:
-        return {}
-    values = labels.view(np.uint8) if labels.dtype == np.bool_ else labels
-    boxes = cc3d.statistics(np.ascontiguousarray(values))["bounding_boxes"]
-    return {value: tuple(box) for value, box in enumerate(boxes) if value and box is not None}
+    planes = labels[None] if labels.ndim == 2 else labels
+    found: dict[int, npt.NDArray[np.intp]] = {}
+    for z, plane in enumerate(planes):
+        for value in np.unique(plane):
+            if value <= 0:
+                continue
+            mask = plane == value
+            rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
+            ends = np.array([[z, rows[0], columns[0]], [-z - 1, -rows[-1] - 1, -columns[-1] - 1]])
+            key = int(value)
+            found[key] = np.minimum(found[key], ends) if key in found else ends
+    boxes = {
+        value: tuple(slice(int(first), -int(last)) for first, last in ends.T)[3 - labels.ndim :]
+        for value, ends in found.items()
+    }
+    return dict(sorted(boxes.items()))
