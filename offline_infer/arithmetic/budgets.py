@@ -24,6 +24,9 @@ TRAILING_BYTES = 2**26
 EMPTY_MEMBERS = 2**10
 """Members of a gzip file that hold nothing; one of bgzip's has a single one at its end."""
 
+VOXELS_PER_BYTE = 2**12
+"""Of a compressed file. An image of one value compresses to less than a thousandth; a header that promises more is damaged."""
+
 
 def check_voxels(shape: Sequence[int], what: str, remedy: str) -> None:
     """Refuse a grid that is too large to be meant.
@@ -39,6 +42,19 @@ def check_voxels(shape: Sequence[int], what: str, remedy: str) -> None:
     if any(size > AXIS for size in shape) or prod(shape) > VOXELS:
         shown = " x ".join(f"{size:,}" if size < 10**15 else f"{float(min(size, 10**300)):.0e}" for size in shape)
         raise GeometryError(f"{what}: {shown} voxels are more than {VOXELS:,}, or {AXIS:,} along an axis; {remedy}")
+
+
+def check_plausible(shape: Sequence[int], file_bytes: int, what: str) -> None:
+    """Refuse a grid whose voxels cannot be in the file, before a library allocates memory for them.
+
+    Raises:
+        GeometryError: the header promises too much.
+    """
+    if prod(shape) > VOXELS_PER_BYTE * file_bytes:
+        raise GeometryError(
+            f"{what}: its header promises {float(min(prod(shape), 10**300)):.3g} voxels, which {file_bytes:,} bytes cannot hold; "
+            "copy or export the image again"
+        )
 
 
 def check_tiles(count: int) -> None:

@@ -33,7 +33,7 @@ _PLANES = 16
 class MapToLabels:
     """Takes the aggregated map slab by slab along its first axis; gives the labels, and the probabilities if asked for.
 
-    Without probabilities, memory beyond the label volume is two coarse planes of the map and some scratch.
+    Without probabilities, memory beyond the label volume is two coarse planes of the map and working memory for a few planes.
     """
 
     def __init__(

@@ -148,7 +148,7 @@ _COPIED_AT_ONCE = 64 * 1024
 """Voxels; a quarter of a megabyte stays in the second-level cache."""
 
 
-def near(part: npt.NDArray[np.float32], scratch: ThreadBuffers) -> npt.NDArray[np.float32]:
+def near(part: npt.NDArray[np.float32], buffers: ThreadBuffers) -> npt.NDArray[np.float32]:
     """``part`` (..., y, x), or a copy of it in this thread's memory if only its x axis runs backwards.
 
     Rows that are read backwards one after the other are not what a processor fetches ahead: from main memory they take three
@@ -156,13 +156,13 @@ def near(part: npt.NDArray[np.float32], scratch: ThreadBuffers) -> npt.NDArray[n
     """
     if part.ndim < 2 or not part.strides[-1] < 0 < part.strides[-2]:
         return part
-    copy = scratch.take("near", part.shape)
+    copy = buffers.take("near", part.shape)
     np.copyto(copy, part[..., ::-1])
     return copy[..., ::-1]
 
 
 def mirror_tile(
-    tile: npt.NDArray[np.float32], mirror: Mirror, out: npt.NDArray[np.float32], scratch: ThreadBuffers, each: Each
+    tile: npt.NDArray[np.float32], mirror: Mirror, out: npt.NDArray[np.float32], buffers: ThreadBuffers, each: Each
 ) -> None:
     """Copy a tile (c, z, y, x) into ``out``, flipped along the axes of ``mirror``."""
     turned = np.flip(tile, tuple(axis + 1 for axis in mirror)) if mirror else tile
@@ -172,7 +172,7 @@ def mirror_tile(
     def copy(number: int) -> None:
         channel, first = divmod(number, -(-depth // planes))
         window = slice(first * planes, (first + 1) * planes)
-        np.copyto(out[channel, window], near(turned[channel, window], scratch))
+        np.copyto(out[channel, window], near(turned[channel, window], buffers))
 
     each(copy, range(channels * -(-depth // planes)))
 
@@ -268,7 +268,7 @@ class RollingAccumulator:
         self._sums = make_sums(dtype, math.prod(shape))
         self._sum = (allocate if allocate is not None else np.zeros)(shape, self._sums.dtype)
         self._count = np.zeros((depth, height, width), self._sums.dtype)
-        self._scratch = ThreadBuffers()
+        self._buffers = ThreadBuffers()
         self._base = 0  # first plane (padded coordinates) still in the ring
 
     def add(self, start: Shape3, prediction: npt.NDArray[np.float32]) -> None:
@@ -294,7 +294,7 @@ class RollingAccumulator:
         y, x = self._columns(start)
         stop = first + len(part)
         if self._weights is not None:
-            product = self._scratch.take("product", part.shape)
+            product = self._buffers.take("product", part.shape)
             np.multiply(part, self._weights[first:stop], out=product)
             part = product
         self._add(self._sum[channel, :, y, x], start[0] + first, part)

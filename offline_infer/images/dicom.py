@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import SimpleITK as sitk
 
+from offline_infer.arithmetic.budgets import check_plausible
 from offline_infer.arithmetic.geometry import ImageGeometry
 from offline_infer.errors import GeometryError, ImageError
 from offline_infer.images import itk
@@ -126,6 +127,7 @@ def _image_files(path: Path) -> list[_Slice]:
 def _open(path: Path) -> _Slice:
     info = itk.read_information(path)
     part = _Slice(path, info, str(info.GetMetaData(_SERIES)) if info.HasMetaDataKey(_SERIES) else "")
+    check_plausible(part.size, path.stat().st_size, str(path))
     orientation = part.tag(_ORIENTATION)
     if orientation:
         check_orientation(path, [_number(text, float("nan")) for text in orientation.split("\\")])

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from offline_infer.arithmetic.axes import PictureAxes
-from offline_infer.arithmetic.budgets import check_voxels
+from offline_infer.arithmetic.budgets import check_plausible, check_voxels
 from offline_infer.errors import CaseError, ImageError
 from offline_infer.images import tiff
 from offline_infer.images.formats import TIFF_ENDINGS, ending_of
@@ -83,6 +83,7 @@ def _read(path: Path) -> npt.NDArray[Any]:
             warnings.simplefilter("ignore")  # Pillow remarks on damaged metadata and on large pictures
             with image_module.open(path, formats=_FORMATS) as image:
                 check_voxels(image.size, str(path), "is it a picture?")
+                check_plausible(image.size, path.stat().st_size, str(path))
                 if image.mode == "P":
                     image = image.convert(image.palette.mode)
                 elif image.mode == "I" and image.format == "PNG":

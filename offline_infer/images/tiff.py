@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from offline_infer.arithmetic.budgets import check_voxels
+from offline_infer.arithmetic.budgets import check_plausible, check_voxels
 from offline_infer.errors import CaseError, GeometryError, ImageError
 from offline_infer.images.formats import TIFF_ENDINGS, ending_of
 from offline_infer.images.frame import IDENTITY_DIRECTION, FloatArray, Source, copy_finite, make_geometry
@@ -133,6 +133,7 @@ def _read(path: Path) -> tuple[npt.NDArray[Any], bool]:
             if 0 in series.shape:
                 raise ImageError(f"{path}: its shape is {series.shape}; it holds no pixels")
             check_voxels(series.shape, str(path), "is it an image?")
+            check_plausible(series.shape, path.stat().st_size, str(path))
             if _names_other_files(tiff) or any(page is None for page in series.pages):
                 raise ImageError(f"{path}: its pixels are spread over several files; convert it to a single one")
             photometric = tiff.pages[0].photometric

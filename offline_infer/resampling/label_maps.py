@@ -15,8 +15,8 @@ import numpy as np
 import numpy.typing as npt
 
 from offline_infer.errors import GeometryError
-from offline_infer.resampling.ballots import Ballot, Ties, open_ballot
 from offline_infer.resampling.corners import Ints, corners, plane_extremes
+from offline_infer.resampling.label_choice import LabelChoice, Ties, start_choice
 from offline_infer.resampling.operators import Axis
 from offline_infer.resampling.planning import Plan, make_plan
 from offline_infer.resampling.volumes import resize_volume
@@ -25,7 +25,7 @@ from offline_infer.threads import worker_count
 
 L = TypeVar("L", bound=np.integer[Any])
 Axes = tuple[Axis, Axis, Axis]
-OpenBallot = Callable[[Ints], Ballot]
+StartChoice = Callable[[Ints], LabelChoice]
 
 
 def resample_labels(
@@ -58,8 +58,8 @@ def resample_labels(
     plan = make_plan(labels.shape, new_shape, axis, rule)
     if plan.identity:
         return labels
-    first = partial(open_ballot, rule=rule, ties=ties, along_apart=False)
-    second = partial(open_ballot, rule=rule, ties=ties, along_apart=True)
+    first = partial(start_choice, rule=rule, ties=ties, along_apart=False)
+    second = partial(start_choice, rule=rule, ties=ties, along_apart=True)
     with ThreadPoolExecutor(worker_count(threads)) as pool:
         if axis is None:
             return _resample(labels, plan.axes, first, pool)
@@ -73,16 +73,16 @@ def resample_labels(
         return _resample(between, (apart[0], apart[1], apart[2]), second, pool)
 
 
-def _resample(labels: npt.NDArray[L], axes: Axes, opened: OpenBallot, pool: ThreadPoolExecutor) -> npt.NDArray[L]:
+def _resample(labels: npt.NDArray[L], axes: Axes, start: StartChoice, pool: ThreadPoolExecutor) -> npt.NDArray[L]:
     if all(axis.identity for axis in axes):
         return labels
     if all(axis.two_taps for axis in axes):
-        return _resample_linear(labels, axes, opened, pool)
-    return _resample_spline(labels, axes, opened)
+        return _resample_linear(labels, axes, start, pool)
+    return _resample_spline(labels, axes, start)
 
 
 def _resample_linear(
-    labels: npt.NDArray[L], axes: Axes, opened: OpenBallot, pool: ThreadPoolExecutor
+    labels: npt.NDArray[L], axes: Axes, start: StartChoice, pool: ThreadPoolExecutor
 ) -> npt.NDArray[L]:
     """Orders 0 and 1: computed only where corners disagree."""
     taps = z, y, x = (axes[0].taps(), axes[1].taps(), axes[2].taps())
@@ -94,14 +94,14 @@ def _resample_linear(
         found = [labels[pair[corner.upper]][corner.row, corner.column] for corner in around]
         shares = [corner.share(1.0) for corner in around]
         row, column = np.divmod(voxels, len(near_x))
-        ballot = opened(labels[near_z[i]][near_y[row], near_x[column]])
+        choice = start(labels[near_z[i]][near_y[row], near_x[column]])
         for label in found:
             # Added corner by corner, as SciPy does: ties are decided by exact equality.
             score = np.zeros(len(voxels))
             for share, other in zip(shares, found, strict=True):
                 score += share * (other == label)
-            ballot.hear(label, score)
-        return ballot.winners()
+            choice.add(label, score)
+        return choice.winners()
 
     def fill(first: int) -> None:
         extremes: dict[int, tuple[Ints, Ints]] = {}
@@ -124,15 +124,15 @@ def _resample_linear(
     return out
 
 
-def _resample_spline(labels: npt.NDArray[L], axes: Axes, opened: OpenBallot) -> npt.NDArray[L]:
+def _resample_spline(labels: npt.NDArray[L], axes: Axes, start: StartChoice) -> npt.NDArray[L]:
     """Orders 2 and more: every label's indicator through the whole volume."""
     plan = Plan(axes, None, clip=True)
-    ballot = opened(labels[np.ix_(*_nearest(axes))])
+    choice = start(labels[np.ix_(*_nearest(axes))])
     score = np.empty(plan.fine)
     for value in np.unique(labels):
         resize_volume((labels == value).astype(np.float64), plan, score)
-        ballot.hear(value, score)
-    return ballot.winners().astype(labels.dtype)
+        choice.add(value, score)
+    return choice.winners().astype(labels.dtype)
 
 
 def _nearest(axes: Axes) -> list[npt.NDArray[np.intp]]:

@@ -263,8 +263,8 @@ def check_complete(received: int, coarse: Sequence[int]) -> None:
 def _resample_whole(data: Floats, plan: Plan, dtype: np.dtype[Any], threads: int) -> Floats:
     """Splines of order 2 and more: each channel at once, (k, z, y, x)."""
     out = np.empty((data.shape[0], *plan.fine), dtype)
-    scratch = np.empty(plan.fine)
+    resized = np.empty(plan.fine)
     for channel, target in zip(data, out, strict=True):
-        resize_volume(channel, plan, scratch, threads)
-        target[...] = scratch
+        resize_volume(channel, plan, resized, threads)
+        target[...] = resized
     return out

@@ -90,7 +90,7 @@ class PlaneOperator:
         self._rows_first = rows_first <= columns_first
         self.cost = min(rows_first, columns_first)
         self._between = (rows.n_out, columns.n_in) if self._rows_first else (rows.n_in, columns.n_out)
-        self._scratch = threading.local()
+        self._buffers = threading.local()
 
     def apply(self, plane: Floats, out: Floats) -> None:
         """Resample (y, x) into ``out``; both contiguous and of the operator's dtype."""
@@ -112,9 +112,9 @@ class PlaneOperator:
 
     def _buffer(self) -> Floats:
         """This thread's intermediate plane: fresh memory for every plane would cost more than the arithmetic."""
-        if not hasattr(self._scratch, "between"):
-            self._scratch.between = np.empty(self._between, self._dtype)
-        buffer: Floats = self._scratch.between
+        if not hasattr(self._buffers, "between"):
+            self._buffers.between = np.empty(self._between, self._dtype)
+        buffer: Floats = self._buffers.between
         return buffer
 
 

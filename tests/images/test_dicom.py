@@ -147,6 +147,18 @@ def test_an_impossible_orientation_is_no_identity(tmp_path: Path, orientation: l
         read_image([tmp_path], "SimpleITKIO")
 
 
+def test_a_size_that_the_file_cannot_hold(tmp_path: Path) -> None:
+    """GDCM makes an image of zeros of it, in as much memory as the header asks for."""
+    path = dicom_slice(tmp_path / "a.dcm", PIXELS[0], (0, 0, 0))
+    data = path.read_bytes()
+    for tag in (b"\x28\x00\x10\x00US\x02\x00", b"\x28\x00\x11\x00US\x02\x00"):  # Rows and Columns
+        place = data.index(tag) + len(tag)
+        data = data[:place] + b"\xff\xff" + data[place + 2 :]
+    path.write_bytes(data)
+    with pytest.raises(GeometryError, match="cannot hold"):
+        read_image([path], "SimpleITKIO")
+
+
 def test_without_any_orientation(tmp_path: Path) -> None:
     import pydicom
 

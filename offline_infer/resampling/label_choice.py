@@ -1,7 +1,7 @@
-"""Which label a voxel gets, once the interpolated indicator ("score") of each candidate is known.
+"""Which label a voxel gets, once the interpolated indicator ("score") of each candidate label is known.
 
-A ballot is opened for a set of voxels, hears the candidates one after the other, in any order and repeatedly if need
-be, and then gives the winners.
+A choice is started for a set of voxels, takes the candidates one after the other, in any order and repeatedly if need be,
+and then gives the winners.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from offline_infer.spec import Resampling
 Ints = npt.NDArray[np.integer[Any]]
 Ties = Literal["argmax", "higher_label"]
 
-_NOBODY = np.iinfo(np.int64).min
+_NO_LABEL = np.iinfo(np.int64).min
 
 
-class Ballot(Protocol):
-    def hear(self, label: Ints, score: Doubles) -> None:
+class LabelChoice(Protocol):
+    def add(self, label: Ints, score: Doubles) -> None:
         """A candidate: its label (one, or one per voxel) and its score per voxel."""
         ...
 
@@ -37,9 +37,9 @@ class LargestScore:
         self._nearest = nearest
         self._nearest_score = np.zeros(nearest.shape)
         self._best = np.zeros(nearest.shape)
-        self._winner = np.full(nearest.shape, _NOBODY)
+        self._winner = np.full(nearest.shape, _NO_LABEL)
 
-    def hear(self, label: Ints, score: Doubles) -> None:
+    def add(self, label: Ints, score: Doubles) -> None:
         np.copyto(self._nearest_score, score, where=label == self._nearest)
         wins = (score > self._best) | ((score == self._best) & (label < self._winner))
         np.copyto(self._winner, label, where=wins)
@@ -54,9 +54,9 @@ class LargestHalf:
 
     def __init__(self, nearest: Ints) -> None:
         self._best = np.zeros(nearest.shape)
-        self._winner = np.full(nearest.shape, _NOBODY)
+        self._winner = np.full(nearest.shape, _NO_LABEL)
 
-    def hear(self, label: Ints, score: Doubles) -> None:
+    def add(self, label: Ints, score: Doubles) -> None:
         rounded = (score * 1000).astype(np.float32).astype(np.float16).astype(np.float64)
         wins = (rounded > self._best) | ((rounded == self._best) & (label < self._winner))
         np.copyto(self._winner, label, where=wins)
@@ -74,20 +74,20 @@ class HighestPassing:
 
     def __init__(self, nearest: Ints, *, strict: bool, single: bool = False) -> None:
         self._strict, self._single = strict, single
-        self._winner = np.full(nearest.shape, _NOBODY)
+        self._winner = np.full(nearest.shape, _NO_LABEL)
 
-    def hear(self, label: Ints, score: Doubles) -> None:
+    def add(self, label: Ints, score: Doubles) -> None:
         if self._single:
             score = score.astype(np.float32).astype(np.float64)
         passes = score > 0.5 if self._strict else score >= 0.5
         np.copyto(self._winner, label, where=passes & (label > self._winner))
 
     def winners(self) -> Ints:
-        return np.where(self._winner == _NOBODY, 0, self._winner)
+        return np.where(self._winner == _NO_LABEL, 0, self._winner)
 
 
-def open_ballot(nearest: Ints, rule: Resampling, ties: Ties, *, along_apart: bool) -> Ballot:
-    """The ballot nnU-Net holds.
+def start_choice(nearest: Ints, rule: Resampling, ties: Ties, *, along_apart: bool) -> LabelChoice:
+    """The choice that nnU-Net makes.
 
     Args:
         nearest: label of the voxel nearest to each voxel.
