@@ -116,7 +116,7 @@ class IsolatedReader:
                 f"{printable(path)}: the process that read it {how}; the file is damaged, or needs more memory than there is"
             ) from None
         finally:
-            if done:
+            if done and not child.spent:
                 self._give_back(child)
             else:
                 child.end()
@@ -153,6 +153,7 @@ class _Child:
     """A process that runs ``reader_process``, and the socket to it."""
 
     def __init__(self, seconds: float) -> None:
+        self.spent = False
         self._socket, theirs = socket.socketpair()
         try:
             self._socket.settimeout(seconds)
@@ -204,6 +205,7 @@ class _Child:
 
     def _receive(self) -> Answer:
         answer = receive(self._socket)
+        self.spent = bool(answer.get("spent"))
         if "error" in answer:
             kind = _ERRORS.get(str(answer["error"]), ImageError)
             raise _RefusedError(kind(printable(str(answer["text"])[:2000])))

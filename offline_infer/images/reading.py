@@ -130,7 +130,7 @@ def read_labels(path: Path, reader: str | None = None) -> tuple[npt.NDArray[np.i
     isolated = current_reader()
     if isolated is not None:
         return isolated.read_labels(path, reader)
-    source = _open(path, reader or _label_reader(path), label=True)
+    source = _open(path, reader or label_reader(path), label=True)
     if source.channels != 1:
         raise ImageError(f"{path}: has {source.channels} colour channels; a label map has one number per voxel")
     values = np.empty((1, *source.geometry.shape), np.float32)
@@ -138,7 +138,8 @@ def read_labels(path: Path, reader: str | None = None) -> tuple[npt.NDArray[np.i
     return _whole_numbers(path, values[0]), source.geometry
 
 
-def _label_reader(path: Path) -> str:
+def label_reader(path: Path) -> str:
+    """The reader that a label map's ending asks for."""
     if ending_of(path) not in FLAT_ENDINGS:
         return "SimpleITKIO"
     return "Tiff3DIO" if path.is_file() and tiff.is_stack(path) else "NaturalImage2DIO"
