@@ -14,6 +14,6 @@ def fingerprint(spec: BundleSpec) -> str:
     Compiled artefacts, verification records and graphs of other precisions may be added to a bundle without making it
     another model.
     """
-    record = spec.model_dump(mode="json", exclude={"compiled", "graphs"})
+    record = spec.model_dump(mode="json", exclude={"compiled", "graphs", "made_with"})
     record["graphs"] = sorted((graph.fold, graph.sha256) for graph in spec.graphs if graph.precision == "fp32")
     return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()

@@ -260,7 +260,7 @@ class StitchingSession(Protocol):
     """What a session has besides :class:`Session` if it can keep its answers on the device. Optional."""
 
     def stitcher(self, plan: StitchPlan, beside: Stitcher | None = None) -> Stitcher | None:
-        """A stitcher for the plan; valid until the next call or the session's end.
+        """A stitcher for the plan; it belongs to the calling thread and is valid until its next call or the session's end.
 
         Args:
             beside: of another fold on the same device; all that does not depend on the network is shared with it.

@@ -231,7 +231,7 @@ class OnnxRuntimeSession:
             )
         self._stitch = stitch and self._network is not None
         self._batched: dict[int, Network] = {}
-        self._stitcher: OnnxRuntimeStitcher | None = None
+        self._kept_stitchers: PerThread[list[OnnxRuntimeStitcher]] = PerThread(list)
         self._details: dict[str, Any] = {
             "providers": list(session.get_providers()),
             "wheels": installed_wheels(),
@@ -293,15 +293,16 @@ class OnnxRuntimeSession:
             raise EngineFailed("onnxruntime: the session is closed")
         if not self._stitch:
             return None
-        if self._stitcher is None or not self._stitcher.serves(plan, beside):
-            self._stitcher = None  # its memory first
+        kept = self._kept_stitchers.get()  # one at most: its buffers belong to the thread
+        if not kept or not kept[0].serves(plan, beside):
+            kept.clear()  # its memory first
             device = Device(self._origin, self._with_images, self._forget)
             try:
-                self._stitcher = OnnxRuntimeStitcher(device, plan, beside, self._mirror_batch)
+                kept.append(OnnxRuntimeStitcher(device, plan, beside, self._mirror_batch))
             except EngineFailed as error:
                 self._forget(str(error))
                 raise
-        made = self._stitcher
+        made = kept[0]
         self._stitching = Stitching("device", mirrors=made.images, note=made.note or None)
         return made
 
@@ -322,7 +323,7 @@ class OnnxRuntimeSession:
 
     def _forget(self, reason: str) -> None:
         """Let go of all that was opened for stitching; the host does it from now on."""
-        self._stitcher = None
+        self._kept_stitchers.get().clear()
         self._batched = {}
         self._stitching = Stitching("host", reason)
 
@@ -334,7 +335,8 @@ class OnnxRuntimeSession:
 
     def close(self) -> None:
         """Free the session. May be called twice; arrays that ``run`` gave stay valid."""
-        self._session = self._network = self._stitcher = None
+        self._session = self._network = None
+        self._kept_stitchers.clear()
         self._batched = {}
         self._lanes.clear()
 
