@@ -165,7 +165,7 @@ def verify_once(model: Model, case: CaseFiles, sink: Sink = silent) -> None:
     missing = model.precision_standing.missing
     if not missing:
         return
-    own = model.engine in REFERENCES
+    own = get_engine(model.engine).computes_float32
     with ExitStack() as kept:
         if not own:  # devices that took long to open stay open; the measure runs on the processor
             kept.enter_context(open_fold(model.bundle, missing[0], model.engine, model.options))

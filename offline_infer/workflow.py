@@ -13,7 +13,6 @@ from offline_infer.events import Event, Sink, silent
 from offline_infer.images.cases import CaseFiles
 from offline_infer.predict.folder import FolderJob, predict_folder
 from offline_infer.predict.model import load
-from offline_infer.proof.pictures.overlay import picture_title
 from offline_infer.spec import BundleSpec
 from offline_infer.tasks.base import EvaluationRequest, Task
 from offline_infer.tasks.opening import open_bundle
@@ -31,7 +30,7 @@ class Journey:
         images: an image or a folder of cases.
         output: gets ``bundle``, ``predictions``, ``summary.json`` and ``overlay.png``.
         labels: reference label maps, or None: then nothing is scored.
-        folds, engine, threads, settings, existing: as for ``export`` and ``predict``.
+        folds, engine, threads, device, precision, memory, settings, existing: as for ``export`` and ``predict``.
     """
 
     checkpoint: Path
@@ -41,6 +40,9 @@ class Journey:
     folds: tuple[str, ...] | None = None
     engine: str = "openvino"
     threads: int = 0
+    device: str = "cpu"
+    precision: str = "fp32"
+    memory: int | None = None
     settings: RunSettings = field(default_factory=RunSettings)
     existing: OnExisting = "compare"
 
@@ -74,10 +76,21 @@ def travel(journey: Journey, sink: Sink = silent) -> Outcome:
     bundle = _bundle(journey, outcome.bundle, sink)
     lap("export")
     spec, task = bundle.spec, get_task(bundle.spec.task)
-    with load(outcome.bundle, engine=journey.engine, threads=journey.threads) as model:
+    with load(
+        outcome.bundle,
+        engine=journey.engine,
+        device=journey.device,
+        precision=journey.precision,
+        threads=journey.threads,
+    ) as model:
         found = task.list_cases(journey.images, spec)
         job = FolderJob(
-            found.cases, outcome.predictions, found.problems, existing=journey.existing, source=journey.images
+            found.cases,
+            outcome.predictions,
+            found.problems,
+            existing=journey.existing,
+            source=journey.images,
+            memory=journey.memory,
         )
         report = predict_folder(model, job, journey.settings, sink)
     outcome.failures, outcome.total = report.failures, len(report.cases)
@@ -122,7 +135,7 @@ def _bundle(journey: Journey, folder: Path, sink: Sink) -> Bundle:
 
 def _draw(case: CaseFiles, journey: Journey, outcome: Outcome, task: Task, spec: BundleSpec) -> Path:
     picture = journey.output / "overlay.png"
-    title = picture_title(case.case_id, spec.source.framework, journey.engine, reference=journey.labels is not None)
+    title = f"{case.case_id}: {spec.source.network} exported to ONNX, run by {journey.engine}"
     task.draw(case, outcome.predictions, journey.labels, spec, picture, title)
     return picture
 

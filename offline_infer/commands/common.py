@@ -6,6 +6,7 @@ import argparse
 import os
 import re
 import sys
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -39,7 +40,7 @@ def add_engine_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--device", default="cpu", help="cpu (default), cuda:0, npu:0")
     group.add_argument("--precision", default="fp32", choices=["fp32", "bf16", "fp16"], help="arithmetic of the engine")
     group.add_argument("--threads", type=int, default=0, metavar="N", help="processor threads, 0 = all")
-    group.add_argument("--folds", nargs="+", metavar="FOLD", help="folds to average, default all of the bundle")
+    group.add_argument("--folds", "-f", nargs="+", metavar="FOLD", help="folds to average, default all of the bundle")
     group.add_argument("--cache", type=Path, metavar="DIR", help="folder for compiled graphs; 'none' switches it off")
     group.add_argument(
         "--engine-option",
@@ -54,17 +55,38 @@ def add_engine_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_reader_options(parser: argparse.ArgumentParser) -> None:
+    """How strangers' image files are read."""
+    parser.add_argument(
+        "--isolate-readers",
+        choices=["yes", "no"],
+        default="yes",
+        help="read images in a child process with limits, so that a crash in a native library costs one case (default yes)",
+    )
+
+
+def readers(options: argparse.Namespace) -> AbstractContextManager[object]:
+    """The context in which images are read, as :func:`add_reader_options` says."""
+    from offline_infer.images.isolation import isolated_readers
+
+    return isolated_readers() if options.isolate_readers == "yes" else nullcontext()
+
+
 def add_tile_settings(parser: argparse.ArgumentParser) -> None:
     """Options that change which tiles are cut."""
     group = parser.add_argument_group("tiles")
     group.add_argument(
         "--step-size",
+        "-step_size",
         type=step_size,
         metavar="F",
         help="tile step as a fraction of the patch, default the model's (0.5)",
     )
     group.add_argument(
-        "--no-tta", action="store_true", help="no mirroring: up to eight times faster, slightly less accurate"
+        "--no-tta",
+        "--disable_tta",
+        action="store_true",
+        help="no mirroring: up to eight times faster, slightly less accurate",
     )
 
 
@@ -252,12 +274,14 @@ def device_list(text: str) -> tuple[int, ...]:
 
 
 def sink_for(options: argparse.Namespace) -> Sink:
-    """A progress bar on a terminal, JSON lines elsewhere, nothing with --quiet; always on standard error."""
+    """A bar on a terminal, short lines elsewhere, JSON lines for programs, nothing with --quiet; on standard error."""
     if options.quiet:
         return silent
-    from offline_infer.commands.console import json_lines, terminal
+    from offline_infer.commands.console import json_lines, plain_lines, terminal
 
-    return terminal() if sys.stderr.isatty() else json_lines(sys.stderr)
+    if options.progress == "json" or (options.json and options.progress == "auto"):
+        return json_lines(sys.stderr)
+    return terminal() if sys.stderr.isatty() and options.progress == "auto" else plain_lines(sys.stderr)
 
 
 def show_outcome(options: argparse.Namespace, outcome: Outcome) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from offline_infer.commands.common import (
     Subparsers,
     add_engine_options,
     add_existing_options,
+    add_reader_options,
     add_run_settings,
     add_task_options,
     byte_size,
@@ -20,6 +21,7 @@ from offline_infer.commands.common import (
     existing,
     on_existing,
     open_model,
+    readers,
     run_settings,
     say,
     show_outcome,
@@ -48,8 +50,18 @@ def register(commands: Subparsers) -> None:
     parser.add_argument("--labels", type=Path, metavar="DIR", help="reference label maps to score against")
     parser.add_argument("--folds", nargs="+", metavar="FOLD", help="folds to export and average")
     parser.add_argument("--engine", default="openvino", help="openvino (default) or onnxruntime")
+    parser.add_argument("--device", default="cpu", help="cpu (default), cuda:0, npu:0")
+    parser.add_argument(
+        "--precision", default="fp32", choices=["fp32", "bf16", "fp16"], help="arithmetic of the engine"
+    )
     parser.add_argument("--threads", type=int, default=0, metavar="N", help="processor threads, 0 = all")
+    parser.add_argument(
+        "--memory", type=byte_size, metavar="SIZE", help="what the process may take, default what is free"
+    )
     add_run_settings(parser)
+    parser.add_argument("--save-probabilities", action="store_true", help="as for predict")
+    add_existing_options(parser)
+    add_reader_options(parser)
 
     parser = command(
         commands, "predict", predict, "segment a file or a folder of cases, straight from image to label map"
@@ -58,9 +70,14 @@ def register(commands: Subparsers) -> None:
     parser.add_argument(
         "input",
         type=Path,
-        help="an image, a DICOM series folder, or a folder with case_0000.nii.gz, case_0001.nii.gz, ...",
+        nargs="?",
+        help="an image, a DICOM series folder, or a folder with case_0000.nii.gz, case_0001.nii.gz, ...; also -i",
     )
-    parser.add_argument("output", type=Path, help="folder for the results; for one image also the file to write")
+    parser.add_argument(
+        "output", type=Path, nargs="?", help="folder for the results; for one image also the file to write; also -o"
+    )
+    parser.add_argument("-i", dest="named_input", type=Path, metavar="INPUT", help=argparse.SUPPRESS)
+    parser.add_argument("-o", dest="named_output", type=Path, metavar="OUTPUT", help=argparse.SUPPRESS)
     add_engine_options(parser)
     parser.add_argument(
         "--devices", type=device_list, metavar="0,1,2,3", help="Ascend devices to spread over (--engine om)"
@@ -68,6 +85,7 @@ def register(commands: Subparsers) -> None:
     add_run_settings(parser)
     parser.add_argument(
         "--save-probabilities",
+        "--save_probabilities",
         action="store_true",
         help="also write case.npz and case.pkl, as nnU-Net's ensemble command reads them",
     )
@@ -84,6 +102,13 @@ def register(commands: Subparsers) -> None:
         action="store_true",
         help="if the precision was never compared with float32 here, do it first, on two tiles of the first case",
     )
+    parser.add_argument(
+        "--canary",
+        choices=["auto", "always", "never"],
+        default="auto",
+        help="ask the engine for the bundle's recorded answer first: auto (runs of several cases), always, or never",
+    )
+    add_reader_options(parser)
     parser.add_argument("--part", type=int, default=0, metavar="K", help="do part K of --parts (from 0)")
     parser.add_argument("--parts", type=int, default=1, metavar="N", help="share the cases among N runs")
     parser.add_argument("--previous-predictions", type=Path, metavar="DIR", help="a cascade's first-stage label maps")
@@ -101,9 +126,14 @@ def run_all(options: argparse.Namespace) -> dict[str, Any]:
         folds=tuple(options.folds) if options.folds else None,
         engine=options.engine,
         threads=options.threads,
-        settings=run_settings(options),
+        device=options.device,
+        precision=options.precision,
+        memory=options.memory,
+        settings=run_settings(options, options.save_probabilities),
+        existing=on_existing(options),
     )
-    return show_outcome(options, travel(journey, sink_for(options)))
+    with readers(options):
+        return show_outcome(options, travel(journey, sink_for(options)))
 
 
 def predict(options: argparse.Namespace) -> dict[str, Any]:
@@ -112,12 +142,13 @@ def predict(options: argparse.Namespace) -> dict[str, Any]:
     from offline_infer.predict.folder import FolderJob, predict_folder
 
     sink = sink_for(options)
-    with open_model(options) as model:
-        found = model.task.list_cases(existing(options.input), model.spec)
+    source, target = _paths(options)
+    with readers(options), open_model(options) as model:
+        found = model.task.list_cases(existing(source), model.spec)
         if found.cases:
             _verify(options, model, found.cases, sink)
         settings = run_settings(options, options.save_probabilities)
-        folder, cases, lone = _target(options.output, found.cases, model, settings)
+        folder, cases, lone = _target(target, found.cases, model, settings)
         job = FolderJob(
             cases=select_part(cases, options.part, options.parts),
             problems=found.problems if options.part == 0 else {},
@@ -126,8 +157,9 @@ def predict(options: argparse.Namespace) -> dict[str, Any]:
             previous_folder=existing(options.previous_predictions) if options.previous_predictions else None,
             memory=options.memory,
             part=(options.part, options.parts),
-            source=options.input,
+            source=source,
             lone=lone,
+            canary=options.canary,
         )
         report = predict_folder(model, job, settings, sink)
     for case in report.cases:
@@ -140,6 +172,21 @@ def predict(options: argparse.Namespace) -> dict[str, Any]:
         )
     report.raise_failures()
     return report.to_json()
+
+
+def _paths(options: argparse.Namespace) -> tuple[Path, Path]:
+    """Input and output, by place or as nnU-Net's commands name them, with ``-i`` and ``-o``.
+
+    Raises:
+        UsageError: one is missing, or named twice.
+    """
+    placed = [path for path in (options.input, options.output) if path is not None]
+    named = {"-i": options.named_input, "-o": options.named_output}
+    source = named["-i"] if named["-i"] is not None else (placed.pop(0) if placed else None)
+    target = named["-o"] if named["-o"] is not None else (placed.pop(0) if placed else None)
+    if source is None or target is None or placed:
+        raise UsageError("name the input and the output once each: predict BUNDLE INPUT OUTPUT, or -i INPUT -o OUTPUT")
+    return source, target
 
 
 def _target(

@@ -13,6 +13,7 @@ from offline_infer.commands.common import (
     Subparsers,
     add_engine_options,
     add_existing_options,
+    add_reader_options,
     add_run_settings,
     add_task_options,
     add_tile_settings,
@@ -23,6 +24,7 @@ from offline_infer.commands.common import (
     existing,
     on_existing,
     open_model,
+    readers,
     run_settings,
     say,
     sink_for,
@@ -47,6 +49,7 @@ def register(commands: Subparsers) -> None:
     _add_tile_dtype(parser)
     _add_previous_predictions(parser)
     parser.add_argument("--threads", type=int, default=0, metavar="N", help="processor threads, 0 = all")
+    add_reader_options(parser)
     add_task_options(parser)
 
     parser = command(commands, "info", info, "list the tiles of a work folder, whole and in shards for several devices")
@@ -54,11 +57,6 @@ def register(commands: Subparsers) -> None:
     parser.add_argument("--shards", type=int, default=1, metavar="N", help="ordered, non-overlapping, of equal work")
     parser.add_argument("--format", default="benchmark", choices=["benchmark", "jsonl"], help="vendor's lines or JSON")
     parser.add_argument("--relative", action="store_true", help="paths relative to the current folder")
-    parser.add_argument(
-        "--all-shape",
-        metavar="CASE",
-        help="also write info/all_shape.txt of that case, for the published merging script",
-    )
 
     parser = command(commands, "infer", infer, "run the network over the tiles of a work folder")
     parser.add_argument("bundle", type=Path)
@@ -102,6 +100,7 @@ def register(commands: Subparsers) -> None:
     _add_previous_predictions(parser)
     parser.add_argument("--save-probabilities", action="store_true", help="as for predict")
     add_existing_options(parser)
+    add_reader_options(parser)
     add_task_options(parser)
 
     parser = command(
@@ -136,20 +135,20 @@ def preprocess(options: argparse.Namespace) -> dict[str, Any]:
         previous_folder=existing(options.previous_predictions) if options.previous_predictions else None,
         threads=options.threads,
     )
-    return _stage_result(options, preprocess_stage(bundle.spec, job, run_settings(options), sink_for(options)))
+    with readers(options):
+        report = preprocess_stage(bundle.spec, job, run_settings(options), sink_for(options))
+    return _stage_result(options, report)
 
 
 def info(options: argparse.Namespace) -> dict[str, Any]:
     """``offline-infer info``."""
-    from offline_infer.staging.lists import write_all_shape, write_info
+    from offline_infer.staging.lists import write_info
 
     files = write_info(
         existing(options.work), shards=options.shards, format=options.format, absolute=not options.relative
     )
     shards = [f"{path}: {count} tiles" for path, count in zip(files.shards, files.counts, strict=True)]
     say(options, f"{files.whole}", *shards)
-    if options.all_shape is not None:
-        say(options, f"{write_all_shape(options.work, options.all_shape)}")
     return {
         "whole": str(files.whole),
         "shards": [str(path) for path in files.shards],
@@ -242,6 +241,7 @@ def staged(options: argparse.Namespace) -> dict[str, Any]:
             source=options.input,
         )
         settings = run_settings(options, options.save_probabilities)
+        stack.enter_context(readers(options))
         report = run_in_rounds(spec, job, settings, folds, dtype=options.dtype, sink=sink)
     say(options, f"scratch: peak {report.facts.get('peak_bytes')} of {options.scratch} bytes")
     return _stage_result(options, report)
@@ -254,8 +254,7 @@ def import_tiles(options: argparse.Namespace) -> dict[str, Any]:
     from offline_infer.staging.legacy_import import LegacyFolders, import_case
     from offline_infer.tasks.registry import get_task
 
-    bundle = Bundle.load(existing(options.bundle))
-    spec = bundle.spec
+    spec = Bundle.load(existing(options.bundle)).spec
     assert isinstance(
         spec, VolumeSpec
     )  # the published scripts know nothing else, and neither does Bundle.load by itself
@@ -271,15 +270,7 @@ def import_tiles(options: argparse.Namespace) -> dict[str, Any]:
         tool=options.tool,
         copy=options.copy,
     )
-    report = import_case(
-        spec,
-        found.cases[0],
-        options.work,
-        folders,
-        fold=options.fold,
-        settings=run_settings(options),
-        graph=bundle.graph_path(options.fold) if options.results else None,
-    )
+    report = import_case(spec, found.cases[0], options.work, folders, fold=options.fold, settings=run_settings(options))
     whose = f" of {report.tool} ({report.evidence})" if report.tool else ""
     say(options, f"{report.case}: {report.items} tiles, {report.outputs} results{whose}", *report.notes)
     return report.to_json()

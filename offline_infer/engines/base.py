@@ -276,9 +276,14 @@ class StitchingSession(Protocol):
 
 @runtime_checkable
 class Engine(Protocol):
-    """Opens graphs. Each engine module has one instance named ``ENGINE``."""
+    """Opens graphs. Each engine module has one instance named ``ENGINE``.
+
+    Attributes:
+        computes_float32: it can compute in float32 itself, so that its other precisions are measured against that.
+    """
 
     name: str
+    computes_float32: bool
 
     def available(self) -> str | None:
         """None when the engine can run here, otherwise the reason and the remedy."""

@@ -56,6 +56,7 @@ class FakeEngine:
     """See the module."""
 
     name = "fake"
+    computes_float32 = True
 
     def available(self) -> str | None:
         """Always."""

@@ -39,6 +39,56 @@ class Image:
     geometry: ImageGeometry
     notes: tuple[str, ...] = ()
 
+    @classmethod
+    def from_numpy(
+        cls,
+        array: npt.ArrayLike,
+        spacing: Sequence[float],
+        *,
+        origin: Sequence[float] = (0.0, 0.0, 0.0),
+        direction: Sequence[float] = IDENTITY_DIRECTION,
+        reader: str = "SimpleITKIO",
+    ) -> Image:
+        """An image from an array (z, y, x) or (c, z, y, x).
+
+        Args:
+            spacing: mm, (z, y, x).
+            origin, direction: ITK's: (x, y, z) in mm, LPS; nine numbers, row-major.
+            reader: the nnU-Net reader whose axes the array has.
+
+        Raises:
+            ImageError, GeometryError: no image, or an impossible frame.
+        """
+        from offline_infer.images import objects
+
+        return cls(*objects.from_numpy(array, spacing, origin, direction, reader))
+
+    @classmethod
+    def from_sitk(cls, image: Any, *, reader: str = "SimpleITKIO") -> Image:
+        """An image from a three-dimensional ``SimpleITK.Image``; components become channels.
+
+        Raises:
+            ImageError, GeometryError: see :meth:`from_numpy`.
+        """
+        from offline_infer.images import objects
+
+        return cls(*objects.from_sitk(image, reader))
+
+    @classmethod
+    def from_nibabel(cls, image: Any, *, reader: str = "SimpleITKIO") -> Image:
+        """An image from a three-dimensional nibabel image.
+
+        Raises:
+            ImageError, GeometryError: see :meth:`from_numpy`.
+        """
+        from offline_infer.images import objects
+
+        return cls(*objects.from_nibabel(image, reader))
+
+    def __repr__(self) -> str:
+        spacing = tuple(round(step, 4) for step in self.geometry.spacing)
+        return f"Image(shape={self.array.shape}, spacing={spacing} mm)"
+
 
 @dataclass(frozen=True)
 class Source:

@@ -15,7 +15,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from offline_infer.errors import CaseError
 from offline_infer.events import Event, Sink, silent
@@ -35,6 +35,8 @@ from offline_infer.tasks.settings import RunSettings, check_options
 STAGE = "predict"
 _HEADERS_READ = 100
 """Cases whose headers are read before the first one is worked on, for the estimate."""
+_WORTH_A_CANARY = 3
+"""A canary costs an input of the network a fold: little in a run of several cases."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +53,7 @@ class FolderJob:
         part: (number, of how many) this job is, where several processes share the cases of one folder.
         source: what the user named as input.
         lone: one result is wanted, and nothing for the folder as a whole.
+        canary: whether the engine is first asked for the bundle's recorded answer; ``auto``: in runs of several cases.
     """
 
     cases: Sequence[CaseFiles]
@@ -62,6 +65,7 @@ class FolderJob:
     part: tuple[int, int] = (0, 1)
     source: Path | None = None
     lone: bool = False
+    canary: Literal["auto", "always", "never"] = "auto"
 
 
 def predict_folder(model: Model, job: FolderJob, settings: RunSettings, sink: Sink = silent) -> RunReport:
@@ -90,6 +94,9 @@ def predict_folder(model: Model, job: FolderJob, settings: RunSettings, sink: Si
             for opened in (model, model.previous if job.previous_folder is None else None):
                 if opened is not None:
                     opened.tell_precision(lambda text: sink(Event("note", STAGE, data={"text": text})))
+        asked = job.canary == "always" or (job.canary == "auto" and len(todo) >= _WORTH_A_CANARY)
+        canaries = model.require_canaries() if asked and todo else []
+        sink(Event("stage-started", STAGE, total=len(job.cases)))
         with _Runner(model, job, settings, results, provenances, todo, sink) as runner:
             for index in range(len(todo)):
                 outcomes[todo[index].case_id] = runner.run(index)
@@ -98,7 +105,7 @@ def predict_folder(model: Model, job: FolderJob, settings: RunSettings, sink: Si
         # A run that found everything done leaves the manifest of the run that did it.
         if not job.lone and (todo or job.problems or not (job.output / MANIFEST).exists()):
             failed = [outcome.to_json() for outcome in ordered if outcome.status == "failed"]
-            write_manifest(job.output, _run_facts(model, settings, report), failed)
+            write_manifest(job.output, {**_run_facts(model, settings, report), "canaries": canaries}, failed)
             model.task.write_shared_files(job.output, model.spec)
     return report
 

@@ -280,7 +280,7 @@ def test_one_failure_outweighs_any_pass(bundle: Path) -> None:
 
 def run_predict(bundle: Path, image: Path, output: Path, *more: str) -> int:
     arguments = ["predict", str(bundle), str(image), str(output), "--engine", "fake", "--precision", "bf16", *more]
-    return main([*arguments, "--no-tta"])
+    return main([*arguments, "--no-tta", "--progress", "json"])
 
 
 def notes_of(text: str) -> list[str]:
@@ -350,7 +350,7 @@ def test_the_staged_road_looks_it_up_too(
     failed = {"status": "failed", "reason": "was tried"}
     work = tmp_path / "work"
     assert main(["preprocess", str(bundle), str(image), str(work), "--no-tta", "--quiet"]) == 0
-    infer = ["infer", str(bundle), str(work), "--engine", "fake", "--precision", "bf16"]
+    infer = ["infer", str(bundle), str(work), "--engine", "fake", "--precision", "bf16", "--progress", "json"]
     assert main(infer) == 0
     assert "never compared" in notes_of(capsys.readouterr().err)[0]
     with bf16(bundle) as model:

@@ -32,6 +32,7 @@ class OmEngine:
     """See the module."""
 
     name = "om"
+    computes_float32 = False
     verifies_first_run = True
     """An OM's arithmetic was settled on another machine: the first run compares it with the ONNX graph."""
 

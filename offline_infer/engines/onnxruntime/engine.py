@@ -65,6 +65,7 @@ class OnnxRuntimeEngine:
     """See the module."""
 
     name = "onnxruntime"
+    computes_float32 = True
 
     def __init__(self) -> None:
         self._trusted: set[Hashable] = set()

@@ -61,6 +61,7 @@ class OpenVinoEngine:
     """See the module."""
 
     name = "openvino"
+    computes_float32 = True
 
     def __init__(self) -> None:
         self._trusted: set[Hashable] = set()

@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from offline_infer.arithmetic.geometry import ImageGeometry
 from offline_infer.images import write_labels
+from offline_infer.images.objects import to_nibabel, to_sitk
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,14 @@ class LabelMap:
         """Write the label map; the ending decides the format. The file appears only when it is complete."""
         write_labels(Path(path), self.array, self.frame)
         return Path(path)
+
+    def to_sitk(self) -> Any:
+        """The label map as a ``SimpleITK.Image`` in the image's own frame."""
+        return to_sitk(self.array, self.frame)
+
+    def to_nibabel(self) -> Any:
+        """The label map as a ``nibabel.Nifti1Image``, (x, y, z), in the image's own frame."""
+        return to_nibabel(self.array, self.frame)
 
     def __repr__(self) -> str:
         present = np.unique(self.array)
