@@ -13,6 +13,7 @@ from offline_infer.events import Event, Sink, silent
 from offline_infer.images.cases import CaseFiles
 from offline_infer.predict.folder import FolderJob, predict_folder
 from offline_infer.predict.model import load
+from offline_infer.proof.pictures.overlay import picture_title
 from offline_infer.spec import BundleSpec
 from offline_infer.tasks.base import EvaluationRequest, Task
 from offline_infer.tasks.opening import open_bundle
@@ -135,7 +136,7 @@ def _bundle(journey: Journey, folder: Path, sink: Sink) -> Bundle:
 
 def _draw(case: CaseFiles, journey: Journey, outcome: Outcome, task: Task, spec: BundleSpec) -> Path:
     picture = journey.output / "overlay.png"
-    title = f"{case.case_id}: {spec.source.network} exported to ONNX, run by {journey.engine}"
+    title = picture_title(case.case_id, spec.source.framework, journey.engine, reference=journey.labels is not None)
     task.draw(case, outcome.predictions, journey.labels, spec, picture, title)
     return picture
 

@@ -10,9 +10,9 @@ usage: clear_outputs.sh [--apply] [--every SECONDS] [--] WORK
 Deletes redundant outputs (heads that inference does not need) of the staged run in the folder WORK.
 Without --apply nothing is deleted: it only says what would be.
 
-  WORK             work folder of a staged run; a folder without our mark is refused
+  WORK             work folder of a staged run; a folder that is not marked as a work folder is refused
   --apply          really delete
-  --every SECONDS  go on until interrupted, with a pause of SECONDS between passes (a whole number from 1 on)
+  --every SECONDS  go on until interrupted, with a pause of SECONDS between passes (a whole number, at least 1)
   --help           this text
 
 The interpreter is $PYTHON, else $VIRTUAL_ENV/bin/python, else .venv/bin/python of this repository, else python3.

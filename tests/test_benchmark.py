@@ -89,3 +89,24 @@ def test_wrong_usage_is_named(bundle: Path) -> None:
         benchmark(Bundle.load(bundle), Plan(engines=("OpenVINO",)))
     with pytest.raises(UsageError, match="no fold 7"):
         benchmark(Bundle.load(bundle), Plan(engines=("fake",), fold="7"))
+
+
+def test_dice_and_margins_per_class() -> None:
+    spec = tiny_spec()
+    theirs = answers()
+    mine = theirs.copy()
+    place = np.unravel_index(int(theirs[0].max(axis=0).argmax()), theirs.shape[2:])
+    column = (0, slice(None), *place)
+    winner = int(theirs[column].argmax())
+    other = (winner + 1) % theirs.shape[1]
+    mine[(0, other, *place)] = theirs[column].max() + 1
+    found = judge([mine], [theirs], spec)
+    assert found["differing_voxels"] == 1
+    top = np.sort(theirs[column])
+    assert found["differing_margin_max"] == pytest.approx(float(top[-1] - top[-2]), rel=1e-5)
+    for index, value in enumerate(spec.labels.channel_values):
+        a, b = (array[0].argmax(axis=0) == index for array in (mine, theirs))
+        if index:
+            expected = 2 * (a & b).sum() / (a.sum() + b.sum())
+            assert found["dice_per_class"][str(value)] == pytest.approx(expected)
+    assert judge([theirs], [theirs], spec)["differing_margin_max"] is None

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
+import subprocess
+import sys
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -86,3 +89,40 @@ def test_absolute_links_of_the_readme_lead_to_files_of_this_tree(project: dict[s
     paths = re.findall(rf"(?:{home}/(?:blob|tree)|{raw})/main/([^)#\s]+)", text)
     assert paths
     assert [path for path in paths if not (ROOT / path).exists()] == []
+
+
+EXTRAS_ONLY = (
+    "torch",
+    "torchvision",
+    "onnx",
+    "onnxruntime",
+    "scipy",
+    "pandas",
+    "skimage",
+    "matplotlib",
+    "jinja2",
+    "PIL",
+)
+
+
+def test_every_module_but_the_networks_is_imported_in_a_plain_install() -> None:
+    """What an extra brings is imported where it is used, never at the top of a module that others need."""
+    code = f"""
+import importlib, pkgutil, sys
+for name in {EXTRAS_ONLY!r}:
+    sys.modules[name] = None
+import offline_infer
+failed = []
+for found in pkgutil.walk_packages(offline_infer.__path__, "offline_infer."):
+    if found.name.startswith("offline_infer.networks") or found.name.endswith("__main__"):
+        continue
+    try:
+        importlib.import_module(found.name)
+    except ImportError as error:
+        failed.append(f"{{found.name}}: {{error}}")
+print("\\n".join(failed))
+"""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == ""

@@ -9,7 +9,7 @@ spacing, clipping to the foreground's percentiles, mean and sd of the foreground
 The time budget ends the training and steers the learning rate, so two runs agree closely but not bit by bit. Every
 improvement is written at once: an early end leaves a usable model. ``--cache`` keeps the preprocessed training set.
 The model in the package: 30 minutes, then ``--resume --rate 0.002`` for 9 and ``--resume --rate 0.0015 --seed 1`` for
-10, each on one thread of a busy machine (1872 steps in all).
+10, each on one thread of a loaded machine (1872 steps in all).
 
 Needs the ``export`` extra (torch) and nothing of nnU-Net.
 """

@@ -235,7 +235,7 @@ def agrees(row: dict[str, Any]) -> bool:
 
 
 def table(rows: list[dict[str, Any]]) -> str:
-    """Markdown: one line for a scenario that agrees, one for all random plans that do, and one for every case else."""
+    """Markdown: one line for a scenario that agrees, one for all random plans that do, and one for every other case."""
     groups: dict[str, list[dict[str, Any]]] = {}
     for row in rows:
         name = row["scenario"]

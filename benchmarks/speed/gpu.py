@@ -70,8 +70,8 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("bundle", type=Path)
     parser.add_argument("--checkpoint", type=Path, help="model folder the bundle was exported from, for torch's rows")
-    parser.add_argument("--image", type=Path, nargs="+", help="the channels of a case; default: a made-up one")
-    parser.add_argument("--case", type=int, nargs=3, metavar=("Z", "Y", "X"), help="voxels of the made-up case")
+    parser.add_argument("--image", type=Path, nargs="+", help="the channels of a case; default: a synthetic one")
+    parser.add_argument("--case", type=int, nargs=3, metavar=("Z", "Y", "X"), help="voxels of the synthetic case")
     parser.add_argument("--device", default="cuda:0", help="cuda:N, or cpu to try the script")
     parser.add_argument("--times", type=int, default=20, help="calls per tile row (default 20)")
     parser.add_argument("--rounds", type=int, default=3, help="whole cases after the first (default 3)")
@@ -96,7 +96,7 @@ def plan(options: argparse.Namespace, scratch: Path) -> list[dict[str, Any]]:
     bundle = Bundle.load(options.bundle)
     spec, fold = bundle.spec, bundle.folds[0]
     cpu = options.device == "cpu"
-    images = [str(path.resolve()) for path in options.image or made_up_case(spec, options.case, scratch)]
+    images = [str(path.resolve()) for path in options.image or synthetic_case(spec, options.case, scratch)]
     np.save(scratch / "tile.npy", tile_of(spec, images))
     wide = str(bundle.graph_path(fold))
     half = half_graph(bundle, fold, scratch)
@@ -161,7 +161,7 @@ def tile_of(spec: Any, images: list[str]) -> np.ndarray:
     return tile.reshape(spec.input_shape)
 
 
-def made_up_case(spec: Any, shape: list[int] | None, scratch: Path) -> list[Path]:
+def synthetic_case(spec: Any, shape: list[int] | None, scratch: Path) -> list[Path]:
     """A body in air, one file a channel: 2.2 patches long and wide unless said otherwise."""
     import SimpleITK as sitk
 
@@ -233,7 +233,7 @@ def run_job(job: dict[str, Any], folder: Path, options: argparse.Namespace) -> d
 
 
 class Sampler:
-    """The most device memory in use above what was in use before, by nvidia-smi; None where that is not to be had."""
+    """The most device memory in use above what was in use before, by nvidia-smi; None where that is unavailable."""
 
     def __init__(self, device: str) -> None:
         self._index = device.partition(":")[2] or "0"
@@ -263,7 +263,7 @@ class Sampler:
 
 
 def smi(fields: str, index: str | None = None) -> list[list[str]]:
-    """Rows of ``nvidia-smi``, empty where it is not to be had."""
+    """Rows of ``nvidia-smi``, empty where it is unavailable."""
     command = ["nvidia-smi", f"--query-gpu={fields}", "--format=csv,noheader,nounits"]
     command += ["-i", index] if index is not None else []
     try:

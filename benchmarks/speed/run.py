@@ -1,7 +1,7 @@
 """One command: nnU-Net v2's own predictor and this package side by side; raw values as JSON, tables and curves as docs.
 
 Engine-only figures (one tile, nothing around it) and whole-case figures (by stage) are never put in one column. Every
-measurement runs in a fresh process; the two sides alternate, so that a busy machine troubles both.
+measurement runs in a fresh process; the two sides alternate, so that other load affects both.
 """
 
 from __future__ import annotations

@@ -57,6 +57,11 @@ def register(commands: Subparsers) -> None:
     parser.add_argument("--shards", type=int, default=1, metavar="N", help="ordered, non-overlapping, of equal work")
     parser.add_argument("--format", default="benchmark", choices=["benchmark", "jsonl"], help="vendor's lines or JSON")
     parser.add_argument("--relative", action="store_true", help="paths relative to the current folder")
+    parser.add_argument(
+        "--all-shape",
+        metavar="CASE",
+        help="also write info/all_shape.txt of that case, for the published merging script",
+    )
 
     parser = command(commands, "infer", infer, "run the network over the tiles of a work folder")
     parser.add_argument("bundle", type=Path)
@@ -142,13 +147,15 @@ def preprocess(options: argparse.Namespace) -> dict[str, Any]:
 
 def info(options: argparse.Namespace) -> dict[str, Any]:
     """``offline-infer info``."""
-    from offline_infer.staging.lists import write_info
+    from offline_infer.staging.lists import write_all_shape, write_info
 
     files = write_info(
         existing(options.work), shards=options.shards, format=options.format, absolute=not options.relative
     )
     shards = [f"{path}: {count} tiles" for path, count in zip(files.shards, files.counts, strict=True)]
     say(options, f"{files.whole}", *shards)
+    if options.all_shape is not None:
+        say(options, f"{write_all_shape(options.work, options.all_shape)}")
     return {
         "whole": str(files.whole),
         "shards": [str(path) for path in files.shards],
@@ -254,7 +261,8 @@ def import_tiles(options: argparse.Namespace) -> dict[str, Any]:
     from offline_infer.staging.legacy_import import LegacyFolders, import_case
     from offline_infer.tasks.registry import get_task
 
-    spec = Bundle.load(existing(options.bundle)).spec
+    bundle = Bundle.load(existing(options.bundle))
+    spec = bundle.spec
     assert isinstance(
         spec, VolumeSpec
     )  # the published scripts know nothing else, and neither does Bundle.load by itself
@@ -270,7 +278,15 @@ def import_tiles(options: argparse.Namespace) -> dict[str, Any]:
         tool=options.tool,
         copy=options.copy,
     )
-    report = import_case(spec, found.cases[0], options.work, folders, fold=options.fold, settings=run_settings(options))
+    report = import_case(
+        spec,
+        found.cases[0],
+        options.work,
+        folders,
+        fold=options.fold,
+        settings=run_settings(options),
+        graph=bundle.graph_path(options.fold) if options.results else None,
+    )
     whose = f" of {report.tool} ({report.evidence})" if report.tool else ""
     say(options, f"{report.case}: {report.items} tiles, {report.outputs} results{whose}", *report.notes)
     return report.to_json()

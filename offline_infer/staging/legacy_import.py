@@ -7,6 +7,7 @@ import math
 import os
 import shutil
 import zlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from offline_infer.staging.legacy_tiles import (
     legacy_stem,
     read_shape_file,
 )
+from offline_infer.staging.numbering import FileKind, decide_by_graph
 from offline_infer.staging.outputs import OutputEntry, OutputsManifest, Writer
 from offline_infer.staging.preprocessing import case_record
 from offline_infer.staging.work_folder import exclusive, is_work_folder, mark_work_folder, safe_name
@@ -99,6 +101,7 @@ def import_case(
     *,
     fold: str = "0",
     settings: RunSettings | None = None,
+    graph: Path | None = None,
     threads: int = 0,
 ) -> ImportReport:
     """Take one case into a work folder (new, or of earlier imports of the same model).
@@ -108,6 +111,7 @@ def import_case(
     Args:
         fold: whose network answered.
         settings: step size and mirroring that the tiles were cut with; default the model's own.
+        graph: of that fold; one tile through it decides which of a tool's files is the final head.
 
     Raises:
         UsageError: files that are missing, ambiguous, or do not belong to this image and model.
@@ -135,7 +139,16 @@ def import_case(
         difference: float | None = _compare_tiles(folders.tiles, record.case, prepared, grid)
     else:
         difference = None
-    results = find_results(folders.results, stems, folders.tool) if folders.results is not None else None
+
+    def decide(stem: str, candidates: Mapping[FileKind, Path]) -> FileKind | None:
+        group, position = places[stems.index(stem)]
+        tile = np.empty((prepared.array.shape[0], *grid.patch), np.float32)
+        cut_tile(prepared.array, grid, layout.starts[group], tile)
+        turned = np.flip(tile, tuple(axis + 1 for axis in layout.mirrors[position]))
+        kept = next(output.name for output in spec.outputs if output.keep)
+        return decide_by_graph(graph, kept, turned[None], candidates) if graph is not None else None
+
+    results = find_results(folders.results, stems, folders.tool, decide) if folders.results is not None else None
     header = _header(spec, work, chosen, fold, results)
     if not is_work_folder(work):
         mark_work_folder(work)

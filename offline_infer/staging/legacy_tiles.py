@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -108,18 +108,39 @@ def read_shape_file(path: Path) -> ShapeRecord:
 
 
 def write_shape_file(folder: Path, case: str, grid: TileGrid) -> Path:
-    """Write ``all_shape.txt`` for a case, for the published merging script.
+    """Write ``all_shape.txt`` for a case, for the published merging script; see :func:`write_shape_record`."""
+    return write_shape_record(folder, ShapeRecord(case, grid.padded_shape, grid.starts))
+
+
+def write_shape_record(folder: Path, record: ShapeRecord) -> Path:
+    """Write ``all_shape.txt``.
 
     Raises:
-        UsageError: that script cannot take the case id: it splits on blanks and hyphens, and ids end at the first dot.
+        UsageError: the published script cannot take the case id: it splits on blanks and hyphens, and ids end at the
+            first dot.
     """
-    if re.search(r"[\s.-]", case):
-        raise UsageError(f"case id {case!r}: the published script cannot take blanks, hyphens or dots in it; rename it")
-    sizes = " ".join(str(size) for size in grid.padded_shape)
-    lists = "-".join(",".join(str(start) for start in axis) for axis in grid.starts)
+    if re.search(r"[\s.-]", record.case):
+        raise UsageError(
+            f"case id {record.case!r}: the published script cannot take blanks, hyphens or dots in it; rename it"
+        )
+    sizes = " ".join(str(size) for size in record.shape)
+    lists = "-".join(",".join(str(start) for start in axis) for axis in record.starts)
     path = folder / SHAPE_FILE
-    write_text(path, f"{case} {sizes}-{lists}\n")
+    write_text(path, f"{record.case} {sizes}-{lists}\n")
     return path
+
+
+def shape_of_items(case: str, starts: Collection[Sequence[int]], patch: Sequence[int]) -> ShapeRecord:
+    """The shape record of a case that was cut into tiles which begin at ``starts`` (z, y, x).
+
+    Raises:
+        UsageError: the starts are not those of a grid of volumes.
+    """
+    if not starts or len(patch) != 3 or any(len(start) != 3 for start in starts):
+        raise UsageError(f"case {case} was not cut into tiles of volumes; {SHAPE_FILE} describes those only")
+    z, y, x = (tuple(sorted({start[axis] for start in starts})) for axis in range(3))
+    padded = (z[-1] + patch[0], y[-1] + patch[1], x[-1] + patch[2])
+    return ShapeRecord(case, padded, (z, y, x))
 
 
 def parse_tile_name(name: str) -> TileName | None:
@@ -155,15 +176,23 @@ def differences(record: ShapeRecord, grid: TileGrid, case_id: str) -> list[str]:
     return found
 
 
-def find_results(folder: Path, stems: Collection[str], tool: str | None = None) -> Results:
+Decide = Callable[[str, Mapping[tuple[str, int], Path]], "tuple[str, int] | None"]
+"""(stem of an input, its files by naming style and number) -> which of them is the final head; None: cannot be told."""
+
+
+def find_results(
+    folder: Path, stems: Collection[str], tool: str | None = None, decide: Decide | None = None
+) -> Results:
     """Find the results of these inputs below a folder: ``dumpOutput_device<N>`` and time-stamped folders included.
 
     Args:
         stems: names of the inputs without ``.bin``.
         tool: one of :data:`LEGACY_TOOLS`; None asks for detection, which refuses whatever leaves a doubt.
+        decide: runs one input through the graph; what it says outweighs names and folders.
 
     Raises:
-        UsageError: unknown tool, no results, results found twice, or a doubt about the numbering.
+        UsageError: unknown tool, no results, results found twice, a doubt about the numbering, or the graph says that
+            another file is the final head.
     """
     if tool is not None and tool not in LEGACY_TOOLS:
         raise UsageError(f"unknown tool {tool!r}; legal: {', '.join(LEGACY_TOOLS)}")
@@ -183,7 +212,10 @@ def find_results(folder: Path, stems: Collection[str], tool: str | None = None) 
         raise UsageError(
             f"{folder} holds no results of these {len(wanted)} inputs (<tile>_<n>.bin, <tile>_output_<n>.bin)"
         )
-    if tool is None:
+    decided = _ask(decide, found) if decide is not None else None
+    if decided is not None:
+        tool, evidence = _tool_of(decided, tool), "one input through the graph"
+    elif tool is None:
         tool, evidence = _detect(folder, {key: set(files) for key, files in found.items()})
     else:
         evidence = "stated"
@@ -198,6 +230,34 @@ def find_results(folder: Path, stems: Collection[str], tool: str | None = None) 
             f"{folder} holds no final head as {tool} would name it ({_final_name(tool)}); is the tool right?"
         )
     return Results(tool, evidence, by_stem)
+
+
+def _ask(decide: Decide, found: Mapping[tuple[str, int], Mapping[str, Path]]) -> tuple[str, int] | None:
+    """Which kind of file is the final head, by the input that has most files."""
+    files: dict[str, dict[tuple[str, int], Path]] = {}
+    for kind, paths in found.items():
+        for stem, path in paths.items():
+            files.setdefault(stem, {})[kind] = path
+    stem = max(sorted(files), key=lambda each: len(files[each]))
+    return decide(stem, files[stem])
+
+
+def _tool_of(kind: tuple[str, int], stated: str | None) -> str:
+    """The tool that calls the final head so.
+
+    Raises:
+        UsageError: none does, or not the one that was stated.
+    """
+    if stated is not None and LEGACY_TOOLS[stated] == kind:
+        return stated
+    fitting = [tool for tool, naming in LEGACY_TOOLS.items() if naming == kind]
+    if stated is not None or not fitting:
+        what = f"{_final_name(stated)}, as {stated} would call it" if stated else "what any known tool calls it"
+        style = "_output_" if kind[0] == "output" else "_"
+        raise UsageError(
+            f"the graph itself answers what <tile>{style}{kind[1]}.bin holds, not {what}; name the tool that wrote the files"
+        )
+    return fitting[0]
 
 
 def _detect(folder: Path, found: Mapping[tuple[str, int], set[str]]) -> tuple[str, str]:

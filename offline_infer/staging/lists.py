@@ -25,6 +25,7 @@ from offline_infer.events import Event, Sink, silent
 from offline_infer.files import write_text
 from offline_infer.images import read_geometry, read_image
 from offline_infer.images.cases import CaseFiles, find_cases, natural_key
+from offline_infer.staging.legacy_tiles import shape_of_items, write_shape_record
 from offline_infer.staging.worklist import Item, Worklist
 
 InfoFormat = Literal["benchmark", "jsonl"]
@@ -108,6 +109,22 @@ def write_info(
         written.append(path)
         counts.append(last - first)
     return InfoFiles(whole, tuple(written), tuple(counts))
+
+
+def write_all_shape(work: Path | str, case: str) -> Path:
+    """Write ``info/all_shape.txt`` of a case of a work folder, for the published merging script and ``import-tiles``.
+
+    Raises:
+        UsageError: no such case, or its id is one the published script cannot take.
+    """
+    worklist = Worklist.load(work)
+    items = [item for item in worklist.items() if item.case == case]
+    if not items:
+        raise UsageError(f"{work} has no case {case!r}; it has {', '.join(each.case_id for each in worklist.cases)}")
+    starts = [tuple(item.geometry.get("start", ())) for item in items]
+    folder = worklist.work / "info"
+    folder.mkdir(exist_ok=True)
+    return write_shape_record(folder, shape_of_items(case, starts, items[0].shape[1:]))
 
 
 def write_plain_info(folder: Path, output: Path, width: int, height: int) -> InfoFiles:

@@ -8,10 +8,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import SimpleITK as sitk
 from ascend_specimens import STANDINS, check_answers, tiny_bundle, use_standins, work_folder
 
 from offline_infer.ascend.compile import compile_bundle
 from offline_infer.bundles.bundle import Bundle
+from offline_infer.cli import main
 from offline_infer.errors import UsageError
 from offline_infer.staging.adopting import adopt_outputs
 from offline_infer.staging.lists import write_info
@@ -100,3 +102,28 @@ def test_cut_files_are_named_and_left(bundle: Bundle, tmp_path: Path, monkeypatc
     assert (report.outputs, report.wrong_size) == (2, (last.name,))
     assert "1 outputs are still missing" in report.notes[0]
     assert np.fromfile(last, np.uint8).size == 100
+
+
+def test_the_published_files_are_told_apart_by_the_graph(
+    bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Cut and listed here, run by hand with ais_bench, imported with the shape file that ``info`` writes."""
+    use_standins(monkeypatch)
+    image = sitk.GetImageFromArray(np.random.default_rng(0).normal(0, 300, (7, 9, 12)).astype(np.float32))
+    sitk.WriteImage(image, str(tmp_path / "a_0000.nii.gz"))
+    folder, work = str(bundle.folder), tmp_path / "work"
+    assert main(["preprocess", folder, str(tmp_path / "a_0000.nii.gz"), str(work), "--no-tta", "--quiet"]) == 0
+    assert main(["info", str(work), "--all-shape", "a"]) == 0
+    by_ais_bench(bundle, Worklist.load(work), tmp_path)
+    words = [folder, str(tmp_path / "a_0000.nii.gz"), str(work / "info" / "all_shape.txt")]
+    options = ["--results", str(tmp_path / "result"), "--no-tta", "--copy", "--json", "--quiet"]
+    capsys.readouterr()
+    assert main(["import-tiles", *words, str(tmp_path / "imported"), *options, "--tool", "benchmark"]) == 2
+    assert "_0.bin holds" in capsys.readouterr().err
+    assert main(["import-tiles", *words, str(tmp_path / "imported"), *options]) == 0
+    assert '"ais_bench"' in capsys.readouterr().out
+    for path in (tmp_path / "result").rglob("*.bin"):
+        if not path.name.endswith("_1.bin"):
+            path.unlink()
+    assert main(["import-tiles", *words, str(tmp_path / "again"), *options]) == 2
+    assert "none of the files of one input holds" in capsys.readouterr().err

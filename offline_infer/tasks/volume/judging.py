@@ -72,22 +72,52 @@ def judge(answers: Sequence[FloatArray], reference: Sequence[FloatArray] | None,
     if reference is None:
         return {"status": "ok"}
     threshold = None if spec.labels.regions_class_order is None else region_threshold(spec.aggregation)
-    equal = voxels = found = wanted = both = 0
-    worst = 0.0
+    values = _deciding_values(spec)
+    pairs = np.zeros((len(values), len(values)), np.int64)
+    worst = margin = 0.0
     for mine, theirs in zip(answers, reference, strict=True):
         worst = max(worst, float(np.abs(mine - theirs).max()))
         a, b = winners(mine[0], threshold), winners(theirs[0], threshold)
-        equal += int((a == b).sum())
-        voxels += a.size
-        found, wanted = found + int((a > 0).sum()), wanted + int((b > 0).sum())
-        both += int(((a == b) & (a > 0)).sum())
+        pairs += np.bincount(b.ravel().astype(np.int64) * len(values) + a.ravel(), minlength=pairs.size).reshape(
+            pairs.shape
+        )
+        margin = max(margin, _largest_margin(theirs[0][:, a != b], threshold))
+    equal, voxels = int(np.trace(pairs)), int(pairs.sum())
+    found, wanted, both = int(pairs[:, 1:].sum()), int(pairs[1:].sum()), int(np.trace(pairs[1:, 1:]))
     figures: dict[str, Any] = {
         "max_abs_logit_difference": worst,
         "label_agreement": equal / voxels,
         "foreground_dice": 2 * both / (found + wanted) if found + wanted else None,
         "foreground_voxels": found,
         "reference_foreground_voxels": wanted,
+        "dice_per_class": {str(values[k]): _dice(pairs, k) for k in range(1, len(values))},
+        "voxels": voxels,
+        "differing_voxels": voxels - equal,
+        "differing_margin_max": margin if voxels > equal else None,
     }
     if wanted and not found:
         return {"status": "failed", "reason": "all background, where float32 finds structures", **figures}
     return {"status": "ok", **figures}
+
+
+def _deciding_values(spec: VolumeSpec) -> tuple[Any, ...]:
+    """What each place that :func:`winners` gives stands for; the first one is background."""
+    order = spec.labels.regions_class_order
+    return tuple(spec.labels.channel_values) if order is None else (0, *order)
+
+
+def _dice(pairs: npt.NDArray[np.int64], place: int) -> float | None:
+    """Dice of one class from counts of (reference, answer); None where neither holds it."""
+    size = int(pairs[place].sum() + pairs[:, place].sum())
+    return 2 * int(pairs[place, place]) / size if size else None
+
+
+def _largest_margin(values: FloatArray, threshold: np.float32 | None) -> float:
+    """How far the decision was from another one, at most, over voxels (k, n): between the two largest channels, or for
+    regions from the threshold."""
+    if not values.shape[1]:
+        return 0.0
+    if threshold is not None:
+        return float(np.abs(values - threshold).min(axis=0).max())
+    top = np.partition(values, values.shape[0] - 2, axis=0)[-2:]
+    return float((top[1] - top[0]).max())
