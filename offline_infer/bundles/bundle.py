@@ -184,7 +184,7 @@ def save(spec: BundleSpec, folder: Path | str) -> Bundle:
 
 
 @contextmanager
-def creating(output: Path | str, *, overwrite: bool = False) -> Iterator[Path]:
+def creating(output: Path | str, *, overwrite: bool = False, spec_of: SpecOf = volumes_only) -> Iterator[Path]:
     """Yield a temporary folder beside ``output``; when the block ends with a valid bundle in it, it becomes ``output``.
 
     Until then an older bundle stays intact, and on any exception nothing is left behind.
@@ -199,7 +199,7 @@ def creating(output: Path | str, *, overwrite: bool = False) -> Iterator[Path]:
     try:
         with replacing_folder(target, overwrite=overwrite) as folder:
             yield folder
-            Bundle.load(folder)
+            Bundle.load(folder, spec_of=spec_of)
     except FileExistsError as error:
         raise UsageError(f"{target} was made by somebody else meanwhile; choose another folder") from error
 

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 TASKS: dict[str, str] = {
     "volume": "offline_infer.tasks.volume",
+    "instances": "offline_infer.tasks.instances",
 }
 """Task name, as in a bundle's ``task`` field -> its folder."""
 

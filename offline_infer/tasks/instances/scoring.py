@@ -34,36 +34,44 @@ class Options:
     """How results are compared.
 
     Attributes:
-        score: objects with a score above this are matched; average precision sees all.
+        above: objects with a score above this are matched; average precision sees all.
         match: whether pairs must agree in class.
         min_iou: pairs below this are none.
         void: what the references' void pixels are.
         pictures: also write pictures of every image.
+        allow_missing: images without a result are left out instead of failing.
+        csv: also write the table of objects there.
     """
 
-    score: float = 0.5
+    above: float = 0.5
     match: str = "class-blind"
     min_iou: float = 0.0
     void: str = "background"
     pictures: bool = False
+    allow_missing: bool = False
+    csv: Path | None = None
 
     @classmethod
     def read(cls, given: Mapping[str, Any]) -> Options:
-        """From an evaluation's options; others are none of ours.
+        """From an evaluation's options.
 
         Raises:
-            UsageError: a value that makes no sense.
+            UsageError: an option of another kind of results, or a value that makes no sense.
         """
+        foreign = sorted(set(given) - set(cls.__dataclass_fields__) - {"jobs"})
+        if foreign:
+            legal = ", ".join(cls.__dataclass_fields__)
+            raise UsageError(f"option {foreign[0]!r} does not apply to results of instance models; legal: {legal}")
         own = {name: given[name] for name in cls.__dataclass_fields__ if given.get(name) is not None}
         try:
-            for name in ("score", "min_iou"):
+            for name in ("above", "min_iou"):
                 own[name] = float(own.get(name, getattr(cls, name)))
         except (TypeError, ValueError) as error:
             raise UsageError(f"{name} {own[name]!r}: expected a number from 0 to 1") from error
         own["pictures"] = own.get("pictures", False) in (True, "yes", "true")
         options = cls(**own)
-        if not (0 <= options.score <= 1 and 0 <= options.min_iou <= 1):
-            raise UsageError(f"score {options.score} and min_iou {options.min_iou}: expected numbers from 0 to 1")
+        if not (0 <= options.above <= 1 and 0 <= options.min_iou <= 1):
+            raise UsageError(f"above {options.above} and min_iou {options.min_iou}: expected numbers from 0 to 1")
         if options.match not in MATCH_RULES:
             raise UsageError(f"match {options.match!r}: legal values are {', '.join(MATCH_RULES)}")
         if options.void not in VOID_RULES:
@@ -77,6 +85,14 @@ class InstanceScores:
 
     summary: dict[str, Any] | None
     failed: Mapping[str, str]
+
+    @property
+    def total(self) -> int:
+        """Images that were to be scored."""
+        return len(self.failed) + (0 if self.summary is None else int(self.summary["counts"]["images"]))
+
+    def to_json(self) -> dict[str, Any]:
+        return {"summary": self.summary, "failed": dict(self.failed)}
 
     def table(self) -> str:
         """The summary as text for people."""
@@ -132,6 +148,8 @@ def evaluate(
     tables = _Tables()
     failed: dict[str, str] = {}
     pictures = output.parent / "pictures" if output is not None and chosen.pictures else None
+    if chosen.allow_missing:
+        names = [name for name in names if (folder / f"{name}.json").is_file()]
     for done, name in enumerate(names, start=1):
         try:
             found, reference, labels = _read_pair(folder, name, truth, chosen)
@@ -148,6 +166,8 @@ def evaluate(
     summary = _summary(tables, voc, coco, truth, chosen, failed)
     if output is not None:
         _write(output, summary, tables)
+    if chosen.csv is not None:
+        write_csv(chosen.csv, OBJECT_COLUMNS, tables.objects)
     return InstanceScores(summary, failed)
 
 
@@ -188,7 +208,7 @@ def _add_rows(
     pictures: Path | None,
 ) -> None:
     order = in_record_order(found)
-    order = order[found.scores[order] > np.float32(options.score)]
+    order = order[found.scores[order] > np.float32(options.above)]
     kept = Instances(
         found.size, found.boxes[order], found.scores[order], found.labels[order], tuple(found.masks[i] for i in order)
     )
@@ -266,7 +286,7 @@ def _summary(
         "format": FORMAT,
         "task": "instances",
         "settings": {
-            "score": options.score,
+            "above": options.above,
             "match": options.match,
             "min_iou": options.min_iou,
             "void": options.void,

@@ -175,7 +175,7 @@ def test_one_bad_image_fails_alone(small: tuple[Path, Path]) -> None:
     assert "missing" in evaluate(results, tree, None, {}, silent).failed["b"]
 
 
-@pytest.mark.parametrize("wrong", [{"score": 2}, {"score": "x"}, {"match": "loose"}, {"void": "x"}])
+@pytest.mark.parametrize("wrong", [{"above": 2}, {"above": "x"}, {"match": "loose"}, {"void": "x"}, {"lesions": []}])
 def test_options_without_sense_are_refused(small: tuple[Path, Path], wrong: dict) -> None:
     with pytest.raises(UsageError):
         evaluate(small[1], small[0], None, wrong, silent)

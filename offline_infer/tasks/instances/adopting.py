@@ -1,0 +1,252 @@
+"""Somebody else's ``.onnx`` of a detector in, a verified bundle out."""
+
+from __future__ import annotations
+
+import ast
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from offline_infer import graph as passes
+from offline_infer.bundles import bundle as bundles
+from offline_infer.bundles.bundle import Bundle
+from offline_infer.engines.base import EngineOptions, get_engine
+from offline_infer.errors import ExportError, OfflineInferError, UsageError
+from offline_infer.events import Event, Sink, silent
+from offline_infer.exporting.adopted_detectors import (
+    CONVENTIONS,
+    AdoptedGraph,
+    Convention,
+    Suppression,
+    adopt_graph,
+)
+from offline_infer.files import sha256_file
+from offline_infer.spec import FoldSource, GraphRecord, OutputSpec, Source
+from offline_infer.tasks.image.spec import Pixels
+from offline_infer.tasks.instances.exporting import FOLD, fixed_outputs, usable_engines
+from offline_infer.tasks.instances.judging import judge, sample_inputs
+from offline_infer.tasks.instances.spec import DETS, LABELS, MASKS, InstancesSpec, MaskRule, Padding, Scaling
+
+_BACKGROUND = ("__background__", "background", "bg")
+_MAX_CLASSES = 100_000
+
+
+@dataclass(frozen=True)
+class Preparation:
+    """What the graph's author did to an image; None takes what the convention usually does.
+
+    Attributes:
+        mean, std: per channel, in units of ``scale``.
+        scale: pixels are divided by it first.
+        order: ``rgb`` or ``bgr``.
+        long_side, short_side: see :class:`~offline_infer.tasks.instances.spec.Scaling`; 0 for none.
+        divisor: sides are padded to a multiple of it.
+        score: detections at or below this are left out.
+    """
+
+    mean: tuple[float, float, float] | None = None
+    std: tuple[float, float, float] | None = None
+    scale: float | None = None
+    order: str | None = None
+    long_side: int | None = None
+    short_side: int | None = None
+    divisor: int | None = None
+    score: float | None = None
+
+
+def adopt_detector(
+    model: Path | str,
+    output: Path | str,
+    *,
+    classes: Sequence[str] | None = None,
+    convention: str | None = None,
+    preparation: Preparation | None = None,
+    limit: int = 100,
+    overwrite: bool = False,
+    sink: Sink = silent,
+) -> Bundle:
+    """Make a bundle of a graph that was exported by somebody else.
+
+    Args:
+        model: the ``.onnx``.
+        output: the bundle's folder.
+        classes: names in the order of the labels; a leading background class is dropped. None takes the graph's own list,
+            where its metadata hold one.
+        convention: one of :data:`~offline_infer.exporting.adopted_detectors.CONVENTIONS`; None recognises it.
+        preparation: how images are prepared, where that is not what the convention usually does.
+        limit: rows of the outputs.
+        overwrite: replace an existing bundle.
+        sink: told about progress.
+
+    Raises:
+        ExportError: none of the known kinds, or it does not run.
+        UsageError: options that make no sense, or ``output`` is taken.
+    """
+    path = Path(model)
+    if convention is not None and convention not in CONVENTIONS:
+        raise UsageError(f"unknown convention {convention!r}; legal: {', '.join(CONVENTIONS)}")
+    kind: Convention | None = next((one for one in CONVENTIONS if one == convention), None)
+    given = preparation or Preparation()
+    original = passes.load_model(path)
+    suppression = Suppression() if given.score is None else Suppression(score=given.score)
+    adopted = adopt_graph(original, convention=kind, limit=limit, suppression=suppression)
+    names = _classes(classes, original, adopted)
+    spec = _spec(path, adopted, names, given)
+    engines = usable_engines()
+    sink(Event("stage-started", "adopt", data={"convention": adopted.convention, "classes": len(names)}))
+    with bundles.creating(output, overwrite=overwrite, spec_of=_own) as folder:
+        opset = passes.inspect_graph(adopted.model).opset
+        file = folder / f"fold_{FOLD}.onnx"
+        passes.save_model(passes.set_metadata(adopted.model, bundles.embedded(spec, FOLD, "fp32", opset)), file)
+        verification = _verified(file, spec, engines)
+        record = GraphRecord(
+            file=file.name, fold=FOLD, opset=opset, sha256=sha256_file(file), verification=verification
+        )
+        bundles.save(spec.model_copy(update={"graphs": (record,)}), folder)
+    return Bundle.load(output, spec_of=_own)
+
+
+def _spec(path: Path, adopted: AdoptedGraph, names: tuple[str, ...], given: Preparation) -> InstancesSpec:
+    pixels, scaling, padding, mask, floor = _usual(adopted)
+    pixels = pixels.model_copy(
+        update={
+            key: getattr(given, key) for key in ("mean", "std", "scale", "order") if getattr(given, key) is not None
+        }
+    )
+    if given.long_side is not None or given.short_side is not None:
+        long_side, short_side = given.long_side or given.short_side, given.short_side or given.long_side
+        scaling = Scaling(long_side=long_side or None, short_side=short_side or None)
+    if given.divisor is not None:
+        padding = padding.model_copy(update={"divisor": given.divisor})
+    side = adopted.mask_size
+    outputs = fixed_outputs(adopted.limit, side)
+    if side < 0:  # as many rows as were found
+        outputs = tuple(
+            OutputSpec(name=name, dtype=one.dtype, shape=(-1, *one.shape[1:]), keep=True)
+            for name, one in zip((DETS, LABELS, MASKS), outputs, strict=True)
+        )
+    return InstancesSpec(
+        source=Source(
+            framework=adopted.convention if adopted.convention != "fixed" else "onnx",
+            trainer="adopted",
+            plans_name=path.name,
+            dataset=f"{len(names)} classes",
+            configuration=adopted.convention,
+            network="adopted graph",
+            folds=(FoldSource(fold=FOLD, checkpoint=path.name, sha256=sha256_file(path)),),
+        ),
+        pixels=Pixels.model_validate(pixels.model_dump()),
+        scaling=scaling,
+        padding=padding,
+        mask=mask,
+        classes=names,
+        limit=adopted.limit,
+        mask_size=side,
+        score_floor=floor if given.score is None else given.score,
+        outputs=outputs,
+    )
+
+
+def _usual(adopted: AdoptedGraph) -> tuple[Pixels, Scaling, Padding, MaskRule, float]:
+    """What images and masks usually are in a convention, and the lowest score it gives."""
+    canvas, over_input = adopted.canvas, adopted.mask_size < 0
+    frame: dict[str, Any] = {"frame": "input"} if over_input else {}
+    as_fractions = Pixels(mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0), exif="applied", sixteen_bit="high_byte")
+    if adopted.convention == "torchvision":
+        # The graph scales, normalises and pads by itself.
+        mask = MaskRule(activation="none", paste="integer_box", **frame)
+        return as_fractions, Scaling(), Padding(canvas=canvas), mask, 0.05
+    if adopted.convention == "prototypes":
+        sides = canvas or (640, 640)
+        scaling = Scaling(long_side=max(sides), short_side=min(sides))
+        grey = Padding(divisor=32, canvas=canvas, place="centre", value=114 / 255)
+        # Logits are interpolated and compared with 0.
+        mask = MaskRule(activation="none", frame="input", threshold=0.0, above=True)
+        return as_fractions, scaling, grey, mask, 0.25
+    pixels = as_fractions.model_copy(
+        update={"mean": (123.675, 116.28, 103.53), "std": (58.395, 57.12, 57.375), "scale": 1.0}
+    )
+    mask = MaskRule(activation="none", **frame)
+    return pixels, Scaling(long_side=1333, short_side=800), Padding(divisor=32, canvas=canvas), mask, 0.05
+
+
+def _classes(given: Sequence[str] | None, model: Any, adopted: AdoptedGraph) -> tuple[str, ...]:
+    names = tuple(given) if given is not None else _own_classes(model)
+    if names is None:
+        raise UsageError("the graph does not name its classes; give their names in the order of its labels")
+    if names and names[0].lower() in _BACKGROUND:
+        names = names[1:]
+    if not names or len(set(names)) != len(names):
+        raise UsageError(f"{len(names)} class names, of which {len(set(names))} differ; expected different names")
+    if adopted.classes is not None and adopted.classes != len(names):
+        raise UsageError(f"{len(names)} class names for a graph with {adopted.classes} classes")
+    return names
+
+
+def _own_classes(model: Any) -> tuple[str, ...] | None:
+    """The list some exporters leave in the graph's metadata, ``names``: ``{0: 'person', ...}``; parsed as a literal."""
+    text = next((entry.value for entry in model.metadata_props if entry.key == "names"), None)
+    if text is None or len(text) > 1 << 20:
+        return None
+    try:
+        value = ast.literal_eval(text)
+    except (ValueError, SyntaxError, MemoryError, RecursionError):
+        return None
+    if isinstance(value, Mapping) and set(value) == set(range(len(value))) and len(value) <= _MAX_CLASSES:
+        value = [value[index] for index in range(len(value))]
+    if isinstance(value, (list, tuple)) and all(isinstance(name, str) for name in value):
+        return tuple(value)
+    return None
+
+
+def read_class_names(path: Path) -> tuple[str, ...]:
+    """Class names from a file: a JSON list, or one name a line.
+
+    Raises:
+        UsageError: it cannot be read.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+        names = json.loads(text) if path.suffix.lower() == ".json" else [line.strip() for line in text.splitlines()]
+        if isinstance(names, dict):
+            names = names.get("classes") or names.get("CLASSES")
+    except (OSError, ValueError, RecursionError) as error:
+        raise UsageError(f"{path} holds no class names: {error}") from error
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise UsageError(f"{path} holds no list of class names")
+    return tuple(name for name in names if name)
+
+
+def _verified(file: Path, spec: InstancesSpec, engines: Sequence[str]) -> dict[str, Any]:
+    """Run the graph on every engine and compare their answers.
+
+    Raises:
+        ExportError: no engine runs it, or they disagree.
+    """
+    inputs = sample_inputs(spec, 1)
+    answers, problems = {}, {}
+    for name in engines:
+        try:
+            options = EngineOptions(outputs=(DETS, LABELS, MASKS), control_flow=spec.control_flow)
+            with get_engine(name).open(file, options) as session:
+                answers[name] = [session.run_all(image) for image in inputs]
+        except OfflineInferError as error:
+            problems[name] = str(error)
+    if not answers:
+        told = "; ".join(f"{name}: {reason}" for name, reason in problems.items())
+        raise ExportError(f"no engine runs the graph ({told}); nothing was written")
+    reference = next(iter(answers.values()))
+    records: list[dict[str, Any]] = []
+    for name, own in answers.items():
+        result = judge(own, reference, spec)
+        if result["status"] != "ok":
+            raise ExportError(f"{name} gives no usable answer: {result['reason']}; nothing was written")
+        records.append({"engine": name, **result})
+    records += [{"engine": name, "status": "refused", "reason": reason} for name, reason in problems.items()]
+    return {"passed": True, "engines": records}
+
+
+def _own(task: str) -> type[InstancesSpec]:
+    return InstancesSpec

@@ -1,0 +1,165 @@
+"""A RefineMask checkpoint in, a verified bundle out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from offline_infer import graph as passes
+from offline_infer.bundles import bundle as bundles
+from offline_infer.bundles.bundle import Bundle
+from offline_infer.checkpoints.mmdet.reader import RefineMaskCheckpoint, read_refinemask
+from offline_infer.engines.base import get_engine
+from offline_infer.errors import ExportError
+from offline_infer.events import Event, Sink, silent
+from offline_infer.exporting.detectors import DetectorShapes, torch_answers, trace_detector, verify_detector
+from offline_infer.files import sha256_file
+from offline_infer.spec import FoldSource, GraphRecord, OutputSpec, Source
+from offline_infer.tasks.image.spec import Pixels
+from offline_infer.tasks.instances.judging import judge, sample_inputs
+from offline_infer.tasks.instances.spec import DETS, LABELS, MASKS, InstancesSpec, MaskRule, Padding, Scaling
+
+if TYPE_CHECKING:
+    from torch import nn
+
+ENGINES = ("openvino", "onnxruntime")
+FOLD = "0"
+"""A detector is one network; bundles call it fold 0."""
+
+
+def export_refinemask(
+    checkpoint: Path | str,
+    output: Path | str,
+    *,
+    config: Path | str | None = None,
+    canvas: tuple[int, int] | None = None,
+    opset: int = 17,
+    verify: bool = True,
+    overwrite: bool = False,
+    sink: Sink = silent,
+) -> Bundle:
+    """Export a RefineMask checkpoint of mmdetection to a bundle.
+
+    Args:
+        checkpoint: the ``.pth``.
+        output: the bundle's folder; it appears only when everything is done and verified.
+        config: the training's configuration (JSON, or Python that is parsed but never run) where the checkpoint has none.
+        canvas: (height, width), multiples of 32, of the only input the graph takes, for devices with fixed shapes; the
+            padding is masked, so the answers stay. None: any size.
+        opset: 16 or 17.
+        verify: compare the graph with the network on every installed engine.
+        overwrite: replace an existing bundle.
+        sink: told about progress.
+
+    Raises:
+        CheckpointError: the checkpoint cannot be read.
+        ExportError: the graph could not be made, or does not give the network's answer.
+        UsageError: ``output`` is taken.
+    """
+    from offline_infer.networks import load_weights
+    from offline_infer.networks.refinemask import build_refinemask
+
+    found = read_refinemask(Path(checkpoint), None if config is None else Path(config))
+    for note in found.notes:
+        sink(Event("note", "export", data={"text": note}))
+    if canvas is not None and (min(canvas) < 32 or any(side % found.image.divisor for side in canvas)):
+        raise ExportError(f"canvas {canvas}: both sides must be multiples of {found.image.divisor}")
+    network = build_refinemask(found.settings)
+    load_weights(network, found.load_weights())
+    network.canvas = network.every_row = canvas is not None
+    spec = refinemask_spec(found, canvas)
+    return write_bundle(spec, network, output, opset=opset, verify=verify, overwrite=overwrite, sink=sink)
+
+
+def refinemask_spec(found: RefineMaskCheckpoint, canvas: tuple[int, int] | None) -> InstancesSpec:
+    """The specification of a checkpoint's bundle, its graphs not filled in."""
+    image, settings = found.image, found.settings
+    limit, side = settings.detections.limit, settings.mask_head.stage_sizes[-1]
+    return InstancesSpec(
+        source=Source(
+            framework="mmdetection",
+            framework_version=found.framework_version,
+            trainer="RefineMask",
+            plans_name=found.config_name,
+            dataset=f"{settings.classes} classes",
+            configuration=f"r{settings.depth}",
+            network="RefineMask",
+            folds=(FoldSource(fold=FOLD, checkpoint=found.path.name, sha256=sha256_file(found.path)),),
+        ),
+        pixels=Pixels(mean=image.mean, std=image.std, scale=1.0, exif="applied", sixteen_bit="high_byte"),
+        scaling=Scaling(long_side=image.long_side, short_side=image.short_side),
+        padding=Padding(divisor=image.divisor, canvas=canvas, validity_channel=True),
+        mask=MaskRule(threshold=image.mask_threshold),
+        classes=found.classes,
+        limit=limit,
+        mask_size=side,
+        score_floor=settings.detections.score,
+        outputs=fixed_outputs(limit, side),
+    )
+
+
+def fixed_outputs(limit: int, side: int) -> tuple[OutputSpec, ...]:
+    """The three outputs; ``side`` -1 for masks as large as the input."""
+    return (
+        OutputSpec(name=DETS, dtype="float32", shape=(limit, 5), keep=True),
+        OutputSpec(name=LABELS, dtype="int64", shape=(limit,), keep=True),
+        OutputSpec(name=MASKS, dtype="float32", shape=(limit, side, side), keep=True),
+    )
+
+
+def write_bundle(
+    spec: InstancesSpec,
+    network: nn.Module,
+    output: Path | str,
+    *,
+    opset: int,
+    verify: bool,
+    overwrite: bool,
+    sink: Sink,
+) -> Bundle:
+    """Trace, verify and write; see :func:`export_refinemask`."""
+    engines = usable_engines() if verify else []
+    shapes = DetectorShapes(spec.input_channels, spec.padding.canvas, spec.limit, spec.mask_size)
+    steps = 1 + (1 + len(engines) if verify else 0)
+    sink(Event("stage-started", "export", data={"folds": [FOLD], "precision": "fp32", "opset": opset}))
+    with bundles.creating(output, overwrite=overwrite, spec_of=_own) as folder:
+        model = trace_detector(network, shapes, opset)
+        model = passes.set_metadata(model, bundles.embedded(spec, FOLD, "fp32", opset))
+        path = folder / f"fold_{FOLD}.onnx"
+        passes.save_model(model, path)
+        facts = passes.inspect_graph(model)
+        del model
+        sink(Event("progress", "export", done=1, total=steps, data={"fold": FOLD, "step": "graph"}))
+        verification: dict[str, Any] | None = None
+        if verify:
+            # Sizes other than the traced one: whatever the tracer took for a constant shows here.
+            inputs = [*sample_inputs(spec, 1), *sample_inputs(spec, 1, (224, 160))]
+            reference = torch_answers(network, inputs)
+            sink(Event("progress", "export", done=2, total=steps, data={"fold": FOLD, "step": "reference"}))
+            records = verify_detector(path, inputs, reference, lambda a, r: judge(a, r, spec), engines)
+            sink(Event("progress", "export", done=steps, total=steps, data={"fold": FOLD, "step": "engines"}))
+            verification = {"passed": True, "ops": facts.ops, "parameters": facts.parameters, "engines": records}
+        record = GraphRecord(
+            file=path.name, fold=FOLD, opset=facts.opset, sha256=sha256_file(path), verification=verification
+        )
+        bundles.save(spec.model_copy(update={"graphs": (record,)}), folder)
+    return Bundle.load(output, spec_of=_own)
+
+
+def usable_engines() -> Sequence[str]:
+    """Engines that can run here.
+
+    Raises:
+        ExportError: none; an export that nobody ran is not verified.
+    """
+    reasons = {name: get_engine(name).available() for name in ENGINES}
+    usable = [name for name, reason in reasons.items() if reason is None]
+    if not usable:
+        told = "; ".join(f"{name}: {reason}" for name, reason in reasons.items())
+        raise ExportError(f"no engine to verify the export with ({told}); install one, or export with --no-verify")
+    return usable
+
+
+def _own(task: str) -> type[InstancesSpec]:
+    return InstancesSpec
