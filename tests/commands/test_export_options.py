@@ -21,7 +21,10 @@ def test_labels_and_the_expected_digest(tmp_path: Path, capsys: pytest.CaptureFi
     command = ["export", str(folder), "-o", str(tmp_path / "b"), "--no-verify", "--labels", "liver=1", "tumour=2"]
     assert main([*command, "--expect-sha256", "0" * 64]) == 2
     told = capsys.readouterr().err
-    assert "it is not the file that was published; get the file from its publisher again, or correct --expect-sha256" in told
+    assert (
+        "it is not the file that was published; get the file from its publisher again, or correct --expect-sha256"
+        in told
+    )
     assert not (tmp_path / "b").exists()
     assert main([*command, "--expect-sha256", sha256(folder / WEIGHTS)]) == 0
     assert Bundle.load(tmp_path / "b").spec.labels.names == {"background": 0, "liver": 1, "tumour": 2}
