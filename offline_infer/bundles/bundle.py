@@ -173,7 +173,7 @@ def save(spec: BundleSpec, folder: Path | str) -> Bundle:
     place = Path(folder)
     _refuse(place / BUNDLE_FILE, [*_inconsistencies(spec), *_file_faults(spec, place)], "nothing was written")
     try:
-        # Not mode="json": that would write NaN as null in silence.
+        # Not mode="json": that would silently write NaN as null.
         write_json(place / BUNDLE_FILE, spec.model_dump())
         write_manifest(place, _digests(spec, place))
     except ValueError as error:
@@ -201,7 +201,7 @@ def creating(output: Path | str, *, overwrite: bool = False, spec_of: SpecOf = v
             yield folder
             Bundle.load(folder, spec_of=spec_of)
     except FileExistsError as error:
-        raise UsageError(f"{target} was made by somebody else meanwhile; choose another folder") from error
+        raise UsageError(f"{target} was created by another process meanwhile; choose another folder") from error
 
 
 def embedded(

@@ -1,4 +1,4 @@
-"""What is known of a bundle's precisions: ``precision_checks.json``, beside ``bundle.json``.
+"""What is known about a bundle's precisions: ``precision_checks.json``, beside ``bundle.json``.
 
 ``benchmark`` compares every engine and precision with float32 on tiles of a real image and keeps the judgement here;
 whatever runs the network afterwards looks it up. A row holds for one engine, library version, processor, device,
@@ -28,7 +28,7 @@ from offline_infer.spec import Record, Sha256
 KIND = "offline_infer.precision_checks"
 SCHEMA_VERSION = 1
 GOOD_DICE = 0.999
-"""A foreground Dice against float32 below this is worth a word."""
+"""A foreground Dice against float32 below this is reported to the user."""
 
 _LARGEST_FILE = 1 << 22  # 4 MiB
 _ROWS_PER_SUBJECT = 16
@@ -95,7 +95,7 @@ class Checks:
 
 @dataclass(frozen=True)
 class Standing:
-    """What is known of what is running: the rows that hold for it, and what a user should be told."""
+    """What is known about the running precision: the rows that apply to it, and notes for the user."""
 
     rows: tuple[Check, ...] = ()
     notes: tuple[str, ...] = ()
@@ -274,7 +274,7 @@ def line_of(row: Check) -> str:
 
 
 def _is_foreign(path: Path) -> bool:
-    """Whether a file that cannot be understood may be somebody else's: JSON, but not of this kind or version."""
+    """Whether a file that cannot be parsed may belong to another program or release: JSON, but not of this kind or version."""
     try:
         record = json.loads(path.read_bytes().decode("utf-8"))
     except (OSError, ValueError, RecursionError):

@@ -215,7 +215,7 @@ class StitchPlan:
 class Stitcher(Protocol):
     """Mirrors, sums and stitches on the device, so that only finished sums travel to the host.
 
-    Every call raises EngineFailed when the engine fails, DeviceMemoryFull when the device's memory is what lacks.
+    Every call raises EngineFailed when the engine fails, DeviceMemoryFull when the device has run out of memory.
     """
 
     def load(self, tile: FloatArray) -> None:
@@ -329,7 +329,7 @@ def get_engine(name: str) -> Engine:
 
 
 def check_batch(batch: object, shape: tuple[int, ...], engine: str) -> None:
-    """Refuse an input the graph cannot take, before a library gives its own opinion of it.
+    """Refuse an input the graph cannot take with our own message, before a library raises its own.
 
     Args:
         batch: what the caller gave.
@@ -358,7 +358,7 @@ def fits(shape: tuple[int, ...], declared: tuple[int, ...]) -> bool:
 
 
 def telling_line(error: BaseException) -> str:
-    """The last telling line of a library's exception, for a message of one line."""
+    """The last informative line of a library's exception, for a one-line message."""
     lines = [line.strip() for line in str(error).splitlines()]
     told = [line for line in lines if line and not line.startswith(("Exception from", "Check '"))]
     return (told[-1] if told else type(error).__name__)[:500]

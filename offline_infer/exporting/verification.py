@@ -99,7 +99,7 @@ def compare(reference: FloatArray, answer: FloatArray, *, regions: bool) -> Comp
 
 
 def verdict(comparison: Comparison, precision: str) -> str | None:
-    """None where the answer is good enough for ``precision`` (``fp32`` or ``fp16``), otherwise the reason it is not."""
+    """None if the answer is good enough for ``precision`` (``fp32`` or ``fp16``), otherwise the reason it is not."""
     c = comparison
     if not c.finite:
         return "the logits hold NaN or infinite values"

@@ -1,4 +1,4 @@
-"""A graph of one image made one of several at once, where no operator mixes the images of a batch."""
+"""Turn a graph for one image into one for a batch, where no operator mixes the images of a batch."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from offline_infer.errors import ExportError
 from offline_infer.graph.clean import constants_to_initializers, select_outputs
 from offline_infer.graph.model import Model, attribute, fix_shapes, onnx_package, refuse_subgraphs, shape_of
 
-# They compute every image of a batch by itself, whatever their attributes.
+# These treat every image of a batch independently, whatever their attributes.
 _APART = frozenset(
     {
         "Add", "AveragePool", "BatchNormalization", "Cast", "Clip", "Conv", "ConvTranspose", "Div", "Dropout", "Elu", "Erf",
@@ -74,7 +74,7 @@ def _why_not(node: Any, weights: dict[str, Any], rank: int) -> str | None:
         scales = _values(node.input[2], weights) if len(node.input) > 2 else None
         sized = len(node.input) > 3 and node.input[3]
         return None if scales and scales[0] == 1 and not sized else "holds the old number of images"
-    return "is not known to keep the images of a batch apart"
+    return "is not known to treat the images of a batch independently"
 
 
 def _values(name: str, weights: dict[str, Any]) -> list[float] | None:

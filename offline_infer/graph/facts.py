@@ -1,4 +1,4 @@
-"""What a graph is made of, and what may go wrong with it on other machines: the pre-flight check."""
+"""What a graph is made of, and what may go wrong with it on other machines: a pre-flight check."""
 
 from __future__ import annotations
 
@@ -147,9 +147,9 @@ def _advice(model: Model, facts: GraphFacts) -> list[str]:
         (len(facts.inputs) != 1, f"{len(facts.inputs)} inputs; the runtime here feeds one"),
         (
             facts.opset > newest,
-            f"opset {facts.opset}: Ascend's parser takes up to {newest}; export with --opset {newest} or lower",
+            f"opset {facts.opset}: Ascend's parser takes up to {newest}; export at opset {newest} or lower",
         ),
-        (0 < facts.opset < 11, f"opset {facts.opset} is older than any tested here; export with --opset 11 or higher"),
+        (0 < facts.opset < 11, f"opset {facts.opset} is older than any tested here; export at opset 11 or higher"),
         (facts.domains, f"operators outside the standard ({', '.join(facts.domains)}): only some engines know them"),
         (
             half and not facts.ops.get("Cast") and facts.instance_norms,

@@ -324,7 +324,7 @@ def test_a_graph_with_two_inputs(engine: Engine, tmp_path: Path) -> None:
         ("onnxruntime", {"device": "cuda:x"}, "unknown device"),
         ("onnxruntime", {"device": "cpu:0"}, "unknown device"),
         ("onnxruntime", {"precision": "bf16"}, "legal: fp32, fp16"),
-        ("onnxruntime", {"precision": "fp16"}, "export the checkpoint with --precision fp16"),
+        ("onnxruntime", {"precision": "fp16"}, "export the checkpoint in fp16"),
         ("onnxruntime", {"threads": -1}, "0 means all cores"),
         ("onnxruntime", {"extra": {"colour": "red"}}, "unknown option 'colour'"),
         ("onnxruntime", {"extra": {"optimization": "more"}}, "legal: none, basic, extended, all"),

@@ -1,7 +1,7 @@
 """ONNX Runtime: the portable engine, and the road to CUDA, TensorRT and Ascend's CANN provider.
 
-Habits of the library that are countered here: it uploads usage data unless told not to before it loads; it answers on
-the CPU in silence when the accelerator it was asked for is missing; on CUDA it shortens float32 to TF32 by itself; and
+Habits of the library that are countered here: it uploads usage data unless told not to before it loads; it silently
+falls back to the CPU when the accelerator it was asked for is missing; on CUDA it shortens float32 to TF32 by itself; and
 its CANN provider leaves files in the working folder.
 
 On the CPU its instance normalisation adds up a whole channel in float32, one value after the other; over the two million
@@ -375,7 +375,7 @@ def _version(text: str) -> tuple[int, int]:
     try:
         return int(parts[0]), int(parts[1])
     except (ValueError, IndexError):
-        return OLDEST  # a build without a number: let it try
+        return OLDEST  # a development build without a version number
 
 
 def _check_provider(ort: Any, kind: str, device: str) -> None:
@@ -437,7 +437,7 @@ def _opened(ort: Any, graph: Path, source: str | bytes, kind: str, index: int, o
         got = running[0] if running else "nothing"
         raise EngineUnavailable(
             f"onnxruntime: {PROVIDERS[kind]} was asked for, but the session runs on {got}; "
-            f"see that driver, libraries and the {_WHEELS[kind]} wheel fit together"
+            f"check that driver, libraries and the {_WHEELS[kind]} wheel match"
         )
     return session
 
@@ -458,8 +458,7 @@ def _check_precision(session: Any, kind: str, options: EngineOptions) -> None:
         return
     if options.precision == "fp16":
         raise EngineUnavailable(
-            "onnxruntime: fp16 was asked for, but this graph is not half precision; "
-            "export the checkpoint with --precision fp16"
+            "onnxruntime: fp16 was asked for, but this graph is not half precision; export the checkpoint in fp16"
         )
     raise EngineUnavailable(f"onnxruntime: no precision {options.precision!r}; legal: fp32, fp16")
 

@@ -1,7 +1,7 @@
 """OpenVINO on the CPU: the default engine of a machine without an accelerator.
 
 Three habits of the library are countered here. Importing it sends a usage event and writes files into the home folder;
-its telemetry package is hidden from it. A precision the processor lacks is replaced by another one in silence; what was
+its telemetry package is hidden from it. A precision the processor lacks is silently replaced by another one; what was
 compiled is compared with what was asked for. And its instance normalisation is inexact on large tiles, so it is written
 out: see :mod:`offline_infer.engines.openvino.norms` for float32 and :mod:`offline_infer.engines.openvino.bf16_norms` for
 bfloat16, where its statistics stay float32.
@@ -98,7 +98,7 @@ class OpenVinoEngine:
             raise EngineUnavailable(f"openvino: {reason}")
         if options.device != "cpu":
             raise EngineUnavailable(
-                f"openvino: no device {options.device!r}; this engine runs on cpu, use --engine onnxruntime for others"
+                f"openvino: no device {options.device!r}; this engine runs on cpu, the engine onnxruntime on others"
             )
         admitted = admit(graph, control_flow=options.control_flow)
         if options.precision != "fp32":
@@ -285,7 +285,7 @@ def _version(ov: Any) -> tuple[int, int]:
     try:
         return int(parts[0]), int(parts[1])
     except (ValueError, IndexError):
-        return OLDEST  # a build without a number: let it try
+        return OLDEST  # a development build without a version number
 
 
 def _config(options: EngineOptions, capabilities: list[str]) -> dict[str, str]:
@@ -341,7 +341,7 @@ def _compile(
         try:
             return core.import_model(io.BytesIO(blob), "CPU", dict(config)), norms, CacheUse("hit")
         except RuntimeError:
-            pass  # written by another build after all; made again below
+            pass  # another build wrote it although the facts agree; it is compiled again below
     compiled, made = _compile_afresh(ov, core, graph, config, norms)
     if made != norms:
         return compiled, made, CacheUse("not stored", "the norms are not those that were asked for")
@@ -425,16 +425,14 @@ def _check_precision(compiled: Any, precision: str) -> None:
     got = compiled.get_property("INFERENCE_PRECISION_HINT")
     name = str(got.to_string() if hasattr(got, "to_string") else got)
     if names.get(name, name) != precision:
-        raise EngineUnavailable(
-            f"openvino: {precision} was asked for, OpenVINO would compute in {name}; use --precision fp32"
-        )
+        raise EngineUnavailable(f"openvino: {precision} was asked for, OpenVINO would compute in {name}; use fp32")
 
 
 def _lacks(precision: str, capabilities: list[str]) -> str:
     can = [name for name, (_, capability) in _HINTS.items() if capability in capabilities]
     return (
         f"openvino: this processor has no {precision} arithmetic (it has {', '.join(can)}); "
-        "use one of those - a half-precision bundle also runs with --precision fp32"
+        "use one of those; a half-precision bundle also runs in fp32"
     )
 
 
