@@ -23,11 +23,23 @@ if TYPE_CHECKING:
     from offline_infer.bundles.bundle import Bundle
     from offline_infer.exporting.bundles import export_bundle
     from offline_infer.images import Image, read_image
+    from offline_infer.predict.batch import predict_folder
     from offline_infer.predict.model import Model, load
     from offline_infer.tasks.settings import RunSettings
     from offline_infer.tasks.volume.label_map import LabelMap
 
-__all__ = ["Bundle", "Image", "LabelMap", "Model", "RunSettings", "__version__", "export_bundle", "load", "read_image"]
+__all__ = [
+    "Bundle",
+    "Image",
+    "LabelMap",
+    "Model",
+    "RunSettings",
+    "__version__",
+    "export_bundle",
+    "load",
+    "predict_folder",
+    "read_image",
+]
 
 _HOMES = {
     "Bundle": "offline_infer.bundles.bundle",
@@ -37,6 +49,7 @@ _HOMES = {
     "RunSettings": "offline_infer.tasks.settings",
     "export_bundle": "offline_infer.exporting.bundles",
     "load": "offline_infer.predict.model",
+    "predict_folder": "offline_infer.predict.batch",
     "read_image": "offline_infer.images",
 }
 

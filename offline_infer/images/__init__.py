@@ -18,7 +18,7 @@
 """
 
 from offline_infer.images.formats import IMAGE_ENDINGS, READERS, VOLUME_ENDINGS, WRITABLE_ENDINGS, split_ending
-from offline_infer.images.frame import Image
+from offline_infer.images.image import Image
 from offline_infer.images.reading import read_geometry, read_image, read_labels
 from offline_infer.images.writing import write_labels
 

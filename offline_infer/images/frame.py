@@ -1,4 +1,4 @@
-"""The image a reader hands over, and the tests its frame must pass. No files are opened here."""
+"""A file whose header is understood, and the tests its frame must pass. No files are opened here."""
 
 from __future__ import annotations
 
@@ -26,71 +26,6 @@ IDENTITY_DIRECTION = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0)
 
 
 @dataclass(frozen=True)
-class Image:
-    """One case's image.
-
-    Attributes:
-        array: (c, z, y, x), float32, C-contiguous, in the image's own unit (HU for CT).
-        geometry: the frame, as nnU-Net's reader of that name would report it.
-        notes: things worth telling the user that do not stop the case (slightly uneven slices, no spacing file, ...).
-    """
-
-    array: FloatArray
-    geometry: ImageGeometry
-    notes: tuple[str, ...] = ()
-
-    @classmethod
-    def from_numpy(
-        cls,
-        array: npt.ArrayLike,
-        spacing: Sequence[float],
-        *,
-        origin: Sequence[float] = (0.0, 0.0, 0.0),
-        direction: Sequence[float] = IDENTITY_DIRECTION,
-        reader: str = "SimpleITKIO",
-    ) -> Image:
-        """An image from an array (z, y, x) or (c, z, y, x).
-
-        Args:
-            spacing: mm, (z, y, x).
-            origin, direction: ITK's: (x, y, z) in mm, LPS; nine numbers, row-major.
-            reader: the nnU-Net reader whose axes the array has.
-
-        Raises:
-            ImageError, GeometryError: no image, or an impossible frame.
-        """
-        from offline_infer.images import objects
-
-        return cls(*objects.from_numpy(array, spacing, origin, direction, reader))
-
-    @classmethod
-    def from_sitk(cls, image: Any, *, reader: str = "SimpleITKIO") -> Image:
-        """An image from a three-dimensional ``SimpleITK.Image``; components become channels.
-
-        Raises:
-            ImageError, GeometryError: see :meth:`from_numpy`.
-        """
-        from offline_infer.images import objects
-
-        return cls(*objects.from_sitk(image, reader))
-
-    @classmethod
-    def from_nibabel(cls, image: Any, *, reader: str = "SimpleITKIO") -> Image:
-        """An image from a three-dimensional nibabel image.
-
-        Raises:
-            ImageError, GeometryError: see :meth:`from_numpy`.
-        """
-        from offline_infer.images import objects
-
-        return cls(*objects.from_nibabel(image, reader))
-
-    def __repr__(self) -> str:
-        spacing = tuple(round(step, 4) for step in self.geometry.spacing)
-        return f"Image(shape={self.array.shape}, spacing={spacing} mm)"
-
-
-@dataclass(frozen=True)
 class Source:
     """A file (or DICOM series) whose header is understood and whose voxels are not read yet.
 
@@ -99,7 +34,7 @@ class Source:
         geometry: the frame.
         fill: writes the voxels into a C-contiguous float32 array (c, z, y, x).
         channels: how many channels the file holds; 1 but for colour images.
-        notes: see :class:`Image`.
+        notes: see :class:`offline_infer.images.image.Image`.
     """
 
     path: Path

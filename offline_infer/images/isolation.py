@@ -37,7 +37,7 @@ from offline_infer.arithmetic.budgets import CHANNELS, check_voxels
 from offline_infer.arithmetic.geometry import ImageGeometry
 from offline_infer.errors import CaseError, GeometryError, ImageError, UsageError
 from offline_infer.files import printable
-from offline_infer.images.frame import Image
+from offline_infer.images.image import Image
 
 SECONDS = 600
 """How long the child may take for one file before it is given up."""

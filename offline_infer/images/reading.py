@@ -20,7 +20,8 @@ from offline_infer.images.formats import (
     is_dicom,
     reader_endings,
 )
-from offline_infer.images.frame import Image, Source, require_same_frame, require_unicode
+from offline_infer.images.frame import Source, require_same_frame, require_unicode
+from offline_infer.images.image import Image
 from offline_infer.images.isolation import current_reader
 
 _LARGEST_LABEL = 1 << 24  # whole numbers are exact in float32 up to here

@@ -18,7 +18,6 @@ from offline_infer.bundles.opening import open_fold
 from offline_infer.bundles.precision_checks import Check, Standing, UnverifiedPrecision, standing, subject_of
 from offline_infer.engines.base import EngineOptions, Session, SessionInfo, get_engine
 from offline_infer.errors import UsageError
-from offline_infer.events import Sink, silent
 from offline_infer.predict.memory import Method, SpillFile, choose_method, room_left
 from offline_infer.predict.streaming import infer
 from offline_infer.spec import BundleSpec
@@ -26,8 +25,6 @@ from offline_infer.tasks.base import Prepared, PreviousStage, Progress
 from offline_infer.tasks.memory import MemoryEstimate
 from offline_infer.tasks.opening import open_bundle
 from offline_infer.tasks.registry import get_task
-from offline_infer.tasks.reports import RunReport
-from offline_infer.tasks.results import OnExisting
 from offline_infer.tasks.running import prepare_loaded
 from offline_infer.tasks.settings import RunSettings, check_options
 
@@ -205,39 +202,6 @@ class Model:
                 allocate=allocate if method.spill else None,
             )
             return self.task.answer(finish(), self.spec)
-
-    def predict_folder(
-        self,
-        source: str | Path,
-        output: str | Path,
-        *,
-        settings: RunSettings | None = None,
-        existing: OnExisting = "compare",
-        memory: int | None = None,
-        sink: Sink = silent,
-    ) -> RunReport:
-        """Run the model on every case of a folder and write the results, as ``offline-infer predict`` does.
-
-        Args:
-            source: a file, or a folder of cases by nnU-Net's naming.
-            output: folder for the results; those that are there are compared, and skipped where they are the same.
-            existing: ``compare``, ``keep`` or ``overwrite`` what is there.
-            memory: bytes the process may take; see :meth:`predict`.
-            sink: told about progress.
-
-        Returns:
-            What became of each case; failed ones are in it, not raised (see ``raise_failures``).
-
-        Raises:
-            UsageError: nothing to do, or results are there that were made otherwise.
-        """
-        from offline_infer.predict.folder import FolderJob, predict_folder
-
-        found = self.task.list_cases(Path(source), self.spec)
-        job = FolderJob(
-            found.cases, Path(output), found.problems, existing=existing, memory=memory, source=Path(source)
-        )
-        return predict_folder(self, job, settings if settings is not None else RunSettings(), sink)
 
     def __repr__(self) -> str:
         return f"Model({self.bundle.name}, engine={self.engine!r}, folds={', '.join(self.folds)})"

@@ -100,9 +100,14 @@ def test_settings_look_at_themselves(wrong: dict[str, Any]) -> None:
 
 def test_a_folder_at_once_and_a_model_used_from_four_threads(model: Any, tmp_path: Path) -> None:
     cases = [write_case(tmp_path / "in", name, seed=seed) for seed, name in enumerate("abcd")]
-    report = model.predict_folder(tmp_path / "in", tmp_path / "out")
+    report = offline_infer.predict_folder(model, tmp_path / "in", tmp_path / "out")
     assert report.named("done") == ("a", "b", "c", "d")
-    assert model.predict_folder(tmp_path / "in", tmp_path / "out").named("skipped") == ("a", "b", "c", "d")
+    assert offline_infer.predict_folder(model, tmp_path / "in", tmp_path / "out").named("skipped") == (
+        "a",
+        "b",
+        "c",
+        "d",
+    )
     with ThreadPoolExecutor(4) as pool:
         found = list(pool.map(lambda case: model.predict(case.channels).array, cases))
     for case, array in zip(cases, found, strict=True):
