@@ -1,4 +1,4 @@
-"""Commands of the Ascend road beside compile and infer: adopt, guide-tables."""
+"""Commands of the Ascend road beside compile and infer: adopt-outputs, guide-tables."""
 
 from __future__ import annotations
 
@@ -12,7 +12,10 @@ from offline_infer.commands.common import Subparsers, command, existing, say
 def register(commands: Subparsers) -> None:
     """Add these commands to the parser."""
     parser = command(
-        commands, "adopt", adopt, "take over outputs a tool wrote by hand from the lists or bins of a work folder"
+        commands,
+        "adopt-outputs",
+        adopt,
+        "take over outputs a tool wrote by hand from the lists or bins of a work folder",
     )
     parser.add_argument("bundle", type=Path)
     parser.add_argument("work", type=Path)
@@ -53,7 +56,7 @@ def register(commands: Subparsers) -> None:
 
 
 def adopt(options: argparse.Namespace) -> dict[str, Any]:
-    """``offline-infer adopt``."""
+    """``offline-infer adopt-outputs``."""
     from offline_infer.bundles.bundle import Bundle
     from offline_infer.staging.adopting import adopt_outputs
 

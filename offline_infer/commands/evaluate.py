@@ -66,7 +66,11 @@ def _add_task_options(parser: argparse.ArgumentParser) -> None:
         group = parser.add_argument_group(f"results of the task {task!r}")
         for option in evaluation_options_of(task):
             flag = "--" + option.name.replace("_", "-")
-            group.add_argument(flag, dest=_PREFIX + option.name, choices=option.choices or None, help=option.help)
+            # A switch may be given with its value or without.
+            switch: dict[str, Any] = {"nargs": "?", "const": "yes"} if option.choices == ("no", "yes") else {}
+            group.add_argument(
+                flag, dest=_PREFIX + option.name, choices=option.choices or None, help=option.help, **switch
+            )
 
 
 def evaluate(options: argparse.Namespace) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from offline_infer.ascend.limits import COMPILE_TIMEOUT_S
+from offline_infer.commands import images
 from offline_infer.commands.common import Subparsers, command, existing, say, sink_for
 from offline_infer.errors import UsageError
 
@@ -55,6 +56,8 @@ def register(commands: Subparsers) -> None:
         "--no-verify", action="store_true", help="do not compare the graph with the framework's network"
     )
     parser.add_argument("--overwrite", action="store_true", help="replace an existing bundle")
+
+    images.add_own_model_options(parser)
 
     parser = command(commands, "compile", compile_om, "compile a bundle's graphs for an Ascend chip with atc")
     parser.add_argument("bundle", type=Path)
@@ -118,7 +121,10 @@ def export(options: argparse.Namespace) -> dict[str, Any]:
         verify=not options.no_verify,
         overwrite=options.overwrite,
     )
-    bundle = export_bundle(existing(options.checkpoint), options.output, selection, how, sink_for(options))
+    if images.is_own_model(options):
+        bundle = images.export_own(options)
+    else:
+        bundle = export_bundle(existing(options.checkpoint), options.output, selection, how, sink_for(options))
     for graph in bundle.spec.graphs:
         say(options, f"{bundle.folder / graph.file}: fold {graph.fold}, opset {graph.opset}, {graph.precision}")
         say(options, *(f"  {line}" for line in lines_of(graph.verification)))

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from offline_infer.tasks.base import Task
 
 TASKS: dict[str, str] = {
+    "image": "offline_infer.tasks.image",
     "volume": "offline_infer.tasks.volume",
     "instances": "offline_infer.tasks.instances",
 }

@@ -131,14 +131,17 @@ def write_tables(folder: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     """``sweep.json``, ``sweep.csv``, and a TensorBoard run for each dataset and attack."""
     write_json(folder / "sweep.json", list(rows))
     names = list(dict.fromkeys(name for row in rows for name in row["measures"]))
-    text = io.StringIO()
-    writer = csv.writer(text)
     head = ("model", "step", "dataset", "attack", "strength", "protocol", "images", "failed")
-    writer.writerow((*head, *names))
-    for row in rows:
-        writer.writerow([*(_cell(row[name]) for name in head), *(_cell(row["measures"].get(name)) for name in names)])
-    write_text(folder / "sweep.csv", text.getvalue())
+    table = [[*(row[name] for name in head), *(row["measures"].get(name) for name in names)] for row in rows]
+    write_rows(folder / "sweep.csv", [[*head, *names], *table])
     _write_curves(folder / "tensorboard", rows)
+
+
+def write_rows(path: Path, rows: Sequence[Sequence[Any]]) -> None:
+    """A CSV file; what is None is "not available", and text that a spreadsheet would take for a formula is quoted."""
+    text = io.StringIO()
+    csv.writer(text).writerows([_cell(value) for value in row] for row in rows)
+    write_text(path, text.getvalue())
 
 
 def write_attacked(one: ImageSet, attack: Attack, strength: float, seed: int, folder: Path) -> Path:

@@ -16,7 +16,7 @@ from offline_infer.tasks.image.evaluation.distribution import Confusion, Pool, a
 from offline_infer.tasks.image.evaluation.image_measures import image_measures
 from offline_infer.tasks.image.evaluation.pixel_measures import border_ignored, pixel_measures
 from offline_infer.tasks.image.evaluation.protocols import Protocol, get_protocol
-from offline_infer.tasks.image.evaluation.references import Compared, Predictions, has_any_value
+from offline_infer.tasks.image.evaluation.references import Compared, MissingPrediction, Predictions, has_any_value
 from offline_infer.tasks.image.evaluation.upstream import (
     tail_start,
     upstream_image_measures,
@@ -39,6 +39,7 @@ class EvaluationOptions:
         pair_by: see :func:`offline_infer.tasks.image.datasets.find_sets`.
         as_upstream: the original's own figures, defects included; at the network's size.
         ranks, batch: of the original's run, which decide what its last batch was.
+        allow_missing: leave images without a prediction out.
         column_scores: the model's scores have shape (B, 1), which the original compares with every label.
         listed_labels: take every image with a mask file for manipulated, as the original does in the baseline of its
             robustness test.
@@ -52,20 +53,21 @@ class EvaluationOptions:
     ranks: int = 1
     batch: int = 2
     column_scores: bool = False
+    allow_missing: bool = False
     listed_labels: bool = False
 
     @classmethod
     def of(cls, given: Mapping[str, Any]) -> EvaluationOptions:
-        """From a mapping.
+        """From a mapping; numbers and switches (``yes``, ``no``) may be text.
 
         Raises:
             UsageError: an option that is unknown, or has an impossible value.
         """
-        known = {field.name for field in fields(cls)}
-        unknown = sorted(set(given) - known)
+        known = {field.name: field.default for field in fields(cls)}
+        unknown = sorted(set(given) - set(known))
         if unknown:
             raise UsageError(f"unknown options {', '.join(unknown)}; legal: {', '.join(sorted(known))}")
-        options = cls(**given)
+        options = cls(**{name: _of_type(name, value, known[name]) for name, value in given.items()})
         get_protocol(options.protocol)
         if options.size not in ("own", "network"):
             raise UsageError(f"unknown size {options.size!r}; legal: own, network")
@@ -87,6 +89,21 @@ class ImageScores:
 
     summary: dict[str, Any]
     failed: dict[str, str]
+
+    @property
+    def total(self) -> int:
+        """Images that were to be compared, the failed ones included."""
+        return sum(told["images"] for told in self.summary["sets"].values())
+
+    def to_json(self) -> dict[str, Any]:
+        """Everything that was found."""
+        return {"summary": self.summary}
+
+    def rows(self) -> list[list[Any]]:
+        """One row for each image, a heading first: set, image, and every measure."""
+        items = [(name, row) for name, told in self.summary["sets"].items() for row in told["items"]]
+        columns = list(dict.fromkeys(key for _, row in items for key in row))
+        return [["set", *columns], *([name, *(row.get(column) for column in columns)] for name, row in items)]
 
     def table(self) -> str:
         """One line for each set and kind of measure, the protocol's name in each."""
@@ -127,6 +144,9 @@ def evaluate_folder(
             if item.stem not in failed:
                 try:
                     tally.add(item, in_tail=index >= tail_start(len(one.items), chosen.ranks, chosen.batch))
+                except MissingPrediction as error:
+                    if not chosen.allow_missing:
+                        failed[item.stem] = str(error)
                 except CaseError as error:
                     failed[item.stem] = str(error)
             done += 1
@@ -257,6 +277,20 @@ class _Tally:
             imitated = upstream_image_measures(self._scores, self._labels, column_scores=self._options.column_scores)
             return {**imitated, "AUC": values["AUC"], "used": len(self._scores)}
         return {**values, "used": len(self._scores)}
+
+
+def _of_type(name: str, value: Any, default: Any) -> Any:
+    """An option's value in the type of its default."""
+    if not isinstance(value, str) or isinstance(default, str):
+        return value
+    if isinstance(default, bool):
+        if value in ("yes", "no"):
+            return value == "yes"
+        raise UsageError(f"{name} {value!r}: expected yes or no")
+    try:
+        return type(default)(value)
+    except ValueError as error:
+        raise UsageError(f"{name} {value!r}: expected a number") from error
 
 
 def _protocol_name(protocol: Protocol, options: EvaluationOptions) -> str:

@@ -37,6 +37,10 @@ class Compared:
     inside: Mask | None = None
 
 
+class MissingPrediction(ImageError):
+    """There is no result for an image of the dataset."""
+
+
 class Predictions:
     """The folder a run wrote its results to, or one that IMDL-BenCo's saving script wrote."""
 
@@ -72,7 +76,7 @@ class Predictions:
         else:
             path = self._masks / f"{item.stem}.png"
             if not path.is_file():
-                raise ImageError(f"{path}: there is no prediction for {item.name}")
+                raise MissingPrediction(f"{path}: there is no prediction for {item.name}")
             soft = read_mask_values(path)
         return Compared(soft, _reference(item, (soft.shape[0], soft.shape[1])))
 
