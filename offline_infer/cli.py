@@ -68,6 +68,14 @@ GROUPS: tuple[tuple[str, tuple[tuple[str, str], ...]], ...] = (
             ("statistics", "offline-infer statistics results -o volumes.csv"),
         ),
     ),
+    (
+        "models of one's own, and robustness",
+        (
+            ("init", "offline-infer init my_model"),
+            ("adopt", "offline-infer adopt model.onnx --task image -o bundle"),
+            ("sweep", "offline-infer sweep bundle --references datasets.json --grid grid.json -o sweep"),
+        ),
+    ),
     ("data and the machine", (("doctor", "offline-infer doctor"),)),
 )
 """Every command with an example, by what it is for; a command that is not named here stands in the last group."""
