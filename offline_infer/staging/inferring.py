@@ -45,6 +45,8 @@ def infer_stage(
         DiskBudgetError: the outputs will not fit the disk.
     """
     worklist = Worklist.load(work)
+    if not worklist.items():
+        raise UsageError(f"{work} holds no items to answer; preprocess cases into it first")
     _check_sessions(worklist, sessions, spec)
     manifest = OutputsManifest.load(work)
     kept = worklist.header.kept

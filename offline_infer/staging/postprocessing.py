@@ -9,6 +9,7 @@ from typing import Any
 
 from offline_infer._version import __version__
 from offline_infer.bundles.fingerprint import fingerprint
+from offline_infer.errors import UsageError
 from offline_infer.events import Event, Sink, silent
 from offline_infer.images.cases import CaseFiles
 from offline_infer.spec import BundleSpec
@@ -57,6 +58,8 @@ def postprocess_stage(
     """
     task = get_task(spec.task)
     worklist = Worklist.load(job.work)
+    if not worklist.cases:
+        raise UsageError(f"{job.work} holds no cases to put together; preprocess cases into it first")
     worklist.refuse_other_model(spec)
     manifest = OutputsManifest.load(job.work)
     chosen = task.with_item_settings(settings or RunSettings(), worklist.header.settings)

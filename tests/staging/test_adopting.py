@@ -17,7 +17,7 @@ from offline_infer.cli import main
 from offline_infer.errors import UsageError
 from offline_infer.staging.adopting import adopt_outputs
 from offline_infer.staging.lists import write_info
-from offline_infer.staging.worklist import Worklist
+from offline_infer.staging.worklist import Worklist, WorklistWriter, header_for
 
 SOC = "Ascend310P3"
 
@@ -127,3 +127,13 @@ def test_the_published_files_are_told_apart_by_the_graph(
             path.unlink()
     assert main(["import-tiles", *words, str(tmp_path / "again"), *options]) == 2
     assert "none of the files of one input holds" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("stage", ["infer", "postprocess"])
+def test_an_empty_work_folder_is_wrong_usage(
+    stage: str, bundle: Bundle, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    WorklistWriter(tmp_path / "work", header_for(bundle.spec, {"step_size": 0.5, "tta": False}, ["0"]))
+    output = [str(tmp_path / "out")] if stage == "postprocess" else ["--engine", "onnxruntime"]
+    assert main([stage, str(bundle.folder), str(tmp_path / "work"), *output, "--quiet"]) == 2
+    assert "holds no" in capsys.readouterr().err
