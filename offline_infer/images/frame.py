@@ -66,13 +66,15 @@ def make_geometry(
         axes: how the array relates to the file; by default its axes are the file's.
 
     Raises:
-        GeometryError: zero, negative or non-finite spacing, or a singular direction.
+        GeometryError: no voxels or absurdly many, zero, negative or non-finite spacing, or a singular direction.
     """
     matrix = np.asarray(direction, dtype=np.float64).reshape(len(size), len(size))
     steps = [float(value) for value in spacing]
     check_spacing(path, steps)
     corner = [float(value) for value in origin]
     counts = [int(value) for value in size]
+    if min(counts) < 1:
+        raise GeometryError(f"{path}: its size is {tuple(counts)}; it holds no voxels")
     check_voxels(counts, str(path), "is its header right?")
     if len(counts) == 2:
         axes = axes or FileAxes(2)

@@ -8,21 +8,21 @@ of its own in ``test_damage.py``.
 from __future__ import annotations
 
 import os
-import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import tifffile
 from image_samples import DIRECTIONS, dicom_enhanced, dicom_slice, save, voxels
+from mutants import mutants
 from PIL import Image as Pillow
 
 from offline_infer.errors import OfflineInferError
 from offline_infer.images import read_image
 from offline_infer.images.isolation import can_isolate, isolated_readers
 
-COUNT = int(os.environ.get("IMAGE_MUTANTS", "25"))
+COUNT = int(os.environ.get("IMAGE_MUTANTS", "10"))
 SHAPE = (6, 12, 14)
 
 
@@ -65,43 +65,6 @@ FORMATS: dict[str, tuple[str, Callable[[Path], Path]]] = {
     "bmp": ("NaturalImage2DIO", lambda folder: _picture(folder, ".bmp")),
     "jpeg": ("NaturalImage2DIO", lambda folder: _picture(folder, ".jpg")),
 }
-
-
-def mutants(data: bytes, seed: str, count: int) -> Iterator[bytes]:
-    """Copies of ``data`` with bits flipped, fields overwritten, pieces cut, repeated, moved; mostly near its start."""
-    random = np.random.default_rng(zlib.crc32(seed.encode()))
-    extreme = (
-        b"\0",
-        b"\xff",
-        b"\x7f",
-        b"\x80",
-        b"\xff\xff\xff\x7f",
-        b"\0\0\xc0\x7f",
-        b"999999999",
-        b"-1",
-        b"\x1b[2J",
-        b"../",
-    )
-    for _ in range(count):
-        mutant = bytearray(data)
-        for _ in range(int(random.integers(1, 4))):
-            reach = len(mutant) if random.random() < 0.3 else min(len(mutant), 600)
-            place, length = int(random.integers(0, max(reach, 1))), int(random.integers(1, 40))
-            kind = int(random.integers(0, 6))
-            if kind == 0 and mutant:
-                mutant[place % len(mutant)] ^= 1 << int(random.integers(0, 8))
-            elif kind == 1:
-                value = extreme[int(random.integers(0, len(extreme)))]
-                mutant[place : place + len(value)] = value
-            elif kind == 2:
-                del mutant[place : place + length]
-            elif kind == 3:
-                mutant[place:place] = mutant[place : place + length] * int(random.integers(1, 5))
-            elif kind == 4:
-                mutant[place : place + length] = random.bytes(length)
-            else:
-                del mutant[int(random.integers(0, len(mutant) + 1)) :]
-        yield bytes(mutant)
 
 
 @pytest.mark.skipif(not can_isolate(), reason="a crash would end the tests here")

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 
 import numpy as np
 import pytest
 import tifffile
 from image_samples import voxels
+from mutants import mutants
 from PIL import Image as Pillow
 from skimage.io import imread, imsave
 
@@ -99,3 +101,14 @@ def test_damaged_spacing_files(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "a.json").write_bytes(content)
     with pytest.raises(CaseError, match="spacing"):
         read_image([tmp_path / "a_0000.tif"], "Tiff3DIO")
+
+
+@pytest.mark.parametrize("number", [2, 33, 133, 139])
+def test_stacks_that_decode_to_nothing(tmp_path: Path, number: int) -> None:
+    """Found among the mutants: the directory promises a stack, the decoder gives none of its slices."""
+    tifffile.imwrite(tmp_path / "a.tif", voxels((6, 12, 14)), compression="zlib")
+    data = (tmp_path / "a.tif").read_bytes()
+    *_, mutant = itertools.islice(mutants(data, "tiff", number + 1), number + 1)
+    (tmp_path / "a.tif").write_bytes(mutant)
+    with pytest.raises(CaseError, match=r"a\.tif"):
+        read_image([tmp_path / "a.tif"], "Tiff3DIO")
