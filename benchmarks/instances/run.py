@@ -46,7 +46,7 @@ def random_network(settings: RefineMaskSettings):
     return network
 
 
-def make_spec(settings: RefineMaskSettings) -> InstancesSpec:
+def make_spec(settings: RefineMaskSettings, long_side: int, short_side: int) -> InstancesSpec:
     fold = FoldSource(fold="0", checkpoint="random", sha256="0" * 64)
     return InstancesSpec(
         source=Source(
@@ -59,7 +59,7 @@ def make_spec(settings: RefineMaskSettings) -> InstancesSpec:
             folds=(fold,),
         ),
         pixels=Pixels(mean=(123.675, 116.28, 103.53), std=(58.395, 57.12, 57.375), scale=1.0),
-        scaling=Scaling(long_side=1333, short_side=800),
+        scaling=Scaling(long_side=long_side, short_side=short_side),
         padding=Padding(divisor=32, validity_channel=True),
         classes=tuple(f"class_{index}" for index in range(settings.classes)),
         limit=settings.detections.limit,
@@ -87,11 +87,13 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--height", type=int, default=480)
     parser.add_argument("--width", type=int, default=640)
+    parser.add_argument("--long-side", type=int, default=1333)
+    parser.add_argument("--short-side", type=int, default=800)
     parser.add_argument("--precision", default="fp32", choices=["fp32", "bf16"])
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     settings = RefineMaskSettings()
-    network, spec = random_network(settings), make_spec(settings)
+    network, spec = random_network(settings), make_spec(settings, options.long_side, options.short_side)
     clocks = [Clock(operators._align), Clock(operators._suppress)]
     operators._align, operators._suppress = clocks
     rng = np.random.default_rng(0)
@@ -117,6 +119,7 @@ def main() -> None:
                 middle = time.perf_counter()
                 ours = read_outputs(session.answer(network_input(image, geometry, spec)), geometry, spec)
                 end = time.perf_counter()
+                print(f"round {number} of {options.rounds}", flush=True)
                 if number:  # the first round warms up
                     plain = sum(clock.seconds for clock in clocks)
                     row = {"torch": middle - start, "torch_plain_operators": plain, "openvino": end - middle}
