@@ -45,7 +45,7 @@ def select(bundle: Bundle, fold: str, soc: str | None, query: DeviceQuery, devic
 
     Raises:
         UsageError: none was compiled, or for another chip, or it is not clear which is meant.
-        BundleError: the file was changed, or the graph was exported anew after it was compiled.
+        BundleError: the file was changed, or the graph was exported again after it was compiled.
     """
     hashes = {graph.file: graph for graph in bundle.spec.graphs if graph.fold == fold}
     mine = [record for record in bundle.spec.compiled if record.graph in hashes]

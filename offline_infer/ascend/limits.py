@@ -3,4 +3,4 @@
 COMPILE_TIMEOUT_S = 4 * 3600.0
 """``atc``, per graph: large networks on slow hosts take more than an hour."""
 STALL_TIMEOUT_S = 600.0
-"""A session without a new output or message for so long is ended."""
+"""A session that produces no output and prints nothing for this long is ended."""

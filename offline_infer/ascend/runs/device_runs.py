@@ -1,7 +1,7 @@
 """The items of a work folder answered by an external tool on several devices at once.
 
 Every device gets a contiguous share and a session of its own. A session that dies, stops answering or leaves outputs
-out loses only what it had not finished: the rest is shared anew among the devices that are well. A device that fails
+out loses only what it had not finished: the rest is shared among the healthy devices. A device that fails
 twice is not used again. What counts as an answer is a file of the right size; the manifest says whose it is.
 """
 
@@ -62,8 +62,8 @@ class DeviceRunner:
         devices: numbers.
         tool_path: the program, or the folder it is in; None: looked for on PATH.
         soc: chip, where the bundle has OMs for several.
-        stall_timeout_s: a session without output and message for so long is ended.
-        timeout_s: a session is ended after so long in any case; None: no limit.
+        stall_timeout_s: a session that produces no output and prints nothing for this long is ended.
+        timeout_s: a session is ended after this time even if it makes progress; None: no limit.
         drop_redundant: delete outputs inference does not need as soon as they are complete.
         failures: device -> reasons of its failures.
     """
@@ -100,7 +100,7 @@ class DeviceRunner:
         """Answer every item of a work folder that has no complete answer yet.
 
         Raises:
-            UsageError: the folder, the OM or the paths do not fit, or another run is at work in the folder.
+            UsageError: the folder, the OM or the paths do not fit, or another run is using the folder.
             EngineUnavailable: the tool is not there.
             DiskBudgetError: the outputs will not fit the disk.
             ToolError: no device is left, and outputs are missing; the message says which.
@@ -197,7 +197,7 @@ class _FolderRun:
         )
 
     def _answer(self, fold: str, compiled: Compiled, collector: Collector, pending: list[Item]) -> None:
-        """Rounds until nothing is pending: share, run, and share what is left among the devices that are well."""
+        """Rounds until nothing is pending: share, run, and share what is left among the healthy devices."""
         failed_last: set[int] = set()
         number = 0
         while pending:
@@ -385,7 +385,7 @@ class _FolderRun:
             )
 
     def _refuse_full_disk(self, pending: Sequence[Item], compiled: Compiled) -> None:
-        """After a failure: no use in trying another device on a full disk."""
+        """After a failure: another device cannot help if the disk is full."""
         need = _bytes_per_item(compiled, False)
         if free_bytes(self._worklist.work) < need:
             raise DiskBudgetError(
@@ -404,7 +404,7 @@ def share(items: Sequence[Item], count: int) -> list[list[Item]]:
 
 
 def doubts(query: DeviceQuery, devices: Sequence[int]) -> list[str]:
-    """What npu-smi says against the chosen devices; the tool has the last word, as numbers may be mapped anew."""
+    """What npu-smi says against the chosen devices; the tool decides, since device numbers may be remapped."""
     known = {device.device: device for device in query.devices}
     if not known:
         return []
@@ -441,7 +441,7 @@ def _only_run(work: Path) -> Iterator[Path]:
     """The folder for sessions, held against a second run on the same work folder; removed when it is empty at the end.
 
     Raises:
-        UsageError: another run is at work.
+        UsageError: another run is using the folder.
     """
     place = work / SESSIONS
     place.mkdir(mode=0o750, exist_ok=True)
@@ -450,7 +450,7 @@ def _only_run(work: Path) -> Iterator[Path]:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
-            raise UsageError(f"another infer is at work in {work}; wait for it, or name another folder") from error
+            raise UsageError(f"another infer is using {work}; wait for it, or name another folder") from error
         try:
             yield place
         finally:

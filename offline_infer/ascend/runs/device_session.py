@@ -32,7 +32,7 @@ SESSION_FILE = "session.json"
 LOG_FILE = "tool.log"
 _FOLDER_MODE = 0o750
 _SHARED_WRITE = stat.S_IWGRP | stat.S_IWOTH
-_HOPELESS = 4  # so many outputs of a wrong size, and none right, for so long: no use in going on
+_HOPELESS = 4  # outputs of the wrong size, and none of the right one, before a session is given up
 _HOPELESS_S = 5.0
 
 
@@ -105,12 +105,12 @@ class Scan:
 
 
 class DeviceSession:
-    """A tool at work on a device.
+    """A tool running on a device.
 
     Attributes:
         items: the shard, by the stem the tool sees.
         done: items of which every needed output was taken over.
-        problem: why it failed, once it has ended; None: all is well.
+        problem: why it failed, once it has ended; None: no problem.
         ended: whether it has ended.
     """
 
@@ -174,7 +174,7 @@ class DeviceSession:
             waiting = 0
         now = time.monotonic()
         if len(self._doubtful) >= _HOPELESS and not self.done:
-            self.abort(told(self._doubtful, len(self.items)))  # every answer so far is nonsense: no use in going on
+            self.abort(told(self._doubtful, len(self.items)))  # every answer so far is unusable
             return self._seen(0)
         if len(scan.wrong) < _HOPELESS or waiting or self.done:
             self._well = now

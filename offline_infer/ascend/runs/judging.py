@@ -1,7 +1,7 @@
 """Whether the answers a tool wrote can be believed, file by file, before they are listed.
 
 The rules are those of :mod:`offline_infer.engines.om.answers`. An answer that is the same number everywhere is first
-asked for again, on another device; if it comes back as before, the graph itself is run on that input and decides.
+requested again from another device; if the second answer is the same, the graph itself is run on that input and decides.
 """
 
 from __future__ import annotations

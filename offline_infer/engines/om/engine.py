@@ -165,7 +165,7 @@ class OmSession:
         names = tuple(output.name for output in chosen.outputs)
         kept = _kept(names, options)
         self.depth = 2 * len(pool.devices) + 1
-        """Inputs worth having on their way: for every device one being answered and one at hand, and one being taken."""
+        """Useful number of inputs in flight: two per device (one running, one queued) and one whose answer is being read."""
         self._referee = _OtherEngine(graph, names[kept[0]], options.threads)
         self._model = pool.open(chosen.path, (chosen.input, *chosen.outputs), kept, self.depth, self._referee)
         self._pool = pool
@@ -197,7 +197,7 @@ class OmSession:
     def submit(self, batch: FloatArray) -> Pending:
         """Send an input on its way; ``batch`` may be used again at once. Blocks while every slot is taken.
 
-        At most :attr:`depth` answers can be on their way or unreleased; a thread that holds them all waits for ever.
+        At most :attr:`depth` answers can be on their way or unreleased; a thread that holds them all deadlocks itself.
 
         Raises:
             EngineFailed: a wrong input, or the session is closed.

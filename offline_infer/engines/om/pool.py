@@ -1,4 +1,4 @@
-"""Workers on several devices that serve one queue: answers come out right and in order, whatever happens to a device.
+"""Workers on several devices that serve one queue: answers are correct and in order even if devices fail.
 
 Each device has a thread here (a :class:`Lane`) that owns its worker process. A worker has the next input at hand while it
 works on one. A failed call discards the worker, because the bindings lose device memory on errors; its inputs are done
@@ -290,7 +290,7 @@ class Pool:
             lane.wake()
 
     def _better_elsewhere(self, job: Job, lane: Lane) -> bool:
-        """Whether an input that failed on this device should be done on another one that is well."""
+        """Whether an input that failed on this device should go to another, healthy one."""
         tried = {device for device, _ in job.failures} | ({job.fault[1]} if job.fault else set())
         return lane.device in tried and any(other.device not in tried for other in self.serving(job.model))
 
