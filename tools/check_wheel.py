@@ -21,6 +21,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 LARGEST_INSTALL_MB = 650
+"""Of 2**20 bytes, as ``du -m`` counts, pip included."""
 NOT_IN_A_PLAIN_INSTALL = ("torch", "onnx", "onnxruntime", "scipy", "skimage", "pandas", "networkx", "matplotlib", "PIL")
 IN_THE_WHEEL = (
     "offline_infer/py.typed",
@@ -127,7 +128,7 @@ def try_wheel(wheel: Path, interpreter: str, environment: Path, sample: Path) ->
     run([interpreter, "-m", "venv", str(environment)])
     python, command = environment / "bin" / "python", str(environment / "bin" / "offline-infer")
     run([str(python), "-m", "pip", "install", "--quiet", str(wheel)], quiet=True)
-    size = sum(path.lstat().st_size for path in environment.rglob("*") if not path.is_symlink()) / 1e6
+    size = sum(path.lstat().st_size for path in environment.rglob("*") if not path.is_symlink()) / 2**20
     if size > LARGEST_INSTALL_MB:
         sys.exit(f"a plain install takes {size:.0f} MB, more than the {LARGEST_INSTALL_MB} MB allowed")
     absent = f"import importlib.util as u; print([n for n in {NOT_IN_A_PLAIN_INSTALL!r} if u.find_spec(n)])"
