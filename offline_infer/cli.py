@@ -42,6 +42,7 @@ GROUPS: tuple[tuple[str, tuple[tuple[str, str], ...]], ...] = (
             ("predict", "offline-infer predict liver_bundle images results"),
             ("run", "offline-infer run model_folder images out --labels labels"),
             ("inspect", "offline-infer inspect liver_bundle --verify"),
+            ("sign", "offline-infer sign liver_bundle --key private.pem"),
             ("demo", "offline-infer demo"),
         ),
     ),

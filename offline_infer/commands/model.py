@@ -1,4 +1,4 @@
-"""Commands about models: export, compile, inspect."""
+"""Commands about models: export, compile, inspect, sign."""
 
 from __future__ import annotations
 
