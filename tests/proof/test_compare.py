@@ -366,6 +366,9 @@ def test_a_reduced_precision_has_wider_ties(tmp_path: Path) -> None:
     (tmp_path / "a" / "offline_infer_run.json").write_text(json.dumps({"engine": {"precision": "bf16"}}))
     assert compare_folders(tmp_path / "a", tmp_path / "b").tie_margin == pytest.approx(0.05)
     assert compare_folders(tmp_path / "a", tmp_path / "b", tie_margin=0.002).tie_margin == pytest.approx(0.002)
-    (tmp_path / "a" / "offline_infer_run.json").write_text(json.dumps({"engine": ["bf16"]}))
+    made = {"engine": {"name": "x"}, "cases": [{"record": {"precision": "fp16"}}, {"record": None}, 3]}
+    (tmp_path / "a" / "offline_infer_run.json").write_text(json.dumps(made))
+    assert compare_folders(tmp_path / "a", tmp_path / "b").tie_margin == pytest.approx(0.01)
+    (tmp_path / "a" / "offline_infer_run.json").write_text(json.dumps({"engine": ["bf16"], "cases": {}}))
     assert compare_folders(tmp_path / "a", tmp_path / "b").tie_margin == pytest.approx(1e-3)
     assert case.same_model is None

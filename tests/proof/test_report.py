@@ -283,11 +283,18 @@ def test_cases_that_were_made_in_different_ways_are_named(tmp_path: Path) -> Non
         record = {"settings": {"tta": tta}, "engine": {"name": "openvino"}, "image_sha256": name * 64}
         return {"case": name, "status": "done", "record": record}
 
-    manifest = {"program": "offline_infer", "engine": {}, "cases": [case("a", True), case("b", False)]}
+    source = verified_bundle()["source"]
+    manifest = {
+        "program": "offline_infer",
+        "engine": {},
+        "source": source,
+        "cases": [case("a", True), case("b", False)],
+    }
     write_report([put(tmp_path, "offline_infer_run.json", manifest)], tmp_path / "r.html")
     text = page_of(tmp_path / "r.html").text
     assert "the cases were not all made the same way; they differ in settings tta" in text
     assert "openvino" in text
+    assert "a" * 64 in text
 
 
 def benchmark_record() -> dict:

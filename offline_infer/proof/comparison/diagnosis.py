@@ -68,12 +68,13 @@ def same_checkpoint(a: Path, b: Path) -> bool | None:
     return None if first is None or second is None else first == second
 
 
-def recorded_precision(folder: Path) -> str | None:
-    """The precision a folder's predictions were computed in, as its run record says."""
-    record = _run_record(folder)
-    engine = record.get("engine") if record is not None else None
-    precision = engine.get("precision") if isinstance(engine, dict) else None
-    return precision if isinstance(precision, str) else None
+def recorded_precisions(folder: Path) -> frozenset[str]:
+    """The precisions a folder's predictions were computed in, as its run record says: of the run, and of each case."""
+    record = _run_record(folder) or {}
+    cases = record.get("cases")
+    made = [case.get("record") for case in cases if isinstance(case, dict)] if isinstance(cases, list) else []
+    found = [part.get("precision") for part in (record.get("engine"), *made) if isinstance(part, dict)]
+    return frozenset(name for name in found if isinstance(name, str))
 
 
 def _renamed(histogram: JointHistogram) -> Explanation | None:

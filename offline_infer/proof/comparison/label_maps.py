@@ -18,7 +18,7 @@ import numpy as np
 from offline_infer.errors import OfflineInferError, UsageError
 from offline_infer.events import Event, Sink, silent
 from offline_infer.proof.comparison.arrays import ArrayComparison, LabelFlips, compare_arrays
-from offline_infer.proof.comparison.diagnosis import explain, recorded_precision, same_checkpoint
+from offline_infer.proof.comparison.diagnosis import explain, recorded_precisions, same_checkpoint
 from offline_infer.proof.comparison.differences import (
     Coordinates,
     component_counts,
@@ -107,8 +107,9 @@ def compare_folders(
 
 
 def _tie_margin(a: Path, b: Path) -> float:
-    folders = (side if side.is_dir() else side.parent for side in (a, b))
-    return max(TIE_MARGINS.get(recorded_precision(folder) or "", TIE_MARGIN) for folder in folders)
+    folders = [side if side.is_dir() else side.parent for side in (a, b)]
+    found = [name for folder in folders for name in recorded_precisions(folder)]
+    return max((TIE_MARGINS.get(name, TIE_MARGIN) for name in found), default=TIE_MARGIN)
 
 
 def compare_case(pair: CasePair, labels: Sequence[Label] | None, tie_margin: float) -> CaseComparison:

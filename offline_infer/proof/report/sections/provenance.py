@@ -126,7 +126,9 @@ def run_section(content: Content, names: Names) -> list[Section]:
     records = [case["record"] for case in cases if isinstance(case.get("record"), dict)]
     facts, differing = _common(records) if records else ((), ())
     if not records:
-        facts = tuple((key, short(value)) for key, value in _manifest(content))
+        facts = tuple((key, short(value)) for key, value in (*_origin(content), *_manifest(content)))
+    elif "model" not in differing:  # one model made all cases, so the run's own facts hold for each
+        facts = (*((key, short(value)) for key, value in _origin(content)), *facts)
     states = [str(case["status"]) for case in cases]
     failed = states.count("failed")
     verdict = (
@@ -190,8 +192,8 @@ def problems_section(content: Content, names: Names) -> list[Section]:
     return [section]
 
 
-def _manifest(content: Content) -> list[tuple[str, Any]]:
-    """The facts of a run record: engine, settings, checkpoint, program."""
+def _origin(content: Content) -> list[tuple[str, Any]]:
+    """Bundle and checkpoint of a run record."""
     found: list[tuple[str, Any]] = [("bundle", content.get("bundle"))]
     source = content.get("source")
     if isinstance(source, dict):
@@ -202,7 +204,12 @@ def _manifest(content: Content) -> list[tuple[str, Any]]:
             for fold in source.get("folds", ())
             if not used or str(fold["fold"]) in used
         ]
-    found += [(f"engine {key}", value) for key, value in flat(content.get("engine") or {})]
+    return [(key, value) for key, value in found if value is not None]
+
+
+def _manifest(content: Content) -> list[tuple[str, Any]]:
+    """Engine, settings and program of a run record."""
+    found: list[tuple[str, Any]] = [(f"engine {key}", value) for key, value in flat(content.get("engine") or {})]
     found += list(flat(content.get("settings") or {}))
     found.append(("program", f"{content.get('program')} {content.get('version')}"))
     if content.get("seconds") is not None:
