@@ -390,7 +390,7 @@ def test_two_runs_on_one_folder_are_refused(
     work_folder(tmp_path / "work", bundle.spec, 2)
 
     def second(event: Event) -> None:
-        with pytest.raises(UsageError, match="another infer is at work"):
+        with pytest.raises(UsageError, match="another infer is using"):
             run_tool(bundle, tmp_path / "work", tool="benchmark", devices=(1,))
 
     run_tool(bundle, tmp_path / "work", tool="benchmark", devices=(0,), sink=second)
