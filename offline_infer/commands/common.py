@@ -43,6 +43,11 @@ def add_engine_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--folds", "-f", nargs="+", metavar="FOLD", help="folds to average, default all of the bundle")
     group.add_argument("--cache", type=Path, metavar="DIR", help="folder for compiled graphs; 'none' switches it off")
     group.add_argument(
+        "--shared-cache",
+        action="store_true",
+        help="trust compiled graphs that others of this machine left in that folder",
+    )
+    group.add_argument(
         "--engine-option",
         action="append",
         default=[],
@@ -180,6 +185,7 @@ def open_model(options: argparse.Namespace, device: str | None = None) -> Model:
         cache=cache_folder(options.cache),
         engine_options=engine_options(options),
         unverified=options.unverified,
+        shared_cache=options.shared_cache,
     )
 
 

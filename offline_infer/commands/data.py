@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from offline_infer.commands.common import Subparsers, command, existing, say, show_outcome, sink_for
+from offline_infer.commands.common import Subparsers, cache_folder, command, existing, say, show_outcome, sink_for
 from offline_infer.errors import CasesFailed
 
 
@@ -26,7 +26,9 @@ def register(commands: Subparsers) -> None:
         "--seed", type=int, default=9001, help="seed of the first one; 9001 on were not used in training"
     )
 
-    command(commands, "doctor", doctor, "what this machine can run: engines, devices, tools, memory")
+    parser = command(commands, "doctor", doctor, "what this machine can run: engines, devices, tools, memory")
+    parser.add_argument("--cache", type=Path, metavar="DIR", help="folder for compiled graphs, default the user's own")
+    parser.add_argument("--clear-cache", action="store_true", help="delete the compiled graphs")
 
     parser = command(
         commands, "convert-msd", convert_msd, "a Medical Segmentation Decathlon task folder to nnU-Net naming"
@@ -80,8 +82,23 @@ def doctor(options: argparse.Namespace) -> dict[str, Any]:
     from offline_infer.doctor import examine
 
     facts, lines = examine()
+    folder = cache_folder(options.cache)
+    if folder is not None:
+        facts["compiled_graphs"] = _compiled_graphs(folder, clear_it=options.clear_cache)
+        lines.append(f"compiled       {facts['compiled_graphs']['text']}")
     say(options, *lines)
     return facts
+
+
+def _compiled_graphs(folder: Path, *, clear_it: bool) -> dict[str, Any]:
+    """What the cache of compiled graphs holds, or held until now."""
+    from offline_infer.engines.compiled_cache import clear, entries
+
+    found = clear(folder) if clear_it else entries(folder)
+    size = sum(entry.bytes for entry in found)
+    verb = "deleted from" if clear_it else "in"
+    text = f"{len(found)} graphs, {size / 1e6:.0f} MB {verb} {folder}"
+    return {"folder": str(folder), "graphs": len(found), "bytes": size, "cleared": clear_it, "text": text}
 
 
 def convert_msd(options: argparse.Namespace) -> dict[str, Any]:

@@ -291,6 +291,7 @@ def load(
     cache: str | Path | None = None,
     engine_options: Mapping[str, str] | None = None,
     unverified: bool = False,
+    shared_cache: bool = False,
 ) -> Model:
     """Open a bundle folder or a lone ``.onnx`` file made by ``export``.
 
@@ -304,6 +305,7 @@ def load(
         previous: bundle of the first stage, for a cascade.
         cache: folder for compiled graphs.
         engine_options: options of the engine itself, passed through; an unknown one is refused with the legal names.
+        shared_cache: trust compiled graphs that others left in ``cache``; otherwise only this user's own are used.
         unverified: run a precision even if its comparison with float32 (``benchmark``) has failed. One that was never
             compared runs with a warning (:class:`offline_infer.bundles.precision_checks.UnverifiedPrecision`).
 
@@ -324,6 +326,7 @@ def load(
         precision=precision,
         threads=threads,
         cache=Path(cache) if cache is not None else None,
+        shared_cache=shared_cache,
         extra=dict(engine_options or {}),
     )
     first = (
@@ -336,6 +339,7 @@ def load(
             cache=cache,
             engine_options=engine_options,
             unverified=unverified,
+            shared_cache=shared_cache,
         )
         if previous
         else None
