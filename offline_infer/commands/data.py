@@ -95,7 +95,7 @@ def _compiled_graphs(folder: Path, *, clear_it: bool) -> dict[str, Any]:
     from offline_infer.engines.compiled_cache import clear, entries
 
     found = clear(folder) if clear_it else entries(folder)
-    size = sum(entry.bytes for entry in found)
+    size = sum(entry.size for entry in found)
     verb = "deleted from" if clear_it else "in"
     text = f"{len(found)} graphs, {size / 1e6:.0f} MB {verb} {folder}"
     return {"folder": str(folder), "graphs": len(found), "bytes": size, "cleared": clear_it, "text": text}
