@@ -106,7 +106,8 @@ def predict_folder(model: Model, job: FolderJob, settings: RunSettings, sink: Si
         if not job.lone and (todo or job.problems or not (job.output / MANIFEST).exists()):
             failed = [outcome.to_json() for outcome in ordered if outcome.status == "failed"]
             write_manifest(job.output, {**_run_facts(model, settings, report), "canaries": canaries}, failed)
-            model.task.write_shared_files(job.output, model.spec)
+            complete = [outcome.case for outcome in ordered if outcome.status != "failed"]
+            model.task.write_shared_files(job.output, model.spec, complete, job.part[0])
     return report
 
 

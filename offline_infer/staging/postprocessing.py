@@ -159,7 +159,8 @@ def write_run_manifest(output: Path, task: Task, spec: BundleSpec, settings: Run
     if not report.failures and all(case.status == "skipped" for case in report.cases) and (output / MANIFEST).exists():
         return  # everything was done: the manifest is that of the run that did it
     write_manifest(output, facts, [case.to_json() for case in report.cases if case.status == "failed"])
-    task.write_shared_files(output, spec)
+    complete = [case.case for case in report.cases if case.status != "failed"]
+    task.write_shared_files(output, spec, complete, 0)
 
 
 def _files(record: CaseRecord) -> CaseFiles:

@@ -336,8 +336,13 @@ class Task(Protocol):
         """Write a result, each file whole or not at all, the main one last; returns the main one."""
         ...
 
-    def write_shared_files(self, folder: Path, spec: Any) -> None:
-        """Write what stands once beside all results (records that other programs look for); may do nothing."""
+    def write_shared_files(self, folder: Path, spec: Any, cases: Sequence[str], part: int) -> None:
+        """Write what stands once beside all results (records that other programs look for); may do nothing.
+
+        Args:
+            cases: those this run completed, or found complete.
+            part: number of this run where several share the cases of one folder, else 0.
+        """
         ...
 
     def describe(self, result: Any, spec: Any) -> dict[str, Any]:

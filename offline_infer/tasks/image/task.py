@@ -34,7 +34,6 @@ from offline_infer.tasks.image.case import (
 from offline_infer.tasks.image.collecting import ImageCollector
 from offline_infer.tasks.image.datasets import find_sets
 from offline_infer.tasks.image.evaluation.evaluate import EvaluationOptions, evaluate_folder
-from offline_infer.tasks.image.evaluation.references import COMBINED
 from offline_infer.tasks.image.geometry import fit
 from offline_infer.tasks.image.items import ImageCutter, ImageLayout
 from offline_infer.tasks.image.judging import draw_case, judge, sample_inputs
@@ -42,7 +41,7 @@ from offline_infer.tasks.image.memory import estimate_image
 from offline_infer.tasks.image.options import OPTIONS, OVERSIZE
 from offline_infer.tasks.image.spec import ImageSpec
 from offline_infer.tasks.image.sweeping import write_rows
-from offline_infer.tasks.image.writing import combine_scores, result_files, soft_floats, write_result
+from offline_infer.tasks.image.writing import SCORES, result_files, soft_floats, write_result, write_score_lists
 from offline_infer.tasks.memory import MemoryEstimate
 from offline_infer.tasks.settings import RunSettings, TaskOption
 from offline_infer.threads import Team
@@ -164,10 +163,9 @@ class ImageTask:
     def write(self, result: ImageResult, folder: Path, case_id: str, spec: ImageSpec, settings: RunSettings) -> Path:
         return write_result(result, folder, case_id, spec, settings)
 
-    def write_shared_files(self, folder: Path, spec: ImageSpec) -> None:
-        scores = combine_scores(folder)
-        if scores:
-            write_json(folder / COMBINED, scores)
+    def write_shared_files(self, folder: Path, spec: ImageSpec, cases: Sequence[str], part: int) -> None:
+        if any((folder / SCORES).glob("*.json")):
+            write_score_lists(folder, cases, part)
 
     def describe(self, result: ImageResult, spec: ImageSpec) -> dict[str, Any]:
         facts: dict[str, Any] = {"mode": result.placed.mode, "size": list(result.frame.size)}

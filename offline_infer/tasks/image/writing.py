@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ from offline_infer.tasks.settings import RunSettings
 Bytes = npt.NDArray[np.uint8]
 
 MASKS, SCORES = "pred", "scores"
+COMBINED = "pred_label_combined.json"
 _ENDINGS = {"binary": ".png", "overlay": ".png", "png16": ".png", "npy": ".npy", "tiff": ".tif", "network": ".npz"}
 _MARK = np.array([255, 40, 40], np.float32)  # colour of a region in an overlay
 _BAND = 1 << 20  # pixels
@@ -144,10 +145,29 @@ def overlay(pixels: Bytes, mask: npt.NDArray[np.bool_]) -> Bytes:
     return picture
 
 
-def combine_scores(folder: Path) -> dict[str, float]:
+def write_score_lists(folder: Path, cases: Sequence[str], part: int) -> None:
+    """``pred_label_rank{part}.json`` with the scores of this run's cases, ``pred_label_combined.json`` with all there are.
+
+    Raises:
+        UsageError: a case of this run has no score, or an image has two.
+    """
+    missing = [case for case in cases if not (folder / SCORES / f"{case}.json").is_file()]
+    if missing:
+        raise UsageError(f"{folder}: {len(missing)} images have no score, e.g. {missing[0]}; run again, overwriting")
+    write_json(folder / f"pred_label_rank{part}.json", combine_scores(folder, cases))
+    combined: dict[str, float] | None = None
+    while combined != (found := combine_scores(folder)):  # another part may have finished in between
+        combined = found
+        write_json(folder / COMBINED, found)
+
+
+def combine_scores(folder: Path, cases: Sequence[str] | None = None) -> dict[str, float]:
     """All scores of a folder of results, by image name in natural order; images of one name by more of their path.
 
     An image that several sets list stands there once.
+
+    Args:
+        cases: only these; default all.
 
     Raises:
         UsageError: a score file is damaged, or an image has two different scores.
@@ -156,7 +176,8 @@ def combine_scores(folder: Path) -> dict[str, float]:
     from offline_infer.tasks.image.datasets import unique_names
 
     by_image: dict[str, float] = {}
-    for path in sorted((folder / SCORES).glob("*.json")):
+    wanted = [folder / SCORES / f"{case}.json" for case in cases] if cases is not None else None
+    for path in sorted((folder / SCORES).glob("*.json")) if wanted is None else wanted:
         record = read_score(path)
         image, score = record["image"] or record["name"], float(record["score"])
         if by_image.setdefault(image, score) != score:

@@ -259,7 +259,7 @@ class InstancesTask:
             overlay_image=picture,
         )
 
-    def write_shared_files(self, folder: Path, spec: InstancesSpec) -> None:
+    def write_shared_files(self, folder: Path, spec: InstancesSpec, cases: Sequence[str], part: int) -> None:
         return None
 
     def describe(self, result: Found, spec: InstancesSpec) -> dict[str, Any]:

@@ -161,7 +161,7 @@ class VolumeTask:
     def write(self, result: Segmentation, folder: Path, case_id: str, spec: VolumeSpec, settings: RunSettings) -> Path:
         return write_result(result, folder, case_id, spec)
 
-    def write_shared_files(self, folder: Path, spec: VolumeSpec) -> None:
+    def write_shared_files(self, folder: Path, spec: VolumeSpec, cases: Sequence[str], part: int) -> None:
         write_framework_files(folder, spec)
 
     def describe(self, result: Segmentation, spec: VolumeSpec) -> dict[str, Any]:

@@ -202,7 +202,7 @@ class SignalTask:
         write_json(path, result)
         return path
 
-    def write_shared_files(self, folder: Path, spec: SignalSpec) -> None:
+    def write_shared_files(self, folder: Path, spec: SignalSpec, cases: Sequence[str], part: int) -> None:
         pass
 
     def describe(self, result: dict[str, Any], spec: SignalSpec) -> dict[str, Any]:

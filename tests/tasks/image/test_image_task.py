@@ -102,6 +102,20 @@ def test_a_bad_image_fails_alone(bundles: dict[str, Path], tmp_path: Path) -> No
     assert sorted(path.name for path in (tmp_path / "out" / "pred").iterdir()) == ["p1.png"]
 
 
+def test_parts_of_a_folder_make_one_list_of_scores(bundles: dict[str, Path], tmp_path: Path) -> None:
+    source = write_pairs(tmp_path / "Set", [(40, 50)] * 7)
+    run = ["predict", str(bundles["resize"]), str(source), str(tmp_path / "out"), "--quiet", "--parts", "4", "--part"]
+    for part in (2, 0, 3):  # the run of part 1 died
+        assert main([*run, str(part)]) == 0
+    assert len(json.loads((tmp_path / "out" / "pred_label_combined.json").read_text())) == 5
+    assert main([*run, "1"]) == 0
+    ranks = [json.loads((tmp_path / "out" / f"pred_label_rank{part}.json").read_text()) for part in range(4)]
+    assert [len(rank) for rank in ranks] == [2, 2, 2, 1]
+    combined = json.loads((tmp_path / "out" / "pred_label_combined.json").read_text())
+    assert combined == {name: score for rank in ranks for name, score in rank.items()}
+    assert list(combined) == [f"p{number}.png" for number in range(7)]
+
+
 def test_evaluate_finds_the_task(bundles: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     source = write_pairs(tmp_path / "Set", [(40, 50), (30, 60)])
     run = ["predict", str(bundles["resize"]), str(source), str(tmp_path / "out"), "--extras", "network", "--quiet"]
