@@ -28,7 +28,7 @@ FORMATS: tuple[Format, ...] = ("nnunet-v2", "nnunet-v1")
 
 @dataclass(frozen=True)
 class Header:
-    """The free text of a v1 summary. The defaults are what nnU-Net v1 writes when nobody says otherwise."""
+    """The free text of a v1 summary. The defaults are what nnU-Net v1 writes by default."""
 
     author: str = "Fabian"
     description: str = ""

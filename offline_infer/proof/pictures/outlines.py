@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 BoolArray = npt.NDArray[np.bool_]
 _LEVELS = 4
-"""Grey levels are rounded to multiples of this: nobody sees it, and the picture is half as large."""
+"""Grey levels are rounded to multiples of this: the difference is invisible, and the picture is half as large."""
 
 
 def outline_path(mask: BoolArray) -> str:

@@ -19,6 +19,8 @@ from offline_infer.proof.evaluation.tables import dice_table, format_table, surf
 from offline_infer.spec import VolumeSpec
 from offline_infer.tasks.base import EvaluationRequest
 
+WORST = 3
+"""Cases whose largest errors are drawn for the report, unless the options say else."""
 _OF_LESIONS = ("lesions", "lesion_iou", "lesion_min_ml")
 
 
@@ -103,4 +105,5 @@ def _options(given: dict[str, Any], spec: VolumeSpec | None) -> EvaluationOption
     if wanted is not None:
         labels = tuple(parse_label(text) for text in wanted) or None
         given["lesions"] = LesionOptions(0.1 if iou is None else iou, 0.0 if least is None else least, labels)
+    given.setdefault("worst", WORST)
     return EvaluationOptions(**given)
