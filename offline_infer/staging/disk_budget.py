@@ -130,14 +130,11 @@ class DiskForecast:
                 f"needs {size_text(largest)}; allow at least that much"
             )
         if self.peak > self.free:
-            remedy = (
-                f"lower --scratch to at most {size_text(self.free)} or free some disk"
-                if self.budget is not None
-                else "work in rounds with --scratch, name a folder on a larger disk, or give fewer cases"
-            )
+            short = f"this run needs {size_text(self.peak)} of scratch disk, {place} has {size_text(self.free)} free"
+            if self.budget is not None:
+                raise DiskBudgetError(f"{short}; lower the budget to at most {size_text(self.free)} or free some disk")
             raise DiskBudgetError(
-                f"this run needs {size_text(self.peak)} of scratch disk, {place} has {size_text(self.free)} free; "
-                f"{remedy}"
+                f"{short}; name a folder on a larger disk, or give fewer cases", remedy="work-in-rounds"
             )
 
 

@@ -318,7 +318,7 @@ def _place(source: Path, target: Path, copy: bool) -> None:
             raise
         raise UsageError(
             f"{source} cannot be linked into {target.parent} ({error.strerror}); "
-            "put the work folder on the same disk, or copy the files (--copy)"
+            "put the work folder on the same disk, or have the files copied"
         ) from error
 
 

@@ -268,7 +268,7 @@ def _detect(folder: Path, found: Mapping[tuple[str, int], set[str]]) -> tuple[st
     """
     styles = {style for style, _ in found}
     numbers = {number for style, number in found if style == "plain"}
-    options = "; say which with --tool " + "|".join(LEGACY_TOOLS)
+    options = "; say which tool it was: " + ", ".join(LEGACY_TOOLS)
     if len(styles) > 1:
         raise UsageError(f"{folder} holds results of msame (_output_<n>.bin) and of another tool (_<n>.bin){options}")
     if styles == {"output"}:

@@ -182,7 +182,7 @@ def test_budgets_that_cannot_be_kept_are_refused_at_once(
         run_in_rounds(spec, job, SETTINGS, ["0"])
     job = RoundsJob(cases, tmp_path / "work", tmp_path / "out", 10**12, lambda work: None)
     monkeypatch.setattr(scratch, "free_bytes", lambda place: 50_000)
-    with pytest.raises(DiskBudgetError, match=r"lower --scratch to at most 50\.0 kB"):
+    with pytest.raises(DiskBudgetError, match=r"lower the budget to at most 50\.0 kB"):
         run_in_rounds(spec, job, SETTINGS, ["0"])
 
 

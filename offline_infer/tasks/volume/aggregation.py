@@ -188,8 +188,8 @@ def _check(values: FloatArray, start: Shape3) -> None:
         total = values.sum(dtype=np.float32)
     if not np.isfinite(total) and not np.isfinite(values).all():
         raise EngineFailed(
-            f"the engine's answer for the tile at {start} (z, y, x) holds NaN or infinite numbers; "
-            "run with --precision fp32, or check the compiled model"
+            f"the engine's answer for the tile at {start} (z, y, x) holds NaN or infinite numbers",
+            remedy="run-in-float32",
         )
 
 

@@ -274,6 +274,6 @@ def _check(sums: npt.NDArray[Any], planes: Interval) -> None:
     if sums.dtype == np.float16 and not np.isnan(sums).any():
         raise too_large_for_half()
     raise EngineFailed(
-        f"the engine's answers for planes {planes[0]} to {planes[1] - 1} (z) hold NaN or infinite numbers; "
-        "run with --precision fp32, or check the compiled model"
+        f"the engine's answers for planes {planes[0]} to {planes[1] - 1} (z) hold NaN or infinite numbers",
+        remedy="run-in-float32",
     )
