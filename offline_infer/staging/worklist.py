@@ -26,11 +26,11 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import numpy as np
-from pydantic import Field, ValidationError
+from pydantic import AfterValidator, Field, ValidationError
 
 from offline_infer.bundles.fingerprint import fingerprint
 from offline_infer.errors import UsageError
-from offline_infer.files import is_partial, write_text
+from offline_infer.files import is_partial, plain_name, write_text
 from offline_infer.spec import BundleSpec, Extent, OutputSpec, Record
 from offline_infer.staging.outputs import OUTPUTS_FILE, WRITERS, OutputEntry, OutputsManifest, Writer
 from offline_infer.staging.work_folder import WORK_MARKER, inside, is_work_folder, mark_work_folder, safe_name
@@ -62,6 +62,13 @@ FOLDERS = ("cases", "inputs", "info", "outputs", "perf")
 
 Natural = Annotated[int, Field(ge=0)]
 BinDtype = Literal["float32", "float16"]
+
+
+def _plain(case_id: str) -> str:
+    try:
+        return plain_name(case_id, "case id")
+    except UsageError as error:
+        raise ValueError(str(error)) from error
 
 
 class Item(Record):
@@ -106,7 +113,7 @@ class CaseRecord(Record):
     """
 
     kind: Literal["case"] = "case"
-    case_id: str
+    case_id: Annotated[str, AfterValidator(_plain)]
     safe_name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_]+$")]
     files: tuple[str, ...]
     sources: tuple[SourceFile, ...] = ()

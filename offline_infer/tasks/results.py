@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from offline_infer.errors import UsageError
+from offline_infer.files import inside
 from offline_infer.images.cases import CaseFiles
 from offline_infer.spec import BundleSpec
 from offline_infer.tasks.base import Task
@@ -31,8 +32,13 @@ class ResultFolder:
         self._book = RecordBook(folder)
 
     def files(self, case_id: str) -> list[Path]:
-        """Files of a complete case, the main one first."""
-        return self._task.result_files(self._folder, case_id, self._spec, self._settings)
+        """Files of a complete case, the main one first.
+
+        Raises:
+            UsageError: the case's name, which may come from a stranger's file, leads out of the folder.
+        """
+        names = self._task.result_files(self._folder, case_id, self._spec, self._settings)
+        return [inside(self._folder, path) for path in names]
 
     def refuse_inputs(self, source: Path | None, cases: Sequence[CaseFiles]) -> None:
         """

@@ -18,10 +18,10 @@ from offline_infer.arithmetic.half_precision import half_to_single, mean_of_fold
 from offline_infer.arithmetic.sliding_window import constant_key
 from offline_infer.engines.base import FloatArray
 from offline_infer.errors import EngineFailed
-from offline_infer.predict import streaming
 from offline_infer.spec import Channel, VolumeSpec
 from offline_infer.tasks.settings import RunSettings
 from offline_infer.tasks.volume import aggregation as aggregate
+from offline_infer.tasks.volume import tiles
 from offline_infer.tasks.volume.preparing import PreparedCase, prepare
 from offline_infer.threads import ThreadBuffers
 
@@ -64,7 +64,7 @@ def test_constant_tiles_are_asked_once_and_change_nothing(
     chosen = RunSettings(accumulate=accumulate)
     recorders = [Recorder(session) for session in sessions_for(spec).values()]
     saved = segment(prepared, spec, recorders, chosen)  # type: ignore[arg-type]
-    monkeypatch.setattr(streaming, "constant_key", lambda tile: None)
+    monkeypatch.setattr(tiles, "constant_key", lambda tile: None)
     plain = [Recorder(session) for session in sessions_for(spec).values()]
     full = segment(prepared, spec, plain, chosen)  # type: ignore[arg-type]
     np.testing.assert_array_equal(saved.labels, full.labels)

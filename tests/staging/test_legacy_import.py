@@ -219,7 +219,7 @@ def test_another_disk_needs_a_copy(tmp_path: Path, case: CaseFiles, monkeypatch:
         raise OSError(errno.EXDEV, "Invalid cross-device link")
 
     monkeypatch.setattr(os, "link", other_disk)
-    with pytest.raises(UsageError, match=r"copy the files \(--copy\)"):
+    with pytest.raises(UsageError, match="have the files copied"):
         import_case(spec, case, tmp_path / "work", folders, threads=1)
     copied = LegacyFolders(folders.shapes, folders.tiles, folders.results, copy=True)
     assert import_case(spec, case, tmp_path / "work", copied, threads=1).outputs == 64

@@ -117,7 +117,7 @@ def test_what_leaves_no_doubt_is_detected(
 @pytest.mark.parametrize("numbers", [range(5), range(2), [0, 1, 2, 3, 4, 5]])
 def test_both_candidates_are_refused_unless_the_tool_is_stated(tmp_path: Path, numbers: range | list[int]) -> None:
     _results(tmp_path / "bs1", "{stem}_{n}.bin", numbers)
-    with pytest.raises(UsageError, match=r"both <tile>_0.bin and <tile>_1.bin.*--tool"):
+    with pytest.raises(UsageError, match=r"both <tile>_0.bin and <tile>_1.bin.*say which tool it was"):
         find_results(tmp_path / "bs1", STEMS)
     assert find_results(tmp_path / "bs1", STEMS, "ais_bench").files[STEMS[3]][0].read_bytes() == b"0"
     assert find_results(tmp_path / "bs1", STEMS, "benchmark").files[STEMS[3]][0].read_bytes() == b"1"
