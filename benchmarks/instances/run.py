@@ -17,8 +17,7 @@ from offline_infer.checkpoints.mmdet.settings import RefineMaskSettings
 from offline_infer.engines.base import EngineOptions, get_engine
 from offline_infer.exporting.detectors import NAMES, DetectorShapes, trace_detector
 from offline_infer.networks.refinemask import build_refinemask, operators
-from offline_infer.spec import FoldSource, Source
-from offline_infer.tasks.image.spec import Pixels
+from offline_infer.spec import FoldSource, Pixels, Source
 from offline_infer.tasks.instances.geometry import fit
 from offline_infer.tasks.instances.network_input import network_input
 from offline_infer.tasks.instances.result import read_outputs

@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 
 from offline_infer.errors import ImageError
-from offline_infer.spec import Channel
+from offline_infer.spec import Channel, Pixels
 
 FloatArray = npt.NDArray[np.float32]
 Mask = npt.NDArray[np.bool_]
@@ -68,3 +68,16 @@ def _guarded(std: float, rule: Channel) -> np.float32:
     if rule.std_guard == "add":
         return value + np.float32(1e-8)
     return value
+
+
+def normalization_table(pixels: Pixels) -> FloatArray:
+    """The normalised value of every 8-bit value, (c, 256) float32.
+
+    Computed as ``(value - mean * scale) * (1 / (std * scale))`` with every step rounded to float32, which is the
+    arithmetic of the augmentation libraries that models are trained with.
+    """
+    scale = np.float32(pixels.scale)
+    values = np.arange(256, dtype=np.float32)
+    offsets = np.asarray(pixels.mean, np.float32) * scale
+    factors = np.float32(1) / (np.asarray(pixels.std, np.float32) * scale)
+    return np.asarray((values[None, :] - offsets[:, None]) * factors[:, None], np.float32)

@@ -9,8 +9,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from offline_infer.spec import FoldSource, Source
-from offline_infer.tasks.image.spec import Pixels
+from offline_infer.spec import FoldSource, Pixels, Source
 from offline_infer.tasks.instances.palette import voc_palette
 from offline_infer.tasks.instances.result import Instances
 from offline_infer.tasks.instances.rle import runs_of_mask

@@ -14,10 +14,10 @@ from offline_infer.errors import ExportError, UsageError
 from offline_infer.events import Sink
 from offline_infer.exporting.named_outputs import GraphJob, output_spec, write_adopted
 from offline_infer.files import sha256_file
-from offline_infer.spec import FoldSource, Source
+from offline_infer.spec import IMAGENET_MEAN, IMAGENET_STD, FoldSource, Pixels, Source
 from offline_infer.tasks.image.adopt_options import ADOPT_OPTIONS
 from offline_infer.tasks.image.own_model import drawn_inputs, judge_outputs, parse_size
-from offline_infer.tasks.image.spec import IMAGENET_MEAN, IMAGENET_STD, ImageSpec, MaskOutput, Pixels, ScoreOutput
+from offline_infer.tasks.image.spec import ImageSpec, MaskOutput, ScoreOutput
 
 
 def adopt(graph: Path, output: Path, options: Mapping[str, str], *, overwrite: bool, sink: Sink) -> Bundle:

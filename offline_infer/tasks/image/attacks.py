@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from offline_infer.errors import UsageError
-from offline_infer.tasks.image.decoding import pillow
+from offline_infer.images.decoding import pillow
 
 Bytes = npt.NDArray[np.uint8]
 Apply = Callable[[Bytes, float, int], Bytes]

@@ -10,10 +10,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from offline_infer.arithmetic.normalization import normalization_table
 from offline_infer.errors import GeometryError, UsageError
-from offline_infer.tasks.image.decoding import read_image, upright_size
+from offline_infer.images.decoding import read_image, upright_size
 from offline_infer.tasks.image.geometry import ImageGeometry, fit, to_content
-from offline_infer.tasks.image.network_input import normalization_table, normalize_into
+from offline_infer.tasks.image.network_input import normalize_into
 from offline_infer.tasks.image.spec import ImageSpec
 
 Bytes = npt.NDArray[np.uint8]

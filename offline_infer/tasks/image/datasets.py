@@ -21,7 +21,7 @@ from typing import Any
 
 from offline_infer.errors import CaseError, UsageError
 from offline_infer.images.cases import natural_key
-from offline_infer.tasks.image.decoding import ENDINGS, image_size
+from offline_infer.images.decoding import ENDINGS, image_size
 
 NEGATIVE = "Negative"
 """In place of a mask: the image is authentic."""

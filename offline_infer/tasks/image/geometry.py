@@ -8,8 +8,8 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
+from offline_infer.arithmetic.bilinear import resize_pixels, resize_soft
 from offline_infer.errors import GeometryError, UsageError
-from offline_infer.tasks.image.bilinear import resize_pixels, resize_soft
 from offline_infer.tasks.image.spec import ImageSpec
 
 Bytes = npt.NDArray[np.uint8]

@@ -11,12 +11,13 @@ import numpy.typing as npt
 
 from offline_infer.errors import EngineFailed
 from offline_infer.images.cases import CaseFiles
+from offline_infer.images.decoding import pillow, read_image, read_mask, read_mask_values
+from offline_infer.spec import Pixels
 from offline_infer.tasks.image.case import FloatArray, network_batch, read
 from offline_infer.tasks.image.collecting import mask_probabilities, score_probability
-from offline_infer.tasks.image.decoding import pillow, read_image, read_mask, read_mask_values
 from offline_infer.tasks.image.geometry import fit, tile_of, to_content
 from offline_infer.tasks.image.own_model import drawn_inputs
-from offline_infer.tasks.image.spec import ImageSpec, Pixels
+from offline_infer.tasks.image.spec import ImageSpec
 from offline_infer.tasks.image.writing import MASKS, overlay
 
 Array = npt.NDArray[Any]

@@ -5,23 +5,8 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from offline_infer.tasks.image.spec import Pixels
-
 Bytes = npt.NDArray[np.uint8]
 FloatArray = npt.NDArray[np.float32]
-
-
-def normalization_table(pixels: Pixels) -> FloatArray:
-    """The normalised value of every 8-bit value, (c, 256) float32.
-
-    Computed as ``(value - mean * scale) * (1 / (std * scale))`` with every step rounded to float32, which is the
-    arithmetic of the augmentation libraries that models are trained with.
-    """
-    scale = np.float32(pixels.scale)
-    values = np.arange(256, dtype=np.float32)
-    offsets = np.asarray(pixels.mean, np.float32) * scale
-    factors = np.float32(1) / (np.asarray(pixels.std, np.float32) * scale)
-    return np.asarray((values[None, :] - offsets[:, None]) * factors[:, None], np.float32)
 
 
 def normalize_into(out: FloatArray, content: Bytes, table: FloatArray) -> None:

@@ -10,14 +10,14 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
+from offline_infer.arithmetic.normalization import normalization_table
 from offline_infer.bundles.bundle import Bundle
 from offline_infer.errors import UsageError
 from offline_infer.events import Sink, silent
 from offline_infer.exporting.named_outputs import GraphJob, export_named
 from offline_infer.files import sha256_file
-from offline_infer.spec import FoldSource, Source
-from offline_infer.tasks.image.network_input import normalization_table
-from offline_infer.tasks.image.spec import Activation, ImageSpec, MaskOutput, Pixels, ScoreOutput
+from offline_infer.spec import FoldSource, Pixels, Source
+from offline_infer.tasks.image.spec import Activation, ImageSpec, MaskOutput, ScoreOutput
 
 FloatArray = npt.NDArray[np.float32]
 

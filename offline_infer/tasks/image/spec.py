@@ -6,41 +6,10 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from offline_infer.spec import BundleSpec, Count, Extent, Positive, Record
+from offline_infer.spec import BundleSpec, Count, Extent, Pixels, Record
 
 Activation = Literal["none", "sigmoid", "softmax"]
 """What turns an output into probabilities; ``none``: the graph gives probabilities itself."""
-
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
-
-
-class Pixels(Record):
-    """How pixel values reach the network: ``(pixel / scale - mean) / std`` per channel.
-
-    ``order``: of the channels, ``rgb`` or ``bgr``; ``gray`` is the luma of the image in one channel.
-    ``sixteen_bit``: of 16-bit grey images ``clip`` cuts values off at 255 (what Pillow does, and with it most training
-    code), ``high_byte`` keeps the upper eight bits.
-    ``exif``: whether the orientation a camera noted is ``ignored`` or ``applied``.
-    """
-
-    mean: tuple[float, ...] = IMAGENET_MEAN
-    std: tuple[Positive, ...] = IMAGENET_STD
-    scale: Positive = 255.0
-    order: Literal["rgb", "bgr", "gray"] = "rgb"
-    sixteen_bit: Literal["clip", "high_byte"] = "clip"
-    exif: Literal["ignored", "applied"] = "ignored"
-
-    @model_validator(mode="after")
-    def _one_figure_per_channel(self) -> Pixels:
-        if len(self.mean) != self.channels or len(self.std) != self.channels:
-            raise ValueError(f"mean and std need {self.channels} figures each for {self.order} images")
-        return self
-
-    @property
-    def channels(self) -> int:
-        """Channels of the network's input."""
-        return 1 if self.order == "gray" else 3
 
 
 class MaskOutput(Record):

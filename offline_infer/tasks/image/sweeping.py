@@ -21,11 +21,11 @@ import numpy as np
 from offline_infer.errors import CaseError, UsageError
 from offline_infer.events import Event, Sink, silent
 from offline_infer.files import replacing_folder, write_json, write_text
+from offline_infer.images.decoding import pillow, read_image
+from offline_infer.spec import Pixels
 from offline_infer.tasks.image.attacks import ATTACKS, Attack, seed_of
 from offline_infer.tasks.image.datasets import NEGATIVE, ImageSet, check_sizes, find_sets, safe_name
-from offline_infer.tasks.image.decoding import pillow, read_image
 from offline_infer.tasks.image.evaluation.evaluate import NOT_AVAILABLE, EvaluationOptions, ImageScores, evaluate_folder
-from offline_infer.tasks.image.spec import Pixels
 from offline_infer.tasks.image.tensorboard import EventFile
 
 STAGE = "sweep"

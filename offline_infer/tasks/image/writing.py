@@ -13,15 +13,16 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from offline_infer.arithmetic.bilinear import soft_bands
 from offline_infer.errors import UsageError
 from offline_infer.files import replacing, write_json
-from offline_infer.tasks.image.bilinear import soft_bands
+from offline_infer.images.decoding import pillow, read_image
+from offline_infer.spec import Pixels
 from offline_infer.tasks.image.case import FloatArray, ImageResult
-from offline_infer.tasks.image.decoding import pillow, read_image
 from offline_infer.tasks.image.evaluation.pixel_measures import eroded
 from offline_infer.tasks.image.geometry import uncovered
 from offline_infer.tasks.image.options import EXTRA_FILES, EXTRAS, IMAGE_SCORE, THRESHOLD
-from offline_infer.tasks.image.spec import ImageSpec, Pixels
+from offline_infer.tasks.image.spec import ImageSpec
 from offline_infer.tasks.settings import RunSettings
 
 Bytes = npt.NDArray[np.uint8]

@@ -23,8 +23,7 @@ from offline_infer.exporting.adopted_detectors import (
     adopt_graph,
 )
 from offline_infer.files import sha256_file
-from offline_infer.spec import FoldSource, GraphRecord, OutputSpec, Source
-from offline_infer.tasks.image.spec import Pixels
+from offline_infer.spec import FoldSource, GraphRecord, OutputSpec, Pixels, Source
 from offline_infer.tasks.instances.exporting import FOLD, fixed_outputs, usable_engines
 from offline_infer.tasks.instances.judging import judge, sample_inputs
 from offline_infer.tasks.instances.spec import DETS, LABELS, MASKS, InstancesSpec, MaskRule, Padding, Scaling

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from offline_infer.errors import UsageError
 from offline_infer.images.cases import CaseFiles, CaseList, natural_key
-from offline_infer.tasks.image.decoding import ENDINGS
+from offline_infer.images.decoding import ENDINGS
 
 VOC_LIST = Path("ImageSets") / "Segmentation" / "val.txt"
 

@@ -15,8 +15,7 @@ from offline_infer.errors import ExportError
 from offline_infer.events import Event, Sink, silent
 from offline_infer.exporting.detectors import DetectorShapes, torch_answers, trace_detector, verify_detector
 from offline_infer.files import sha256_file
-from offline_infer.spec import FoldSource, GraphRecord, OutputSpec, Source
-from offline_infer.tasks.image.spec import Pixels
+from offline_infer.spec import FoldSource, GraphRecord, OutputSpec, Pixels, Source
 from offline_infer.tasks.instances.judging import judge, sample_inputs
 from offline_infer.tasks.instances.spec import DETS, LABELS, MASKS, InstancesSpec, MaskRule, Padding, Scaling
 

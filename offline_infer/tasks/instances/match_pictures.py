@@ -9,8 +9,8 @@ import numpy.typing as npt
 
 from offline_infer.errors import ImageError
 from offline_infer.files import replacing
-from offline_infer.tasks.image.decoding import pillow, read_image
-from offline_infer.tasks.image.spec import Pixels
+from offline_infer.images.decoding import pillow, read_image
+from offline_infer.spec import Pixels
 from offline_infer.tasks.instances.matching import ImageMatch
 from offline_infer.tasks.instances.palette import contour, write_labels
 from offline_infer.tasks.instances.references import Reference

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from offline_infer.tasks.image.bilinear import resize_pixels
-from offline_infer.tasks.image.network_input import normalization_table
+from offline_infer.arithmetic.bilinear import resize_pixels
+from offline_infer.arithmetic.normalization import normalization_table
 from offline_infer.tasks.instances.geometry import InstanceGeometry
 from offline_infer.tasks.instances.spec import InstancesSpec
 

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from offline_infer.files import replacing
-from offline_infer.tasks.image.decoding import pillow
+from offline_infer.images.decoding import pillow
 from offline_infer.tasks.instances.result import Instances
 
 Bytes = npt.NDArray[np.uint8]

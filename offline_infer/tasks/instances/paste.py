@@ -7,7 +7,7 @@ import math
 import numpy as np
 import numpy.typing as npt
 
-from offline_infer.tasks.image.bilinear import resize_soft
+from offline_infer.arithmetic.bilinear import resize_soft
 from offline_infer.tasks.instances.geometry import InstanceGeometry
 from offline_infer.tasks.instances.rle import Runs, runs_of_crop
 from offline_infer.tasks.instances.spec import MaskRule

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from offline_infer.errors import CaseError, ImageError, UsageError
-from offline_infer.tasks.image.decoding import pillow
+from offline_infer.images.decoding import pillow
 from offline_infer.tasks.instances.cases import VOC_LIST, voc_ids
 from offline_infer.tasks.instances.palette import VOID, voc_palette
 from offline_infer.tasks.instances.rle import Runs, runs_of_coco, runs_of_mask

@@ -10,8 +10,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from offline_infer.spec import BundleSpec, Count, Positive, Record
-from offline_infer.tasks.image.spec import Pixels
+from offline_infer.spec import BundleSpec, Count, Pixels, Positive, Record
 
 DETS, LABELS, MASKS = "dets", "labels", "masks"
 """Names of the three outputs."""

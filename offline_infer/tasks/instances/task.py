@@ -14,6 +14,7 @@ from offline_infer.engines.base import Session
 from offline_infer.errors import EngineFailed, ImageError, UsageError
 from offline_infer.events import Sink
 from offline_infer.images.cases import CaseFiles, CaseList
+from offline_infer.images.decoding import read_image, upright_size
 from offline_infer.tasks.base import (
     Allocate,
     Answers,
@@ -24,7 +25,6 @@ from offline_infer.tasks.base import (
     Progress,
     Scores,
 )
-from offline_infer.tasks.image.decoding import read_image, upright_size
 from offline_infer.tasks.instances.cases import list_images
 from offline_infer.tasks.instances.geometry import InstanceGeometry, fit, geometry_from_json
 from offline_infer.tasks.instances.judging import judge, sample_inputs

@@ -13,11 +13,11 @@ from photo_samples import photo, write_pairs
 from PIL import Image
 
 from offline_infer.errors import UsageError
+from offline_infer.images.decoding import read_image
+from offline_infer.spec import Pixels
 from offline_infer.tasks.image.attacks import ATTACKS, attacks_of_file, blur_kernel, gaussian_noise, seed_of
 from offline_infer.tasks.image.datasets import find_sets
-from offline_infer.tasks.image.decoding import read_image
 from offline_infer.tasks.image.evaluation.evaluate import EvaluationOptions
-from offline_infer.tasks.image.spec import Pixels
 from offline_infer.tasks.image.sweeping import SweepPlan, read_grid, run_sweep, write_attacked
 from offline_infer.tasks.image.tensorboard import EventFile, crc32c
 

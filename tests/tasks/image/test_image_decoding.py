@@ -10,8 +10,8 @@ from photo_samples import photo, save
 from PIL import Image
 
 from offline_infer.errors import ImageError
-from offline_infer.tasks.image.decoding import image_size, read_image, read_mask, read_mask_values, upright_size
-from offline_infer.tasks.image.spec import Pixels
+from offline_infer.images.decoding import image_size, read_image, read_mask, read_mask_values, upright_size
+from offline_infer.spec import Pixels
 
 RGB = Pixels()
 

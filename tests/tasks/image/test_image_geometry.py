@@ -8,8 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from photo_samples import image_spec, photo
 
+from offline_infer.arithmetic.bilinear import resize_mask, resize_pixels, resize_soft, soft_bands
+from offline_infer.arithmetic.normalization import normalization_table
 from offline_infer.errors import GeometryError, UsageError
-from offline_infer.tasks.image.bilinear import resize_mask, resize_pixels, resize_soft, soft_bands
+from offline_infer.spec import Pixels
 from offline_infer.tasks.image.geometry import (
     ImageGeometry,
     TileMean,
@@ -19,8 +21,7 @@ from offline_infer.tasks.image.geometry import (
     to_content,
     uncovered,
 )
-from offline_infer.tasks.image.network_input import normalization_table, normalize_into
-from offline_infer.tasks.image.spec import Pixels
+from offline_infer.tasks.image.network_input import normalize_into
 
 side = st.integers(1, 70)
 

@@ -12,10 +12,11 @@ import numpy.typing as npt
 import pytest
 from photo_samples import image_spec
 
-from offline_infer.tasks.image.bilinear import resize_mask
-from offline_infer.tasks.image.decoding import read_image, read_mask
+from offline_infer.arithmetic.bilinear import resize_mask
+from offline_infer.arithmetic.normalization import normalization_table
+from offline_infer.images.decoding import read_image, read_mask
 from offline_infer.tasks.image.geometry import fit, tile_of, to_content
-from offline_infer.tasks.image.network_input import normalization_table, normalize_into
+from offline_infer.tasks.image.network_input import normalize_into
 from offline_infer.tasks.image.spec import ImageSpec, MaskOutput
 
 pytestmark = pytest.mark.parity

@@ -219,7 +219,7 @@ class _Tally:
         return told
 
     def _label(self, item: Item) -> bool:
-        from offline_infer.tasks.image.decoding import read_mask
+        from offline_infer.images.decoding import read_mask
 
         return item.mask is not None and bool(read_mask(item.mask).any())
 

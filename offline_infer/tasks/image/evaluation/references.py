@@ -11,10 +11,10 @@ from zipfile import BadZipFile
 import numpy as np
 import numpy.typing as npt
 
+from offline_infer.arithmetic.bilinear import resize_mask
 from offline_infer.errors import GeometryError, ImageError, UsageError
-from offline_infer.tasks.image.bilinear import resize_mask
+from offline_infer.images.decoding import image_size, mask_has_value, read_mask, read_mask_values
 from offline_infer.tasks.image.datasets import Item
-from offline_infer.tasks.image.decoding import image_size, mask_has_value, read_mask, read_mask_values
 from offline_infer.tasks.image.evaluation.pixel_measures import Mask, Soft
 
 MASKS, FLOATS, NETWORK, SCORES = "pred", "npy", "network", "scores"

@@ -28,7 +28,7 @@ import numpy as np
 import numpy.typing as npt
 
 from offline_infer.errors import EngineUnavailable, ImageError
-from offline_infer.tasks.image.spec import Pixels
+from offline_infer.spec import Pixels
 
 if TYPE_CHECKING:
     from PIL.Image import Image
