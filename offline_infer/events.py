@@ -1,7 +1,7 @@
 """Progress events: what library code says about its work, and nothing about how it is shown.
 
 Library code takes a :data:`Sink` and calls it with an :class:`Event`; it never prints. The command line chooses a
-sink: a progress bar on a terminal, JSON lines elsewhere, nothing with ``--quiet``.
+sink: one bar and sentences on a terminal, short lines elsewhere, JSON lines for programs, or nothing.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ class Event:
     """One thing that happened.
 
     Attributes:
-        kind: ``stage-started``, ``progress``, ``case-finished``, ``case-failed``, ``case-skipped``, ``note`` or ``forecast``.
+        kind: ``stage-started``, ``case-started``, ``progress``, ``case-finished``, ``case-failed``, ``case-skipped``, ``note`` or
+            ``forecast``.
         stage: the stage that speaks, e.g. ``predict``.
         case: the case it concerns, if any.
         done, total: for ``progress``: how many items of how many.
