@@ -38,7 +38,7 @@ FloatArray = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True)
-class Plan:
+class BenchmarkJob:
     """What to measure.
 
     Attributes:
@@ -71,37 +71,37 @@ class Plan:
     keep: bool = False
 
 
-def benchmark(bundle: Bundle, plan: Plan, sink: Sink = silent) -> dict[str, Any]:
+def benchmark(bundle: Bundle, job: BenchmarkJob, sink: Sink = silent) -> dict[str, Any]:
     """Measure every engine and precision.
 
     Returns:
-        A record with one row per pair under ``results``, which ``report`` shows. With ``plan.keep``,
+        A record with one row per pair under ``results``, which ``report`` shows. With ``job.keep``,
         ``kept_in_bundle`` says whether the judgement is there now; a bundle that cannot be written is no error.
 
     Raises:
         UsageError: an unknown engine or fold, or nothing to measure.
         ImageError, GeometryError: the image cannot be read.
     """
-    record, checks = _compared(bundle, plan, sink)
-    if plan.keep:
+    record, checks = _compared(bundle, job, sink)
+    if job.keep:
         record["kept_in_bundle"] = bool(checks) and _keep(bundle, checks, sink)
     return record
 
 
-def _compared(bundle: Bundle, plan: Plan, sink: Sink) -> tuple[dict[str, Any], list[Check]]:
+def _compared(bundle: Bundle, job: BenchmarkJob, sink: Sink) -> tuple[dict[str, Any], list[Check]]:
     """The record of a benchmark, and the judgements in it."""
-    for engine in plan.engines:
+    for engine in job.engines:
         get_engine(engine)
-    fold = plan.fold if plan.fold is not None else bundle.folds[0]
+    fold = job.fold if job.fold is not None else bundle.folds[0]
     if fold not in bundle.folds:
         raise UsageError(f"{bundle.folder}: no fold {fold}; this bundle has {', '.join(bundle.folds)}")
-    if plan.tiles < 1 or plan.repeats < 1:
+    if job.tiles < 1 or job.repeats < 1:
         raise UsageError("a benchmark needs at least one tile and one repeat")
     task = get_task(bundle.spec.task)
-    tiles = task.sample_inputs(plan.case, bundle.spec, plan.tiles, plan.threads)
-    pairs = [(engine, precision) for engine in plan.engines for precision in plan.precisions]
-    if plan.measure is not None and (plan.measure, "fp32") not in pairs:
-        pairs.append((plan.measure, "fp32"))
+    tiles = task.sample_inputs(job.case, bundle.spec, job.tiles, job.threads)
+    pairs = [(engine, precision) for engine in job.engines for precision in job.precisions]
+    if job.measure is not None and (job.measure, "fp32") not in pairs:
+        pairs.append((job.measure, "fp32"))
     # The reference first: every other answer is compared with it.
     pairs.sort(key=lambda pair: (pair[1] != "fp32", REFERENCES.index(pair[0]) if pair[0] in REFERENCES else 9))
     reference: list[Answers] | None = None
@@ -109,9 +109,9 @@ def _compared(bundle: Bundle, plan: Plan, sink: Sink) -> tuple[dict[str, Any], l
     subjects: dict[tuple[str, str], Subject] = {}
     for done, (engine, precision) in enumerate(pairs, 1):
         row: dict[str, Any] = {"engine": engine, "precision": precision, "fold": fold}
-        row["device"] = _device(engine, plan)
+        row["device"] = _device(engine, job)
         try:
-            row |= _measure(bundle, fold, engine, precision, plan, tiles, reference)
+            row |= _measure(bundle, fold, engine, precision, job, tiles, reference)
             answers = row.pop("answers")
             subjects[engine, precision] = row.pop("subject")
             # What was compiled to another precision is no measure, whatever it was asked for.
@@ -134,7 +134,7 @@ def _compared(bundle: Bundle, plan: Plan, sink: Sink) -> tuple[dict[str, Any], l
         "input_shape": list(bundle.spec.input_shape),
         "tiles": {
             "count": len(tiles),
-            "source": [str(path) for path in plan.case.channels] if plan.case else "smooth noise",
+            "source": [str(path) for path in job.case.channels] if job.case else "smooth noise",
         },
         "machine": {"processor": platform.processor() or platform.machine(), "cores": psutil.cpu_count()},
         "date": time.strftime("%Y-%m-%d %H:%M:%S"),
@@ -177,7 +177,7 @@ def verify_once(model: Model, case: CaseFiles, sink: Sink = silent) -> None:
 def _verify_folds(model: Model, missing: Sequence[str], own: bool, case: CaseFiles, sink: Sink) -> None:
     options = model.options
     for fold in missing:
-        plan = Plan(
+        job = BenchmarkJob(
             engines=(model.engine,),
             precisions=("fp32", options.precision) if own else (options.precision,),
             measure=None if own else measuring_engine(),
@@ -190,7 +190,7 @@ def _verify_folds(model: Model, missing: Sequence[str], own: bool, case: CaseFil
             fold=fold,
             extra=options.extra,
         )
-        record, checks = _compared(model.bundle, plan, sink)
+        record, checks = _compared(model.bundle, job, sink)
         _keep(model.bundle, checks, sink)
         model.add_checks(checks)
         row = record["results"][-1]
@@ -210,9 +210,9 @@ def measuring_engine() -> str:
     raise EngineUnavailable(f"nothing to compare with: {' and '.join(REFERENCES)} are not installed")
 
 
-def _device(engine: str, plan: Plan) -> str:
-    """Where an engine runs: the measure on the processor, and with it whatever does not know the plan's device."""
-    return "cpu" if engine == plan.measure or (engine in REFERENCES[:1] and plan.device != "cpu") else plan.device
+def _device(engine: str, job: BenchmarkJob) -> str:
+    """Where an engine runs: the measure on the processor, and with it whatever does not know the job's device."""
+    return "cpu" if engine == job.measure or (engine in REFERENCES[:1] and job.device != "cpu") else job.device
 
 
 def _measure(
@@ -220,17 +220,17 @@ def _measure(
     fold: str,
     engine: str,
     precision: str,
-    plan: Plan,
+    job: BenchmarkJob,
     tiles: Sequence[FloatArray],
     reference: Sequence[Answers] | None,
 ) -> dict[str, Any]:
     options = EngineOptions(
-        device=_device(engine, plan),
+        device=_device(engine, job),
         precision=precision,
-        threads=plan.threads,
-        cache=plan.cache,
+        threads=job.threads,
+        cache=job.cache,
         outputs=bundle.spec.kept_outputs,
-        extra=dict(plan.extra),
+        extra=dict(job.extra),
     )
     wanted = get_engine(engine).graph_precision(precision)
     sha256 = bundle.graph(fold, wanted).sha256
@@ -241,7 +241,7 @@ def _measure(
         start = time.perf_counter()
         session.run(tiles[0])
         first = time.perf_counter() - start
-        answers, seconds = _answers(session, tiles, plan.repeats)
+        answers, seconds = _answers(session, tiles, job.repeats)
         memory = psutil.Process().memory_info().rss - before
         info = session.info
     row: dict[str, Any] = {
@@ -255,10 +255,10 @@ def _measure(
     }
     judged = get_task(bundle.spec.task).judge(answers, reference, bundle.spec)
     dice = judged.get("foreground_dice")
-    if judged["status"] == "ok" and dice is not None and dice < plan.min_dice:
+    if judged["status"] == "ok" and dice is not None and dice < job.min_dice:
         judged |= {
             "status": "failed",
-            "reason": f"foreground Dice {dice:.5f}, at least {plan.min_dice:g} was asked for",
+            "reason": f"foreground Dice {dice:.5f}, at least {job.min_dice:g} was asked for",
         }
     return {
         **row,

@@ -16,8 +16,8 @@ class Event:
     """One thing that happened.
 
     Attributes:
-        kind: ``stage-started``, ``case-started``, ``progress``, ``case-finished``, ``case-failed``, ``case-skipped``, ``note`` or
-            ``forecast``.
+        kind: ``stage-started``, ``case-started``, ``progress``, ``case-finished``, ``case-failed``, ``case-skipped``, ``note``,
+            ``forecast`` (of disk) or ``estimate`` (of memory).
         stage: the stage that speaks, e.g. ``predict``.
         case: the case it concerns, if any.
         done, total: for ``progress``: how many items of how many.

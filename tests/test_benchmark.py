@@ -10,7 +10,7 @@ import pytest
 from specimens import tiny_spec, with_graphs, with_outputs
 from staged_samples import write_case
 
-from offline_infer.benchmark import Plan, benchmark
+from offline_infer.benchmark import BenchmarkJob, benchmark
 from offline_infer.bundles.bundle import Bundle, save
 from offline_infer.cli import main
 from offline_infer.errors import UsageError
@@ -78,7 +78,7 @@ def test_the_command_records_every_pair(bundle: Path, tmp_path: Path, capsys: py
 
 
 def test_an_engine_that_is_not_to_be_had_does_not_stop_the_others(bundle: Path) -> None:
-    record = benchmark(Bundle.load(bundle), Plan(engines=("openvino", "fake"), precisions=("fp32",), repeats=1))
+    record = benchmark(Bundle.load(bundle), BenchmarkJob(engines=("openvino", "fake"), precisions=("fp32",), repeats=1))
     status = {row["engine"]: row["status"] for row in record["results"]}
     assert status["fake"] == "ok"
     assert status["openvino"] == "unavailable"  # the stand-in graph is no ONNX
@@ -86,9 +86,9 @@ def test_an_engine_that_is_not_to_be_had_does_not_stop_the_others(bundle: Path) 
 
 def test_wrong_usage_is_named(bundle: Path) -> None:
     with pytest.raises(UsageError, match="unknown engine"):
-        benchmark(Bundle.load(bundle), Plan(engines=("OpenVINO",)))
+        benchmark(Bundle.load(bundle), BenchmarkJob(engines=("OpenVINO",)))
     with pytest.raises(UsageError, match="no fold 7"):
-        benchmark(Bundle.load(bundle), Plan(engines=("fake",), fold="7"))
+        benchmark(Bundle.load(bundle), BenchmarkJob(engines=("fake",), fold="7"))
 
 
 def test_dice_and_margins_per_class() -> None:

@@ -49,7 +49,7 @@ def main(arguments: list[str] | None = None) -> int:
         scratch, ignore_errors=True
     )  # a compiled graph that is there already would hide what the first call costs
     scratch.mkdir()
-    jobs = plan(options, scratch)
+    jobs = jobs_of(options, scratch)
     record: dict[str, Any] = {"machine": machine(), "command": sys.argv[1:], "device": options.device, "rows": []}
     for number, job in enumerate(jobs):
         row = {"name": job["name"], "kind": job["kind"], **run_job(job, scratch / f"{number}", options)}
@@ -88,7 +88,7 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
 # ---- what is measured ------------------------------------------------------------------------------------------------
 
 
-def plan(options: argparse.Namespace, scratch: Path) -> list[dict[str, Any]]:
+def jobs_of(options: argparse.Namespace, scratch: Path) -> list[dict[str, Any]]:
     """The rows, in order; the first of a kind is what the others' labels are compared with."""
     from offline_infer.arithmetic.sliding_window import mirror_sets
     from offline_infer.bundles.bundle import Bundle
@@ -146,7 +146,7 @@ def checkpoint(options: argparse.Namespace) -> str | None:
 
 def tile_of(spec: Any, images: list[str]) -> np.ndarray:
     """The middle tile of the case, as the network gets it; noise for a cascade's second stage."""
-    from offline_infer.arithmetic.sliding_window import cut_tile, plan_tiles
+    from offline_infer.arithmetic.sliding_window import cut_tile, lay_tiles
     from offline_infer.images import read_image
     from offline_infer.tasks.volume.preparing import prepare
 
@@ -154,7 +154,7 @@ def tile_of(spec: Any, images: list[str]) -> np.ndarray:
         return np.random.default_rng(5).normal(size=spec.input_shape).astype(np.float32)
     image = read_image([Path(path) for path in images], spec.reader, channels=len(spec.channels))
     array = prepare(image.array, image.geometry, spec).array
-    grid = plan_tiles(array.shape[1:], spec.patch_size, 0.5)
+    grid = lay_tiles(array.shape[1:], spec.patch_size, 0.5)
     starts = list(grid)
     tile = np.empty((spec.input_channels, *grid.patch), np.float32)
     cut_tile(array, grid, starts[len(starts) // 2], tile)

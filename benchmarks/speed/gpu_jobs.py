@@ -99,7 +99,7 @@ def torch_tile(job: dict[str, Any]) -> dict[str, Any]:
 
 def ort_tile(job: dict[str, Any]) -> dict[str, Any]:
     """The bundle's graph: host to host as ``run`` does, resident as stitching on the device does, and all mirrors of a tile."""
-    from offline_infer.engines.base import StitchPlan
+    from offline_infer.engines.base import StitchRecipe
 
     batch = np.load(job["tile"])
     session, opened = first(lambda: open_session(job))
@@ -115,7 +115,7 @@ def ort_tile(job: dict[str, Any]) -> dict[str, Any]:
             **{key: session.info.details.get(key) for key in ("providers", "wheels")},
         },
     }
-    stitcher = session.stitcher(StitchPlan(((),), None, 1, None, "float32"))
+    stitcher = session.stitcher(StitchRecipe(((),), None, 1, None, "float32"))
     stitcher.load(batch[0])
     stitcher.answer(None)
     result["resident_s"] = timed(stitcher.ask, job["times"])
@@ -125,7 +125,7 @@ def ort_tile(job: dict[str, Any]) -> dict[str, Any]:
         try:
             session.close()
             session = open_session({**job, "mirror_batch": images})
-            stitcher = session.stitcher(StitchPlan(mirrors, None, len(mirrors), None, "float32"))
+            stitcher = session.stitcher(StitchRecipe(mirrors, None, len(mirrors), None, "float32"))
             stitcher.load(batch[0])
             stitcher.fetch(stitcher.weigh(stitcher.answer(None)))
             used = str(stitcher.images)

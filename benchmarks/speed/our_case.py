@@ -78,11 +78,11 @@ class Torch:
 
 def main() -> None:
     output = Path(job["output"])
-    forecast: dict[str, Any] = {}
+    estimate: dict[str, Any] = {}
 
     def sink(event: Event) -> None:
-        if event.kind == "forecast":
-            forecast.update(event.data)
+        if event.kind == "estimate":
+            estimate.update(event.data)
 
     engine = job.get("engine", "openvino")
     with load(
@@ -123,7 +123,7 @@ def main() -> None:
                 "tiles_s": getattr(model._sessions[0], "seconds", []),
                 "tiles_cpu_s": getattr(model._sessions[0], "processor", []),
                 "memory": done.cases[0].memory,
-                "forecast": forecast,
+                "estimate": estimate,
                 "base_rss": base,
                 "peak_rss": peak_rss(),
             }

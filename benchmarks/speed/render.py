@@ -242,23 +242,23 @@ STAGES = {
 
 
 def large_table(found: dict[str, Any]) -> list[str]:
-    """This package alone: memory against its forecast."""
+    """This package alone: memory against its estimate."""
     lines = [
-        "### Large cases, this package alone: memory beside its forecast",
+        "### Large cases, this package alone: memory beside its estimate",
         "",
         "float32 sums, the network's answer counted with the stand-in that gives it.",
         "",
-        "| case | forecast, above the program with its engine, GiB | measured GiB | in all GiB | seconds around the network (processor) |",
+        "| case | estimate, above the program with its engine, GiB | measured GiB | in all GiB | seconds around the network (processor) |",
         "|---|---|---|---|---|",
     ]
     for name, row in found.items():
         if "failed" in row:
             lines.append(f"| {name} | failed: {row['failed']} | | | |")
             continue
-        forecast = row["memory"]["peak_without_engine"] / GIB
+        estimate = row["memory"]["peak_without_engine"] / GIB
         grown, peak = (row["peak_rss"] - row["base_rss"]) / GIB, row["peak_rss"] / GIB
         lines.append(
-            f"| {name} | {forecast:.2f} | {grown:.2f} | {peak:.2f} | {row['whole_s']:.1f} ({row['cpu_s']:.1f}) |"
+            f"| {name} | {estimate:.2f} | {grown:.2f} | {peak:.2f} | {row['whole_s']:.1f} ({row['cpu_s']:.1f}) |"
         )
     return [*lines, ""]
 

@@ -1,7 +1,7 @@
 """How large a case may be before any work on it starts. One policy, applied to each case alone.
 
 The limits lie far above what any scanner, model or accelerator of today asks for; a header that exceeds them is damaged or
-was made to exhaust the machine. What fits the machine's memory is another question, which the memory forecast answers.
+was made to exhaust the machine. What fits the machine's memory is another question, which the memory estimate answers.
 """
 
 from __future__ import annotations

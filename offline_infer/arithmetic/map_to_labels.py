@@ -19,7 +19,7 @@ from offline_infer.arithmetic.labels import decide, label_dtype, label_table, pr
 from offline_infer.arithmetic.surface_labels import SurfaceDecider
 from offline_infer.resampling.maps import PlanePair, PlaneWindow, SlabResampler, check_complete, check_slab, map_dtype
 from offline_infer.resampling.operators import Floats
-from offline_infer.resampling.planning import make_plan
+from offline_infer.resampling.steps import resampling_steps
 from offline_infer.spec import Aggregation, Labels, Resampling
 from offline_infer.threads import worker_count
 
@@ -64,19 +64,19 @@ class MapToLabels:
         self._dtype = np.dtype(np.float16 if half else np.float32)
         self._labels, self._aggregation = labels, aggregation
         self._threads = worker_count(threads)
-        plan = make_plan(coarse_shape, fine_shape, axis, rule)
-        self._coarse = plan.coarse
+        steps = resampling_steps(coarse_shape, fine_shape, axis, rule)
+        self._coarse = steps.coarse
         self._received = 0
-        self._volume: LabelArray = np.empty(plan.fine, label_dtype(labels))
+        self._volume: LabelArray = np.empty(steps.fine, label_dtype(labels))
         self._probabilities: ProbabilityArray | None = None
         self._sparse: SurfaceDecider | None = None
         if keep_probabilities:
-            self._probabilities = np.empty((labels.channels, *plan.fine), np.float32)
-        if keep_probabilities or not plan.two_taps:
-            self._dense = SlabResampler(labels.channels, plan.coarse, plan.fine, axis, rule, self._dtype, threads)
+            self._probabilities = np.empty((labels.channels, *steps.fine), np.float32)
+        if keep_probabilities or not steps.two_taps:
+            self._dense = SlabResampler(labels.channels, steps.coarse, steps.fine, axis, rule, self._dtype, threads)
         else:
             threshold = None if labels.regions_class_order is None else region_threshold(aggregation)
-            z, y, x = plan.axes
+            z, y, x = steps.axes
             taps = (z.taps(), y.taps(), x.taps())
             self._sparse = SurfaceDecider(taps, threshold, map_dtype(self._dtype, rule))
             self._window = PlaneWindow(taps[0])

@@ -92,7 +92,7 @@ class TileGrid:
         return iter(itertools.product(*self.starts))
 
 
-def plan_tiles(shape: Sequence[int], patch_size: Sequence[int], step_size: float) -> TileGrid:
+def lay_tiles(shape: Sequence[int], patch_size: Sequence[int], step_size: float) -> TileGrid:
     """Lay tiles over an array of ``shape`` (z, y, x); ``patch_size`` has two or three entries.
 
     Raises:

@@ -55,14 +55,14 @@ def register(commands: Subparsers) -> None:
 
 def benchmark(options: argparse.Namespace) -> dict[str, Any]:
     """``offline-infer benchmark``."""
-    from offline_infer.benchmark import Plan
+    from offline_infer.benchmark import BenchmarkJob
     from offline_infer.benchmark import benchmark as run
     from offline_infer.errors import EngineFailed
     from offline_infer.files import write_json
     from offline_infer.images.cases import CaseFiles
     from offline_infer.tasks.opening import open_bundle
 
-    plan = Plan(
+    job = BenchmarkJob(
         engines=tuple(options.engines),
         precisions=tuple(options.precisions),
         case=CaseFiles("input", tuple(existing(path) for path in options.input)) if options.input else None,
@@ -75,7 +75,7 @@ def benchmark(options: argparse.Namespace) -> dict[str, Any]:
         min_dice=options.min_dice,
         keep=not options.no_record,
     )
-    record = run(open_bundle(existing(options.bundle)), plan, sink_for(options))
+    record = run(open_bundle(existing(options.bundle)), job, sink_for(options))
     say(options, f"{'engine':<14}{'precision':<10}{'median s':>9}{'95 %':>9}{'first s':>9}{'open s':>8}  answer")
     for row in record["results"]:
         head = f"{row['engine']:<14}{row['precision']:<10}"

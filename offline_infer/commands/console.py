@@ -102,7 +102,9 @@ def sentence(event: Event) -> str:
     if event.kind == "case-failed":
         return f"{case}failed: {advise(str(data.get('reason', 'no reason given')))}"
     if event.kind == "forecast":
-        return _forecast(data)
+        return _disk_forecast(data)
+    if event.kind == "estimate":
+        return _memory_estimate(data)
     if event.kind == "note":
         return f"{case}{_note(data)}" if _note(data) else ""
     return ""
@@ -122,9 +124,13 @@ def _note(data: dict[str, Any]) -> str:
     return ", ".join(f"{name} {value}" for name, value in plain.items())
 
 
-def _forecast(data: dict[str, Any]) -> str:
+def _disk_forecast(data: dict[str, Any]) -> str:
     if "peak_bytes" in data:
         return f"needs {_size(data['peak_bytes'])} of disk, {_size(data.get('free_bytes', 0))} are free"
+    return ""
+
+
+def _memory_estimate(data: dict[str, Any]) -> str:
     if "peak_without_engine" in data:
         need = data["peak_without_engine"] + data.get("engine_estimate", 0)
         slower = "" if data.get("read_ahead", True) else "; cases will not overlap, to save memory"

@@ -185,7 +185,7 @@ DeviceArray = Any
 
 
 @dataclass(frozen=True, eq=False)
-class StitchPlan:
+class StitchRecipe:
     """What happens to the answers for a tile before they are wanted on the host. Plain facts about one case.
 
     Attributes:
@@ -202,11 +202,11 @@ class StitchPlan:
     weights: FloatArray | None
     sum_dtype: str
 
-    def same(self, other: StitchPlan) -> bool:
+    def same(self, other: StitchRecipe) -> bool:
         """Whether both ask for the same thing."""
         mine, theirs = (
-            (plan.mirrors, plan.activation, plan.answers, plan.sum_dtype, plan.weights is None)
-            for plan in (self, other)
+            (recipe.mirrors, recipe.activation, recipe.answers, recipe.sum_dtype, recipe.weights is None)
+            for recipe in (self, other)
         )
         equal = self.weights is None or other.weights is None or np.array_equal(self.weights, other.weights)
         return mine == theirs and equal
@@ -234,7 +234,7 @@ class Stitcher(Protocol):
         ...
 
     def weigh(self, total: DeviceArray) -> DeviceArray:
-        """A finished sum divided by ``plan.answers``, times the weights; float32."""
+        """A finished sum divided by ``recipe.answers``, times the weights; float32."""
         ...
 
     def stitch(self, box: DeviceArray | None, weighted: DeviceArray, part: Sequence[tuple[int, int]]) -> DeviceArray:
@@ -259,8 +259,8 @@ class Stitcher(Protocol):
 class StitchingSession(Protocol):
     """What a session has besides :class:`Session` if it can keep its answers on the device. Optional."""
 
-    def stitcher(self, plan: StitchPlan, beside: Stitcher | None = None) -> Stitcher | None:
-        """A stitcher for the plan; it belongs to the calling thread and is valid until its next call or the session's end.
+    def stitcher(self, recipe: StitchRecipe, beside: Stitcher | None = None) -> Stitcher | None:
+        """A stitcher for the recipe; it belongs to the calling thread and is valid until its next call or the session's end.
 
         Args:
             beside: of another fold on the same device; all that does not depend on the network is shared with it.

@@ -265,7 +265,7 @@ class _Outlook:
             beside = largest if len(todo) > 1 else None
             method = choose_method(largest, beside, room, beside)
             facts = {"room": room, **asdict(method), **largest.to_json()}
-            sink(Event("forecast", STAGE, case.case_id, data=facts))
+            sink(Event("estimate", STAGE, case.case_id, data=facts))
 
     def method(self, index: int, prepared: Prepared) -> Method:
         """How to run a case that is prepared, so that its cropped shape is known."""

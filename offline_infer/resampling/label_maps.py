@@ -18,7 +18,7 @@ from offline_infer.errors import GeometryError
 from offline_infer.resampling.corners import Ints, corners, plane_extremes
 from offline_infer.resampling.label_choice import LabelChoice, Ties, start_choice
 from offline_infer.resampling.operators import Axis
-from offline_infer.resampling.planning import Plan, make_plan
+from offline_infer.resampling.steps import ResamplingSteps, resampling_steps
 from offline_infer.resampling.volumes import resize_volume
 from offline_infer.spec import Resampling
 from offline_infer.threads import worker_count
@@ -55,16 +55,16 @@ def resample_labels(
     """
     if labels.dtype.kind not in "iu":
         raise GeometryError(f"a label map must hold integers, not {labels.dtype}")
-    plan = make_plan(labels.shape, new_shape, axis, rule)
-    if plan.identity:
+    steps = resampling_steps(labels.shape, new_shape, axis, rule)
+    if steps.identity:
         return labels
     first = partial(start_choice, rule=rule, ties=ties, along_apart=False)
     second = partial(start_choice, rule=rule, ties=ties, along_apart=True)
     with ThreadPoolExecutor(worker_count(threads)) as pool:
         if axis is None:
-            return _resample(labels, plan.axes, first, pool)
-        together, apart = list(plan.axes), list(plan.axes)
-        for i, moved in enumerate(plan.axes):
+            return _resample(labels, steps.axes, first, pool)
+        together, apart = list(steps.axes), list(steps.axes)
+        for i, moved in enumerate(steps.axes):
             if i == axis:
                 together[i] = replace(moved, n_out=moved.n_in)
             else:
@@ -126,11 +126,11 @@ def _resample_linear(
 
 def _resample_spline(labels: npt.NDArray[L], axes: Axes, start: StartChoice) -> npt.NDArray[L]:
     """Orders 2 and more: every label's indicator through the whole volume."""
-    plan = Plan(axes, None, clip=True)
+    steps = ResamplingSteps(axes, None, clip=True)
     choice = start(labels[np.ix_(*_nearest(axes))])
-    score = np.empty(plan.fine)
+    score = np.empty(steps.fine)
     for value in np.unique(labels):
-        resize_volume((labels == value).astype(np.float64), plan, score)
+        resize_volume((labels == value).astype(np.float64), steps, score)
         choice.add(value, score)
     return choice.winners().astype(labels.dtype)
 

@@ -20,7 +20,7 @@ from offline_infer.errors import GeometryError
 from offline_infer.resampling.blas import single_threaded_blas
 from offline_infer.resampling.corners import corners
 from offline_infer.resampling.operators import Doubles, Floats, Indices, Taps
-from offline_infer.resampling.planning import Plan, make_plan
+from offline_infer.resampling.steps import ResamplingSteps, resampling_steps
 from offline_infer.resampling.volumes import PlaneOperator, resize_volume
 from offline_infer.spec import Resampling
 from offline_infer.threads import worker_count
@@ -47,11 +47,11 @@ def resample_map(
     Raises:
         GeometryError: impossible shapes, or a rule that cannot join them.
     """
-    plan = make_plan(data.shape[1:], new_shape, axis, rule)
-    if plan.identity:
+    steps = resampling_steps(data.shape[1:], new_shape, axis, rule)
+    if steps.identity:
         return data
-    out = np.empty((data.shape[0], *plan.fine), map_dtype(data.dtype, rule))
-    stream = SlabResampler(data.shape[0], plan.coarse, plan.fine, axis, rule, data.dtype, threads)
+    out = np.empty((data.shape[0], *steps.fine), map_dtype(data.dtype, rule))
+    stream = SlabResampler(data.shape[0], steps.coarse, steps.fine, axis, rule, data.dtype, threads)
     for start, planes in (*stream.push(data), *stream.finish()):
         out[:, start : start + planes.shape[1]] = planes
     return out
@@ -129,14 +129,14 @@ class SlabResampler:
         Raises:
             GeometryError: impossible shapes, or a rule that cannot join them.
         """
-        self.plan = make_plan(coarse_shape, fine_shape, axis, rule)
+        self.steps = resampling_steps(coarse_shape, fine_shape, axis, rule)
         self.dtype = map_dtype(dtype, rule)
         self._channels = channels
         self._threads = worker_count(threads)
         self._received = 0
         self._collected: list[Floats] = []
-        z, y, x = self.plan.axes
-        self._taps = z.taps() if self.plan.two_taps else None
+        z, y, x = self.steps.axes
+        self._taps = z.taps() if self.steps.two_taps else None
         self._window = PlaneWindow(self._taps) if self._taps else None
         self._plane = PlaneOperator(y, x, np.float64)
 
@@ -148,7 +148,7 @@ class SlabResampler:
         Raises:
             GeometryError: the slab does not fit the shape announced.
         """
-        self._received = check_slab(slab, self._channels, self.plan.coarse, self._received)
+        self._received = check_slab(slab, self._channels, self.steps.coarse, self._received)
         if self._window is None:
             self._collected.append(slab.copy())
             return iter(())
@@ -160,17 +160,17 @@ class SlabResampler:
         Raises:
             GeometryError: slabs are missing.
         """
-        check_complete(self._received, self.plan.coarse)
+        check_complete(self._received, self.steps.coarse)
         if self._collected:
             whole, self._collected = np.concatenate(self._collected, axis=1), []
-            yield 0, _resample_whole(whole, self.plan, self.dtype, self._threads)
+            yield 0, _resample_whole(whole, self.steps, self.dtype, self._threads)
 
     def _chunks(self, planes: list[tuple[int, PlanePair]]) -> Iterator[tuple[int, Floats]]:
-        size = int(np.prod(self.plan.fine[1:])) * self._channels * self.dtype.itemsize
+        size = int(np.prod(self.steps.fine[1:])) * self._channels * self.dtype.itemsize
         step = max(1, _CHUNK_BYTES // size)
         for first in range(0, len(planes), step):
             chunk = planes[first : first + step]
-            out = np.empty((self._channels, len(chunk), *self.plan.fine[1:]), self.dtype)
+            out = np.empty((self._channels, len(chunk), *self.steps.fine[1:]), self.dtype)
             with single_threaded_blas(), ThreadPoolExecutor(self._threads) as pool:
                 list(pool.map(self._interpolate, *zip(*self._jobs(chunk, out), strict=True)))
             yield chunk[0][0], out
@@ -188,8 +188,8 @@ class SlabResampler:
         """One channel of some fine planes into ``out`` (n, y, x)."""
         taps = self._taps
         assert taps is not None
-        fine = np.empty(self.plan.fine[1:])
-        coarse, second = np.empty((2, *self.plan.coarse[1:]))
+        fine = np.empty(self.steps.fine[1:])
+        coarse, second = np.empty((2, *self.steps.coarse[1:]))
         before: tuple[Any, ...] = ()
         for n, (i, pair) in enumerate(planes):
             source = (taps.low[i], taps.high[i], taps.low_weight[i], taps.high_weight[i])
@@ -217,7 +217,7 @@ class SlabResampler:
                 out[n] = fine
 
     def _all_taps(self) -> tuple[Taps, Taps, Taps]:
-        z, y, x = self.plan.axes
+        z, y, x = self.steps.axes
         return (z.taps(), y.taps(), x.taps())
 
 
@@ -260,11 +260,11 @@ def check_complete(received: int, coarse: Sequence[int]) -> None:
         raise GeometryError(f"only {received} of the map's {coarse[0]} planes were given")
 
 
-def _resample_whole(data: Floats, plan: Plan, dtype: np.dtype[Any], threads: int) -> Floats:
+def _resample_whole(data: Floats, steps: ResamplingSteps, dtype: np.dtype[Any], threads: int) -> Floats:
     """Splines of order 2 and more: each channel at once, (k, z, y, x)."""
-    out = np.empty((data.shape[0], *plan.fine), dtype)
-    resized = np.empty(plan.fine)
+    out = np.empty((data.shape[0], *steps.fine), dtype)
+    resized = np.empty(steps.fine)
     for channel, target in zip(data, out, strict=True):
-        resize_volume(channel, plan, resized, threads)
+        resize_volume(channel, steps, resized, threads)
         target[...] = resized
     return out

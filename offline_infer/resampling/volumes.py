@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from offline_infer.resampling.blas import single_threaded_blas
 from offline_infer.resampling.operators import Axis, Floats
-from offline_infer.resampling.planning import Plan, lowres_axis, make_plan
+from offline_infer.resampling.steps import ResamplingSteps, lowres_axis, resampling_steps
 from offline_infer.spec import Resampling
 from offline_infer.threads import worker_count
 
@@ -53,27 +53,27 @@ def resample_image(
     Raises:
         GeometryError: impossible shapes, or a rule that cannot join them.
     """
-    plan = make_plan(data.shape[1:], new_shape, lowres_axis(current_spacing, new_spacing, rule), rule)
-    if plan.identity:
+    steps = resampling_steps(data.shape[1:], new_shape, lowres_axis(current_spacing, new_spacing, rule), rule)
+    if steps.identity:
         return data
-    out = np.empty((data.shape[0], *plan.fine), np.float32)
+    out = np.empty((data.shape[0], *steps.fine), np.float32)
     for channel, target in zip(data, out, strict=True):
-        resize_volume(channel, plan, target, threads)
+        resize_volume(channel, steps, target, threads)
     return out
 
 
-def resize_volume(volume: Floats, plan: Plan, out: Floats, threads: int | None = None) -> None:
+def resize_volume(volume: Floats, steps: ResamplingSteps, out: Floats, threads: int | None = None) -> None:
     """Resample one volume (z, y, x) into ``out``, in the arithmetic of ``out``'s dtype (float32 or float64)."""
     volume = np.ascontiguousarray(volume, out.dtype)
     with single_threaded_blas(), ThreadPoolExecutor(worker_count(threads)) as pool:
-        if plan.apart is not None:
-            _resize_slices(volume, plan, out, plan.apart, pool)
+        if steps.apart is not None:
+            _resize_slices(volume, steps, out, steps.apart, pool)
             return
-        limits = (volume.min(), volume.max()) if plan.clip else None
-        if _first_axis_last(plan, out.dtype):
-            _resize_planes_first(volume, plan, out, limits, pool)
+        limits = (volume.min(), volume.max()) if steps.clip else None
+        if _first_axis_last(steps, out.dtype):
+            _resize_planes_first(volume, steps, out, limits, pool)
         else:
-            _resize_planes_last(volume, plan, out, limits, pool)
+            _resize_planes_last(volume, steps, out, limits, pool)
 
 
 class PlaneOperator:
@@ -118,9 +118,9 @@ class PlaneOperator:
         return buffer
 
 
-def _first_axis_last(plan: Plan, dtype: npt.DTypeLike) -> bool:
+def _first_axis_last(steps: ResamplingSteps, dtype: npt.DTypeLike) -> bool:
     """Whether it is cheaper to resample every input plane first and the first axis last."""
-    z, y, x = plan.axes
+    z, y, x = steps.axes
     per_plane = PlaneOperator(y, x, dtype).cost
     along = 0.0 if z.identity else z.banded(dtype).cost
     planes_first = z.n_in * per_plane + z.n_out * along * y.n_out * x.n_out
@@ -129,10 +129,10 @@ def _first_axis_last(plan: Plan, dtype: npt.DTypeLike) -> bool:
 
 
 def _resize_planes_first(
-    volume: Floats, plan: Plan, out: Floats, limits: tuple[Any, Any] | None, pool: ThreadPoolExecutor
+    volume: Floats, steps: ResamplingSteps, out: Floats, limits: tuple[Any, Any] | None, pool: ThreadPoolExecutor
 ) -> None:
     """Planes go through y and x into a ring; each block of output planes is one product with the ring."""
-    z, y, x = plan.axes
+    z, y, x = steps.axes
     plane = PlaneOperator(y, x, out.dtype)
     along = z.banded(out.dtype)
     reach = along.reach
@@ -157,10 +157,10 @@ def _resize_planes_first(
 
 
 def _resize_planes_last(
-    volume: Floats, plan: Plan, out: Floats, limits: tuple[Any, Any] | None, pool: ThreadPoolExecutor
+    volume: Floats, steps: ResamplingSteps, out: Floats, limits: tuple[Any, Any] | None, pool: ThreadPoolExecutor
 ) -> None:
     """Each block of output planes is first interpolated along the first axis, then goes through y and x."""
-    z, y, x = plan.axes
+    z, y, x = steps.axes
     plane = PlaneOperator(y, x, out.dtype)
     along = z.banded(out.dtype)
     flat = volume.reshape(z.n_in, -1)
@@ -185,11 +185,11 @@ def _resize_planes_last(
         _each(pool, finish, range(count))
 
 
-def _resize_slices(volume: Floats, plan: Plan, out: Floats, axis: int, pool: ThreadPoolExecutor) -> None:
+def _resize_slices(volume: Floats, steps: ResamplingSteps, out: Floats, axis: int, pool: ThreadPoolExecutor) -> None:
     """Slices across ``axis`` one by one, each limited to its own range, then along ``axis``."""
     source, target = np.moveaxis(volume, axis, 0), np.moveaxis(out, axis, 0)
-    across = plan.axes[axis]
-    rows, columns = (a for i, a in enumerate(plan.axes) if i != axis)
+    across = steps.axes[axis]
+    rows, columns = (a for i, a in enumerate(steps.axes) if i != axis)
     plane = PlaneOperator(rows, columns, out.dtype)
 
     def resized(first: int, last: int) -> Floats:
@@ -197,7 +197,7 @@ def _resize_slices(volume: Floats, plan: Plan, out: Floats, axis: int, pool: Thr
         result = np.empty((last - first, rows.n_out, columns.n_out), out.dtype)
         for slice_in, slice_out in zip(block, result, strict=True):
             plane.apply(slice_in, slice_out)
-            if plan.clip:
+            if steps.clip:
                 np.clip(slice_out, slice_in.min(), slice_in.max(), out=slice_out)
         return result
 

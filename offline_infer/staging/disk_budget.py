@@ -153,7 +153,7 @@ def case_cost(case: str, header: WorklistHeader, layout: Layout, all_outputs: bo
     return CaseCost(case, layout.groups, layout.per_group, item)
 
 
-def plan_rounds(cost: CaseCost, budget: int) -> tuple[tuple[int, int], ...]:
+def split_rounds(cost: CaseCost, budget: int) -> tuple[tuple[int, int], ...]:
     """Half-open ranges of groups, each of which fits the budget, of sizes as equal as can be.
 
     Raises:

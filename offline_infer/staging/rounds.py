@@ -21,7 +21,7 @@ from offline_infer.files import write_json
 from offline_infer.images.cases import CaseFiles
 from offline_infer.spec import BundleSpec
 from offline_infer.staging.cutting import check_items, cut_items, feed, missing_outputs, refuse_missing
-from offline_infer.staging.disk_budget import DiskMeter, case_cost, free_bytes, plan_rounds, size_text, used_bytes
+from offline_infer.staging.disk_budget import DiskMeter, case_cost, free_bytes, size_text, split_rounds, used_bytes
 from offline_infer.staging.outputs import OutputsManifest
 from offline_infer.staging.postprocessing import run_provenance, write_outcome, write_run_manifest
 from offline_infer.staging.preprocessing import case_record, expect_disk
@@ -181,7 +181,7 @@ class _Runner:
         cost = case_cost(case.case_id, self._header, layout, job.all_outputs)
         # Other programs use the disk as well: never count on more than is free now.
         kept = used_bytes(job.work / "perf")  # records of earlier rounds stay, and count
-        rounds = plan_rounds(cost, min(job.scratch_bytes - kept, free_bytes(job.work)))
+        rounds = split_rounds(cost, min(job.scratch_bytes - kept, free_bytes(job.work)))
         self._sink(Event("note", STAGE, case.case_id, data={"rounds": len(rounds), "items": cost.items}))
         with Team(worker_count(job.threads)) as team:
             collector = task.collector(

@@ -6,7 +6,7 @@ import pytest
 
 from offline_infer.arithmetic.budgets import check_tiles, check_voxels
 from offline_infer.arithmetic.geometry import resampled_shape
-from offline_infer.arithmetic.sliding_window import plan_tiles
+from offline_infer.arithmetic.sliding_window import lay_tiles
 from offline_infer.errors import GeometryError
 
 
@@ -24,13 +24,13 @@ def test_absurd_spacing_of_the_model(target: float) -> None:
 
 def test_large_scans_are_not_refused() -> None:
     assert resampled_shape((2000, 512, 512), (1.0, 0.9, 0.9), (0.5, 0.8, 0.8)) == (4000, 576, 576)
-    assert len(plan_tiles((2000, 1024, 1024), (96, 96, 96), 0.25)) == 129_600
+    assert len(lay_tiles((2000, 1024, 1024), (96, 96, 96), 0.25)) == 129_600
 
 
 @pytest.mark.parametrize("step", [1e-9, 1e-300])
 def test_a_tiny_step(step: float) -> None:
     with pytest.raises(GeometryError, match="step size"):
-        plan_tiles((200, 512, 512), (64, 64, 64), step)
+        lay_tiles((200, 512, 512), (64, 64, 64), step)
 
 
 @pytest.mark.parametrize("count", [2**21, 10**400])

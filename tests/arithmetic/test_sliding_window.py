@@ -15,9 +15,9 @@ from offline_infer.arithmetic.sliding_window import (
     RollingAccumulator,
     cut_tile,
     gaussian_map,
+    lay_tiles,
     mirror_code,
     mirror_sets,
-    plan_tiles,
     tile_starts,
 )
 from offline_infer.spec import Gaussian
@@ -39,7 +39,7 @@ def test_half_steps_round_to_even() -> None:
 
 
 def test_two_dimensional_patch_visits_every_slice() -> None:
-    grid = plan_tiles((3, 40, 20), (32, 32), 0.5)
+    grid = lay_tiles((3, 40, 20), (32, 32), 0.5)
     assert grid.patch == (1, 32, 32)
     assert grid.starts[0] == (0, 1, 2)
     assert grid.pad == ((0, 0), (0, 0), (6, 6))
@@ -47,7 +47,7 @@ def test_two_dimensional_patch_visits_every_slice() -> None:
 
 
 def test_padding_puts_the_smaller_half_first() -> None:
-    assert plan_tiles((5, 9, 9), (8, 9, 9), 0.5).pad[0] == (1, 2)
+    assert lay_tiles((5, 9, 9), (8, 9, 9), 0.5).pad[0] == (1, 2)
 
 
 def test_mirror_order_and_code() -> None:
@@ -75,7 +75,7 @@ def test_rolling_sum_equals_whole_volume_sum(
     shape: tuple[int, int, int], patch: tuple[int, int, int], step: float, seed: int
 ) -> None:
     rng = np.random.default_rng(seed)
-    grid = plan_tiles(shape, patch, step)
+    grid = lay_tiles(shape, patch, step)
     weights = rng.random(patch).astype(np.float32) + np.float32(0.1)
     slabs: list[np.ndarray] = []
     rolling = RollingAccumulator(grid, 2, weights, "float32", lambda slab: slabs.append(slab.copy()))
@@ -98,7 +98,7 @@ def test_rolling_sum_equals_whole_volume_sum(
 )
 def test_cut_tile_equals_padding_then_slicing(shape: tuple[int, int, int], patch: tuple[int, int, int]) -> None:
     array = np.random.default_rng(0).random((2, *shape)).astype(np.float32)
-    grid = plan_tiles(shape, patch, 0.5)
+    grid = lay_tiles(shape, patch, 0.5)
     padded = np.pad(array, ((0, 0), *grid.pad))
     out = np.full((2, *patch), 7, np.float32)
     for start in grid:
@@ -114,7 +114,7 @@ def test_v2_gaussian_and_tiles_are_the_frameworks(goldens: Path, case: str) -> N
     recorded = np.load(folder / "gaussian_fp16.npz")["gaussian"]
     np.testing.assert_array_equal(gaussian_map(recorded.shape, Gaussian(peak=10.0, dtype="float16")), recorded)
     meta = json.loads((folder / "meta.json").read_text())
-    grid = plan_tiles(meta["preprocessed_shape"][1:], meta["patch_size"], meta["tile_step_size"])
+    grid = lay_tiles(meta["preprocessed_shape"][1:], meta["patch_size"], meta["tile_step_size"])
     assert [[list(pair) for pair in _boxes(start, grid.patch)] for start in grid] == meta["tiles"]
 
 
@@ -124,7 +124,7 @@ def test_v1_gaussian_and_starts_are_the_frameworks(goldens: Path) -> None:
     recorded = np.load(folder / "intermediates" / "gaussian.npz")["gaussian"]
     np.testing.assert_array_equal(gaussian_map(recorded.shape, Gaussian()), recorded)
     run = json.loads((folder / "run.json").read_text())
-    grid = plan_tiles(run["preprocessed_shape"][1:], run["patch_size"], 0.5)
+    grid = lay_tiles(run["preprocessed_shape"][1:], run["patch_size"], 0.5)
     assert [list(starts) for starts in grid.starts] == run["steps"]
 
 

@@ -14,7 +14,7 @@ from specimens import onnx_bytes, tiny_spec, with_graphs, with_outputs
 from staged_samples import write_case
 
 import offline_infer
-from offline_infer.benchmark import Plan, benchmark, verify_once
+from offline_infer.benchmark import BenchmarkJob, benchmark, verify_once
 from offline_infer.bundles import bundle as bundles
 from offline_infer.bundles.bundle import PRECISION_CHECKS, Bundle, save
 from offline_infer.bundles.precision_checks import (
@@ -85,7 +85,7 @@ def check(bundle: Path, **changes: Any) -> Check:
 
 def measure(bundle: Path, image: Path | None, **changes: Any) -> dict[str, Any]:
     settings: dict[str, Any] = {"engines": ("fake",), "repeats": 1, "keep": True, **changes}
-    return benchmark(Bundle.load(bundle), Plan(case=CaseFiles("a", (image,)) if image else None, **settings))
+    return benchmark(Bundle.load(bundle), BenchmarkJob(case=CaseFiles("a", (image,)) if image else None, **settings))
 
 
 def bf16(bundle: Path, **options: Any) -> offline_infer.Model:
@@ -183,7 +183,7 @@ def test_a_bundle_that_cannot_be_written_is_no_error(
     monkeypatch.setattr("offline_infer.bundles.precision_checks.write_json", refuse)
     events: list[Event] = []
     record = benchmark(
-        Bundle.load(bundle), Plan(("fake",), case=CaseFiles("a", (image,)), repeats=1, keep=True), events.append
+        Bundle.load(bundle), BenchmarkJob(("fake",), case=CaseFiles("a", (image,)), repeats=1, keep=True), events.append
     )
     assert record["kept_in_bundle"] is False
     assert [row["status"] for row in record["results"]] == ["ok", "ok"]

@@ -14,8 +14,8 @@ from small_networks import network
 from specimens import tiny_spec, with_outputs
 from staged_samples import RampSession, prepared_case, segment, write_case
 
-from offline_infer.arithmetic.sliding_window import plan_tiles
-from offline_infer.engines.base import EngineOptions, Session, StitchingSession, StitchPlan, get_engine
+from offline_infer.arithmetic.sliding_window import lay_tiles
+from offline_infer.engines.base import EngineOptions, Session, StitchingSession, StitchRecipe, get_engine
 from offline_infer.engines.onnxruntime import device as onnxruntime_device
 from offline_infer.errors import EngineFailed, EngineUnavailable, ExportError
 from offline_infer.spec import VolumeSpec
@@ -146,7 +146,7 @@ def test_constant_tiles_are_asked_once(tmp_path: Path, monkeypatch: pytest.Monke
     spec = with_outputs(tiny_spec(folds=("0", "1")))
     prepared = prepared_case(spec, write_case(tmp_path, "a", shape=(20, 20, 48)))
     prepared.array[:, :, :, :34] = prepared.array.min()
-    tiles = len(plan_tiles(prepared.array.shape[1:], spec.patch_size, 0.5))
+    tiles = len(lay_tiles(prepared.array.shape[1:], spec.patch_size, 0.5))
     calls = []
     plain = onnxruntime_device.OnnxRuntimeStitcher.ask
 
@@ -310,7 +310,7 @@ def test_sums_too_large_for_half_precision(tmp_path: Path) -> None:
 def test_who_can_and_who_cannot(tmp_path: Path) -> None:
     spec = with_outputs(tiny_spec())
     path = network(tmp_path / "g.onnx", spec)
-    plan = StitchPlan(((),), None, 1, None, "float32")
+    recipe = StitchRecipe(((),), None, 1, None, "float32")
     assert not isinstance(RampSession(spec), StitchingSession)
     extra = {"shape": ",".join(map(str, spec.input_shape)), "classes": "3"}
     for name, options in [("openvino", {}), ("fake", extra)]:
@@ -319,10 +319,10 @@ def test_who_can_and_who_cannot(tmp_path: Path) -> None:
     engine = get_engine("onnxruntime")
     with engine.open(path, EngineOptions(threads=1)) as session:  # the CPU: only where it is asked for
         assert isinstance(session, StitchingSession)
-        assert session.stitcher(plan) is None
+        assert session.stitcher(recipe) is None
     assert isinstance(session, StitchingSession)
     with pytest.raises(EngineFailed, match="closed"):
-        session.stitcher(plan)
+        session.stitcher(recipe)
     for wrong, words in [
         ({"stitch": "gpu"}, "stitch is 'gpu' on cpu; legal: host, and device except on npu"),
         ({"mirror_batch": "0"}, "mirror_batch is '0', expected a whole number from 1 on"),
@@ -358,7 +358,7 @@ def test_a_stitcher_that_was_given_up_says_so(tmp_path: Path) -> None:
     spec = with_outputs(tiny_spec())
     (session,) = opened(tmp_path, spec)
     assert isinstance(session, StitchingSession)
-    stitcher = session.stitcher(StitchPlan(((), (0,)), None, 2, None, "float32"))
+    stitcher = session.stitcher(StitchRecipe(((), (0,)), None, 2, None, "float32"))
     assert stitcher is not None
     tile = np.random.default_rng(0).normal(size=spec.input_shape[1:]).astype(np.float32)
     stitcher.load(tile)

@@ -1,4 +1,4 @@
-"""Many cases: order, overlap, forecasts, what a lack of memory changes, failures that stay alone."""
+"""Many cases: order, overlap, estimates, what a lack of memory changes, failures that stay alone."""
 
 from __future__ import annotations
 
@@ -37,8 +37,8 @@ def test_every_case_is_forecast_and_reported_in_order(model: Model, cases: list[
     events: list[Event] = []
     report = predict_folder(model, FolderJob(cases, tmp_path / "out"), RunSettings(), events.append)
     assert [case.case for case in report.cases] == ["case0", "case1", "case2"]
-    forecast = next(event for event in events if event.kind == "forecast")
-    assert forecast.data["peak_without_engine"] > forecast.data["parts"]["slab"] > 0
+    estimate = next(event for event in events if event.kind == "estimate")
+    assert estimate.data["peak_without_engine"] > estimate.data["parts"]["slab"] > 0
     for case in report.cases:
         assert case.memory["read_ahead"]
         assert not case.memory["spill"]

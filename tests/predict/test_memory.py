@@ -1,4 +1,4 @@
-"""The memory forecast: arithmetic, the choice of a method, and the peak a real process reaches."""
+"""The memory estimate: arithmetic, the choice of a method, and the peak a real process reaches."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ with load(bundle, engine="fake", threads=2) as model:
     print(json.dumps({
         "grown": (kib("VmHWM:") - before) * 1024,
         "memory": report.cases[0].memory,
-        "forecast": next(e.data for e in events if e.kind == "forecast"),
+        "estimate": next(e.data for e in events if e.kind == "estimate"),
     }))
 """
 
@@ -157,7 +157,7 @@ def test_a_process_grows_as_forecast(bundle: Path, tmp_path: Path, accumulate: s
     found = _run(bundle, tmp_path, accumulate, tta, spacing, 0)
     # The stand-in engine's own memory was taken before the growth was measured.
     assert found["memory"]["peak_without_engine"] == pytest.approx(found["grown"], rel=0.2)
-    assert found["forecast"]["peak_without_engine"] == found["memory"]["peak_without_engine"]
+    assert found["estimate"]["peak_without_engine"] == found["memory"]["peak_without_engine"]
 
 
 @pytest.mark.slow
@@ -182,7 +182,7 @@ def test_other_models_grow_as_forecast_too(
     tta: str,
     spacing: float,
 ) -> None:
-    """Chosen after the forecast and its constants, to check them."""
+    """Chosen after the estimate and its constants, to check them."""
     folder = tmp_path / "other"
     folder.mkdir()
     spec = tiny_spec(patch=patch, classes=classes, regions=regions, folds=folds)

@@ -79,8 +79,8 @@ def _final(work: Path, tool: str) -> set[str]:
 def test_only_unneeded_heads_go(work: Path, tool: str, listed: bool) -> None:
     _write(work, tool, listed=listed)
     everything = _left(work)
-    plan = clean_outputs(work)
-    assert (plan.applied, plan.files, plan.bytes) == (False, 16, 16 * SIZE)
+    report = clean_outputs(work)
+    assert (report.applied, report.files, report.bytes) == (False, 16, 16 * SIZE)
     assert _left(work) == everything
     done = clean_outputs(work, apply=True)
     assert (done.files, done.bytes, done.waiting) == (16, 16 * SIZE, 0)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from offline_infer.arithmetic.sliding_window import plan_tiles
+from offline_infer.arithmetic.sliding_window import lay_tiles
 from offline_infer.errors import UsageError
 from offline_infer.staging.legacy_tiles import (
     LEGACY_TOOLS,
@@ -63,7 +63,7 @@ def test_a_damaged_shape_file_is_refused(tmp_path: Path, text: str) -> None:
 
 
 def test_the_shape_file_is_written_for_the_published_reader(tmp_path: Path) -> None:
-    grid = plan_tiles((100, 200, 300), (128, 128, 128), 0.5)
+    grid = lay_tiles((100, 200, 300), (128, 128, 128), 0.5)
     path = write_shape_file(tmp_path, "liver_11", grid)
     assert path.read_text() == "liver_11 128 200 300-0-0,36,72-0,57,115,172\n"
     assert differences(read_shape_file(path), grid, "liver_11") == []
@@ -75,8 +75,8 @@ def test_the_shape_file_is_written_for_the_published_reader(tmp_path: Path) -> N
 
 
 def test_differences_are_named(tmp_path: Path) -> None:
-    record = read_shape_file(write_shape_file(tmp_path, "liver_11", plan_tiles((100, 200, 300), (128, 128, 128), 0.5)))
-    other = differences(record, plan_tiles((100, 200, 301), (128, 128, 128), 0.5), "liver_12")
+    record = read_shape_file(write_shape_file(tmp_path, "liver_11", lay_tiles((100, 200, 300), (128, 128, 128), 0.5)))
+    other = differences(record, lay_tiles((100, 200, 301), (128, 128, 128), 0.5), "liver_12")
     assert len(other) == 3
     assert other[0] == "case 'liver_11', not 'liver_12'"
     assert "padded shape (128, 200, 300), the model gives (128, 200, 301)" in other[1]

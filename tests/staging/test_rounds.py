@@ -23,8 +23,8 @@ from offline_infer.staging.disk_budget import (
     DiskMeter,
     ItemCost,
     case_cost,
-    plan_rounds,
     size_text,
+    split_rounds,
     used_bytes,
 )
 from offline_infer.staging.inferring import infer_stage
@@ -219,7 +219,7 @@ def test_a_whole_liver_goes_through_twenty_gigabytes() -> None:
     item = ItemCost(input=128**3 * 4, kept=3 * 128**3 * 4, transient=4 * 3 * 128**3 * 4)
     cost = CaseCost("liver", groups=7 * 7 * 7, per_group=8, item=item)
     assert 300e9 < cost.total < 400e9
-    rounds = plan_rounds(cost, 20 * 10**9)
+    rounds = split_rounds(cost, 20 * 10**9)
     assert all((last - first) * cost.group_bytes <= 20 * 10**9 for first, last in rounds)
     assert [first for first, _ in rounds[1:]] == [last for _, last in rounds[:-1]]
     assert (rounds[0][0], rounds[-1][1]) == (0, cost.groups)
@@ -229,7 +229,7 @@ def test_a_whole_liver_goes_through_twenty_gigabytes() -> None:
 @pytest.mark.parametrize("fit", [1, 2, 3, 10, 200])
 def test_rounds_cover_everything_once(tiles: int, fit: int) -> None:
     cost = CaseCost("x", tiles, 8, ItemCost(4096, 8192, 0))
-    rounds = plan_rounds(cost, fit * cost.group_bytes + scratch.ROUND_OVERHEAD)
+    rounds = split_rounds(cost, fit * cost.group_bytes + scratch.ROUND_OVERHEAD)
     assert [tile for first, last in rounds for tile in range(first, last)] == list(range(tiles))
     lengths = [last - first for first, last in rounds]
     assert max(lengths) <= fit

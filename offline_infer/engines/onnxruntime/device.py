@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from offline_infer.engines.base import DeviceArray, EngineOptions, FloatArray, Stitcher, StitchPlan, telling_line
+from offline_infer.engines.base import DeviceArray, EngineOptions, FloatArray, Stitcher, StitchRecipe, telling_line
 from offline_infer.engines.onnxruntime.options import chain, session_options
 from offline_infer.errors import DeviceMemoryFull, EngineFailed, ExportError, OfflineInferError
 
@@ -115,7 +115,7 @@ class Device:
 class OnnxRuntimeStitcher:
     """See :class:`offline_infer.engines.base.Stitcher`."""
 
-    def __init__(self, device: Device, plan: StitchPlan, beside: Stitcher | None, mirror_batch: int) -> None:
+    def __init__(self, device: Device, recipe: StitchRecipe, beside: Stitcher | None, mirror_batch: int) -> None:
         """
         Args:
             mirror_batch: so many mirrors at most are asked in one call of the network.
@@ -124,7 +124,7 @@ class OnnxRuntimeStitcher:
             EngineFailed, DeviceMemoryFull: it cannot be set up.
         """
         self._device = device
-        self._plan = plan
+        self._recipe = recipe
         self.note = ""
         try:
             if isinstance(beside, OnnxRuntimeStitcher) and beside._shared is not None:
@@ -133,7 +133,7 @@ class OnnxRuntimeStitcher:
                 self._shared.check(network)
             else:
                 network = self._most_images(device, mirror_batch)
-                self._shared = _Shared(device, plan, network)
+                self._shared = _Shared(device, recipe, network)
             self._network: _Bound | None = _Bound(device, network, self._shared.batch)
         except EngineFailed:
             raise
@@ -144,7 +144,7 @@ class OnnxRuntimeStitcher:
 
     def _most_images(self, device: Device, wanted: int) -> Network:
         """The network with as many mirrors a call as asked for and possible, in calls of one size."""
-        mirrors = len(self._plan.mirrors)
+        mirrors = len(self._recipe.mirrors)
         images = max(n for n in range(1, min(wanted, mirrors) + 1) if mirrors % n == 0)
         if images > 1:
             try:
@@ -158,10 +158,10 @@ class OnnxRuntimeStitcher:
         """Mirrors a call of the network."""
         return self._open().images
 
-    def serves(self, plan: StitchPlan, beside: Stitcher | None) -> bool:
+    def serves(self, recipe: StitchRecipe, beside: Stitcher | None) -> bool:
         """Whether this one can be used again for another case."""
         shared = beside._shared if isinstance(beside, OnnxRuntimeStitcher) else self._shared
-        return self._shared is not None and self._shared is shared and self._plan.same(plan)
+        return self._shared is not None and self._shared is shared and self._recipe.same(recipe)
 
     def load(self, tile: FloatArray) -> None:
         """Bring a tile (c, *patch) to the device."""
@@ -176,8 +176,8 @@ class OnnxRuntimeStitcher:
         """The sum with this network's answers in every mirror."""
         shared = self._open()
         try:
-            for first in range(0, len(self._plan.mirrors), shared.images):
-                group = self._plan.mirrors[first : first + shared.images]
+            for first in range(0, len(self._recipe.mirrors), shared.images):
+                group = self._recipe.mirrors[first : first + shared.images]
                 shared.turn_into_batch(group)
                 answers = self.ask()
                 for i, mirror in enumerate(group):
@@ -238,7 +238,7 @@ class OnnxRuntimeStitcher:
 class _Shared:
     """Helper graphs and buffers, which do not depend on the weights of the network: folds share them."""
 
-    def __init__(self, device: Device, plan: StitchPlan, network: Network) -> None:
+    def __init__(self, device: Device, recipe: StitchRecipe, network: Network) -> None:
         from offline_infer.graph import stitching
 
         origin = device.origin
@@ -247,14 +247,14 @@ class _Shared:
         self.tile_type = network.input_type
         self._ports = (network.input_shape, network.input_type, network.output_shape, network.output_type)
         self._rank = len(network.input_shape)
-        half_sums = plan.sum_dtype == "float16"
+        half_sums = recipe.sum_dtype == "float16"
 
         def helper(model: Any, output: str) -> _Helper:
             return _Helper(device, device.origin.open_helper(model.SerializeToString()), output)
 
         half_input, half_output = network.input_type == np.float16, network.output_type == np.float16
         self.turn = helper(stitching.turn_graph(self.tile_shape, half_input, self.images), "batch")
-        self.gather = helper(stitching.gather_graph(network.output_shape, half_output, plan.activation), "sum")
+        self.gather = helper(stitching.gather_graph(network.output_shape, half_output, recipe.activation), "sum")
         self.weigh = helper(stitching.weigh_graph(), "weighted")
         self.stitch = helper(stitching.stitch_graph(half_sums), "stitched")
         self._ends = (stitching.FIRST, stitching.LAST)
@@ -268,11 +268,11 @@ class _Shared:
             return origin.ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(values), origin.memory, origin.index)
 
         self.tile, self.batch = buffer(self.tile_shape), buffer(network.input_shape)
-        weights = np.ones((1, 1, 1), np.float32) if plan.weights is None else plan.weights
+        weights = np.ones((1, 1, 1), np.float32) if recipe.weights is None else recipe.weights
         self.weights = constant(weights.astype(np.float32)[None, None])
-        self.answers = constant(np.array([plan.answers], np.float32))
+        self.answers = constant(np.array([recipe.answers], np.float32))
         self.zero = constant(np.zeros((1, 1, 1, 1, 1), np.float32))
-        self.nothing = constant(np.zeros((1, 1, 1, 1, 1), plan.sum_dtype))
+        self.nothing = constant(np.zeros((1, 1, 1, 1, 1), recipe.sum_dtype))
 
     def check(self, network: Network) -> None:
         """Refuse another fold's network that is not of the same shape."""

@@ -36,7 +36,7 @@ from offline_infer.engines.base import (
     SessionInfo,
     Stitcher,
     Stitching,
-    StitchPlan,
+    StitchRecipe,
     as_answer,
     check_batch,
     kept_outputs,
@@ -288,18 +288,18 @@ class OnnxRuntimeSession:
             raise EngineFailed(f"onnxruntime: {telling_line(error)}") from error
         return {name: as_answer(np.asarray(answer)) for name, answer in zip(names, answers, strict=True)}
 
-    def stitcher(self, plan: StitchPlan, beside: Stitcher | None = None) -> Stitcher | None:
-        """See :class:`offline_infer.engines.base.StitchingSession`; kept for the next case with the same plan."""
+    def stitcher(self, recipe: StitchRecipe, beside: Stitcher | None = None) -> Stitcher | None:
+        """See :class:`offline_infer.engines.base.StitchingSession`; kept for the next case with the same recipe."""
         if self._session is None:
             raise EngineFailed("onnxruntime: the session is closed")
         if not self._stitch:
             return None
         kept = self._kept_stitchers.get()  # one at most: its buffers belong to the thread
-        if not kept or not kept[0].serves(plan, beside):
+        if not kept or not kept[0].serves(recipe, beside):
             kept.clear()  # its memory first
             device = Device(self._origin, self._with_images, self._forget)
             try:
-                kept.append(OnnxRuntimeStitcher(device, plan, beside, self._mirror_batch))
+                kept.append(OnnxRuntimeStitcher(device, recipe, beside, self._mirror_batch))
             except EngineFailed as error:
                 self._forget(str(error))
                 raise

@@ -31,7 +31,7 @@ from offline_infer.arithmetic.sliding_window import (
     constant_key,
     cut_tile,
 )
-from offline_infer.engines.base import DeviceArray, Session, Stitcher, StitchingSession, StitchPlan
+from offline_infer.engines.base import DeviceArray, Session, Stitcher, StitchingSession, StitchRecipe
 from offline_infer.errors import DeviceMemoryFull, EngineFailed
 from offline_infer.spec import VolumeSpec
 from offline_infer.tasks.settings import RunSettings
@@ -80,17 +80,17 @@ def stitch_on_device(
         return None
     grid = case_grid(spec, prepared.geometry.network_shape, settings)
     half = sum_dtype(spec, settings) == "float16"
-    plan = _plan(spec, settings, grid, len(sessions), half)
+    recipe = _recipe(spec, settings, grid, len(sessions), half)
     stitchers: list[Stitcher] = []
     case: _Case | None = None
     try:
         for session in sessions:
             assert isinstance(session, StitchingSession)
-            made = session.stitcher(plan, stitchers[0] if stitchers else None)
+            made = session.stitcher(recipe, stitchers[0] if stitchers else None)
             if made is None:
                 return None
             stitchers.append(made)
-        case = _Case(prepared, grid, spec.labels.channels, plan, stitchers)
+        case = _Case(prepared, grid, spec.labels.channels, recipe, stitchers)
         case.first_tile()
     except EngineFailed as error:
         # The host's road needs less of the device; if it fails as well, it says so.
@@ -105,9 +105,9 @@ def stitch_on_device(
     return lambda: clean_components(last(), spec) if settings.postprocess else last()
 
 
-def _plan(spec: VolumeSpec, settings: RunSettings, grid: TileGrid, folds: int, half: bool) -> StitchPlan:
+def _recipe(spec: VolumeSpec, settings: RunSettings, grid: TileGrid, folds: int, half: bool) -> StitchRecipe:
     mirrors = case_mirrors(spec, settings)
-    return StitchPlan(
+    return StitchRecipe(
         mirrors=mirrors,
         activation=spec.aggregation.activation if spec.aggregation.domain == "probabilities" else None,
         # In half precision the order of roundings matters: folds are summed as whole volumes, as the framework does.
@@ -128,11 +128,11 @@ class _Case:
     """One case on the device."""
 
     def __init__(
-        self, prepared: PreparedCase, grid: TileGrid, channels: int, plan: StitchPlan, stitchers: Sequence[Stitcher]
+        self, prepared: PreparedCase, grid: TileGrid, channels: int, recipe: StitchRecipe, stitchers: Sequence[Stitcher]
     ) -> None:
         self._channels = channels
-        self._array, self._grid, self._plan, self._stitchers = prepared.array, grid, plan, stitchers
-        half = plan.sum_dtype == "float16"
+        self._array, self._grid, self._recipe, self._stitchers = prepared.array, grid, recipe, stitchers
+        half = recipe.sum_dtype == "float16"
         # Lanes are summed apart: one per fold in half precision.
         self._lanes = [[stitcher] for stitcher in stitchers] if half else [list(stitchers)]
         self._boxes: list[dict[Box, DeviceArray]] = [{} for _ in self._lanes]
@@ -160,8 +160,8 @@ class _Case:
             RollingAccumulator(
                 self._grid,
                 self._channels,
-                self._plan.weights,
-                self._plan.sum_dtype,
+                self._recipe.weights,
+                self._recipe.sum_dtype,
                 joined.lane(i),
                 allocate=allocate,
                 each=each,

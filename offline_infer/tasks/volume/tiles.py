@@ -17,10 +17,10 @@ from offline_infer.arithmetic.sliding_window import (
     constant_key,
     cut_tile,
     gaussian_map,
+    lay_tiles,
     mirror_code,
     mirror_sets,
     mirror_tile,
-    plan_tiles,
 )
 from offline_infer.errors import UsageError
 from offline_infer.spec import VolumeSpec
@@ -68,7 +68,7 @@ def network_grid(spec: VolumeSpec, frame: ImageGeometry, cropped: Sequence[int] 
 
 def case_grid(spec: VolumeSpec, shape: Sequence[int], settings: RunSettings) -> TileGrid:
     """The tiles of a prepared case of that spatial shape."""
-    return plan_tiles(shape, spec.patch_size, step_size(spec, settings))
+    return lay_tiles(shape, spec.patch_size, step_size(spec, settings))
 
 
 def step_size(spec: VolumeSpec, settings: RunSettings) -> float:

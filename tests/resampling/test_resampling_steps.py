@@ -9,7 +9,7 @@ from scipy import ndimage
 from offline_infer.errors import GeometryError
 from offline_infer.resampling import lowres_axis
 from offline_infer.resampling.operators import Axis
-from offline_infer.resampling.planning import make_plan
+from offline_infer.resampling.steps import resampling_steps
 from offline_infer.spec import Resampling
 from offline_infer.threads import worker_count
 
@@ -88,7 +88,7 @@ def test_impossible_requests_are_refused_with_a_reason(
     old: tuple[int, ...], new: tuple[int, ...], axis: int | None, rule: Resampling, word: str
 ) -> None:
     with pytest.raises(GeometryError, match=word):
-        make_plan(old, new, axis, rule)
+        resampling_steps(old, new, axis, rule)
 
 
 def test_zero_and_none_threads_mean_all_cores() -> None:

@@ -23,8 +23,8 @@ _TORCH_METHODS: dict[str, Method] = {
 
 
 @dataclass(frozen=True)
-class Plan:
-    """A resampling of (z, y, x) volumes, taken apart into axes.
+class ResamplingSteps:
+    """A resampling of (z, y, x) volumes as one operator per axis.
 
     Attributes:
         axes: the operator of each array axis.
@@ -77,7 +77,9 @@ def lowres_axis(current_spacing: Sequence[float], new_spacing: Sequence[float], 
     return None
 
 
-def make_plan(shape: Sequence[int], new_shape: Sequence[int], axis: int | None, rule: Resampling) -> Plan:
+def resampling_steps(
+    shape: Sequence[int], new_shape: Sequence[int], axis: int | None, rule: Resampling
+) -> ResamplingSteps:
     """The operators that bring ``shape`` to ``new_shape``, both (z, y, x).
 
     Args:
@@ -100,7 +102,7 @@ def make_plan(shape: Sequence[int], new_shape: Sequence[int], axis: int | None, 
         )
     in_plane, apart = _methods(rule, axis)
     axes = tuple(Axis(old[i], new[i], *(apart if i == axis else in_plane)) for i in range(3))
-    return Plan((axes[0], axes[1], axes[2]), axis, clip=rule.function == "default" and rule.order >= 2)
+    return ResamplingSteps((axes[0], axes[1], axes[2]), axis, clip=rule.function == "default" and rule.order >= 2)
 
 
 def _single_largest(spacing: Sequence[float]) -> int | None:
