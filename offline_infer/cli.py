@@ -21,14 +21,13 @@ from offline_infer.commands import (
     ascend,
     bench,
     data,
-    detectors,
     evaluate,
-    images,
     model,
     proof,
     run,
     stages,
     statistics,
+    tasks,
 )
 from offline_infer.commands.printable import forgive_encodings, printable
 from offline_infer.commands.remedies import advise
@@ -154,7 +153,7 @@ def build_parser() -> _MainParser:
     )
     parser.add_argument("--version", action="version", version=f"offline-infer {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=Parser)
-    for module in (model, detectors, images, run, stages, ascend, bench, evaluate, proof, statistics, data):
+    for module in (model, tasks, run, stages, ascend, bench, evaluate, proof, statistics, data):
         module.register(commands)
     parser.commands = commands.choices
     for command in commands.choices.values():

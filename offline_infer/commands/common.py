@@ -122,11 +122,11 @@ def run_settings(options: argparse.Namespace, save_probabilities: bool = False) 
     )
 
 
-def add_task_options(parser: argparse.ArgumentParser) -> None:
-    """Options that only one kind of model has, one group a task."""
+def add_task_options(parser: argparse.ArgumentParser, *tasks: str) -> None:
+    """Options that only one kind of model has, one group a task; of these tasks, default all."""
     from offline_infer.tasks.registry import TASKS, options_of
 
-    for task in TASKS:
+    for task in tasks or TASKS:
         group = parser.add_argument_group(f"models of the task {task!r}")
         for option in options_of(task):
             flag = "--" + option.name.replace("_", "-")
@@ -223,6 +223,22 @@ def cache_folder(chosen: Path | None) -> Path | None:
     if os.environ.get("OFFLINE_INFER_CACHE"):
         return Path(str(base))
     return (Path(base) if base else Path.home() / ".cache") / "offline_infer" / "compiled"
+
+
+def assignments(texts: list[str]) -> dict[str, str]:
+    """``--set NAME=VALUE`` texts as a mapping; dashes in a name become underscores.
+
+    Raises:
+        UsageError: one is not of that form, or a name is given twice.
+    """
+    given: dict[str, str] = {}
+    for text in texts:
+        name, equals, value = text.partition("=")
+        name = name.replace("-", "_")
+        if not equals or not name or name in given:
+            raise UsageError(f"--set {text!r}: expected NAME=VALUE, each name once")
+        given[name] = value
+    return given
 
 
 def existing(path: Path) -> Path:

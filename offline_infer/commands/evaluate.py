@@ -92,12 +92,12 @@ def _task_of(options: argparse.Namespace, folder: Path) -> tuple[Task, BundleSpe
     """Whose results these are, and the model's specification where a bundle is named."""
     from offline_infer.tasks.opening import open_bundle
     from offline_infer.tasks.records import task_of_results
-    from offline_infer.tasks.registry import get_task
+    from offline_infer.tasks.registry import DEFAULT_TASK, get_task
 
     if options.bundle is not None:
         spec = open_bundle(existing(options.bundle)).spec
         return get_task(spec.task), spec
-    return get_task(options.task or task_of_results(folder) or "volume"), None
+    return get_task(options.task or task_of_results(folder) or DEFAULT_TASK), None
 
 
 def _given(options: argparse.Namespace) -> dict[str, Any]:

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import ast
 import json
+import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from pydantic import ValidationError
 
 from offline_infer import graph as passes
 from offline_infer.bundles import bundle as bundles
@@ -53,6 +57,73 @@ class Preparation:
     short_side: int | None = None
     divisor: int | None = None
     score: float | None = None
+
+
+def adopt(graph: Path, output: Path, options: Mapping[str, str], *, overwrite: bool, sink: Sink) -> Bundle:
+    """Make a bundle of a foreign graph.
+
+    Args:
+        options: by the names of ``ADOPT_OPTIONS``.
+
+    Raises:
+        UsageError: an option that is wrong or missing, or ``output`` is taken.
+        ExportError: the graph is none of the known kinds, or it does not run.
+    """
+    sides = {name: _whole(options, name) for name in ("long_side", "short_side", "divisor")}
+    preparation = Preparation(
+        mean=_triple(options, "mean"),
+        std=_triple(options, "std"),
+        scale=_number(options, "scale"),
+        order=options.get("order"),
+        score=_number(options, "min_score"),
+        **sides,
+    )
+    limit = _whole(options, "limit")
+    try:
+        return adopt_detector(
+            graph,
+            output,
+            classes=read_class_names(Path(options["classes"])) if "classes" in options else None,
+            convention=options.get("convention"),
+            preparation=preparation,
+            limit=100 if limit is None else limit,
+            overwrite=overwrite,
+            sink=sink,
+        )
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise UsageError(f"the preparation of images is impossible: {where}: {first['msg']}") from error
+
+
+def _number(options: Mapping[str, str], name: str) -> float | None:
+    if name not in options:
+        return None
+    try:
+        value = float(options[name])
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value):
+        raise UsageError(f"{name} {options[name]!r}: expected a number")
+    return value
+
+
+def _triple(options: Mapping[str, str], name: str) -> tuple[float, float, float] | None:
+    if name not in options:
+        return None
+    try:
+        first, second, third = (float(part) for part in options[name].split(","))
+    except ValueError as error:
+        raise UsageError(f"{name} {options[name]!r}: expected three numbers joined by commas") from error
+    return first, second, third
+
+
+def _whole(options: Mapping[str, str], name: str) -> int | None:
+    if name not in options:
+        return None
+    if not re.fullmatch(r"[1-9][0-9]{0,5}", options[name]):
+        raise UsageError(f"{name} {options[name]!r}: expected a whole number from 1 to 999999")
+    return int(options[name])
 
 
 def adopt_detector(

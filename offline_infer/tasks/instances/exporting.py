@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -9,13 +10,15 @@ from typing import TYPE_CHECKING, Any
 from offline_infer import graph as passes
 from offline_infer.bundles import bundle as bundles
 from offline_infer.bundles.bundle import Bundle
+from offline_infer.checkpoints.digests import checked_sha256
 from offline_infer.checkpoints.mmdet.reader import RefineMaskCheckpoint, read_refinemask
 from offline_infer.engines.base import get_engine
-from offline_infer.errors import ExportError
+from offline_infer.errors import ExportError, UsageError
 from offline_infer.events import Event, Sink, silent
 from offline_infer.exporting.detectors import DetectorShapes, torch_answers, trace_detector, verify_detector
 from offline_infer.files import sha256_file
 from offline_infer.spec import FoldSource, GraphRecord, OutputSpec, Pixels, Source
+from offline_infer.tasks.extensions import ExportRequest
 from offline_infer.tasks.instances.judging import judge, sample_inputs
 from offline_infer.tasks.instances.spec import DETS, LABELS, MASKS, InstancesSpec, MaskRule, Padding, Scaling
 
@@ -25,6 +28,41 @@ if TYPE_CHECKING:
 ENGINES = ("openvino", "onnxruntime")
 FOLD = "0"
 """A detector is one network; bundles call it fold 0."""
+
+
+def export(request: ExportRequest, sink: Sink = silent) -> Bundle:
+    """``export`` for a RefineMask checkpoint: see :func:`export_refinemask`.
+
+    Raises:
+        UsageError: an option that is wrong or that detectors do not have.
+        CheckpointError: the checkpoint cannot be read, or is not the expected one.
+    """
+    if request.arguments:
+        raise UsageError(f"{request.model}: a RefineMask checkpoint describes its own network; leave out --set")
+    checked_sha256(request.model, request.expect_sha256)
+    config, how = request.options.get("config"), request.how
+    if config is not None and not Path(config).is_file():
+        raise UsageError(f"{config}: no such file")
+    return export_refinemask(
+        request.model,
+        request.output,
+        config=config,
+        canvas=_canvas(request.options["canvas"]) if "canvas" in request.options else None,
+        opset=how.opset,
+        verify=how.verify,
+        overwrite=how.overwrite,
+        sink=sink,
+    )
+
+
+def _canvas(text: str) -> tuple[int, int] | None:
+    """``1344x1344`` (height x width), or ``any``."""
+    if text == "any":
+        return None
+    match = re.fullmatch(r"([1-9][0-9]{0,4})x([1-9][0-9]{0,4})", text)
+    if match is None:
+        raise UsageError(f"canvas {text!r}: expected height x width such as 1344x1344, or any")
+    return int(match[1]), int(match[2])
 
 
 def export_refinemask(
