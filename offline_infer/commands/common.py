@@ -124,13 +124,13 @@ def run_settings(options: argparse.Namespace, save_probabilities: bool = False) 
 
 def add_task_options(parser: argparse.ArgumentParser, *tasks: str) -> None:
     """Options that only one kind of model has, one group a task; of these tasks, default all."""
+    from offline_infer.tasks.extensions import add_flag
     from offline_infer.tasks.registry import TASKS, options_of
 
     for task in tasks or TASKS:
         group = parser.add_argument_group(f"models of the task {task!r}")
         for option in options_of(task):
-            flag = "--" + option.name.replace("_", "-")
-            group.add_argument(flag, dest=f"task_{option.name}", choices=option.choices or None, help=option.help)
+            add_flag(group, option, "task_")
 
 
 def task_options(options: argparse.Namespace) -> dict[str, str]:

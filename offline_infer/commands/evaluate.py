@@ -60,17 +60,13 @@ def _add_label_map_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_task_options(parser: argparse.ArgumentParser) -> None:
+    from offline_infer.tasks.extensions import add_flag
     from offline_infer.tasks.registry import TASKS, evaluation_options_of
 
     for task in TASKS:
         group = parser.add_argument_group(f"results of the task {task!r}")
         for option in evaluation_options_of(task):
-            flag = "--" + option.name.replace("_", "-")
-            # A switch may be given with its value or without.
-            switch: dict[str, Any] = {"nargs": "?", "const": "yes"} if option.choices == ("no", "yes") else {}
-            group.add_argument(
-                flag, dest=_PREFIX + option.name, choices=option.choices or None, help=option.help, **switch
-            )
+            add_flag(group, option, _PREFIX, switches=True)
 
 
 def evaluate(options: argparse.Namespace) -> dict[str, Any]:

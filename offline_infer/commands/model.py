@@ -67,6 +67,7 @@ def register(commands: Subparsers) -> None:
 
 
 def _register_export(commands: Subparsers) -> None:
+    from offline_infer.tasks.extensions import add_flag
     from offline_infer.tasks.registry import TASKS, exporter_of
 
     parser = command(commands, "export", export, "turn a trained model into a verified bundle")
@@ -124,8 +125,7 @@ def _register_export(commands: Subparsers) -> None:
         if exporter is not None:
             own = parser.add_argument_group(f"models of the task {task!r}")
             for option in exporter.options:
-                flag, dest = "--" + option.name.replace("_", "-"), _EXPORTED + option.name
-                own.add_argument(flag, dest=dest, choices=option.choices or None, help=option.help)
+                add_flag(own, option, _EXPORTED)
 
 
 def _register_adopt(commands: Subparsers) -> None:

@@ -120,3 +120,22 @@ def check_given(given: Mapping[str, str], known: tuple[TaskOption, ...]) -> None
         choices = legal[name].choices
         if choices and value not in choices:
             raise UsageError(f"{name}={value!r}: legal values are {', '.join(choices)}")
+
+
+def add_flag(group: argparse._ActionsContainer, option: TaskOption, prefix: str, *, switches: bool = False) -> None:
+    """Declare a task's option as ``--name``; its value has the attribute ``prefix + name``.
+
+    Args:
+        switches: one that is ``no`` or ``yes`` may be given without its value.
+    """
+    switch: dict[str, Any] = {}
+    if switches and option.choices == ("no", "yes"):
+        switch = {"nargs": "?", "const": "yes"}
+    group.add_argument(
+        "--" + option.name.replace("_", "-"),
+        dest=prefix + option.name,
+        choices=option.choices or None,
+        metavar=None if option.choices else option.name.upper(),
+        help=option.help,
+        **switch,
+    )

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from offline_infer.errors import CasesFailed, UsageError
-from offline_infer.tasks.extensions import CommandContext, TaskCommand
+from offline_infer.tasks.extensions import CommandContext, TaskCommand, add_flag
 from offline_infer.tasks.image.options import EVALUATION
 
 _SCORED = "scored_"
@@ -43,9 +43,7 @@ def add_sweep_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--keep-predictions", action="store_true", help="keep the masks of every point")
     group = parser.add_argument_group("soft masks and scores")
     for option in EVALUATION:
-        switch: dict[str, Any] = {"nargs": "?", "const": "yes"} if option.choices == ("no", "yes") else {}
-        flag = "--" + option.name.replace("_", "-")
-        group.add_argument(flag, dest=_SCORED + option.name, choices=option.choices or None, help=option.help, **switch)
+        add_flag(group, option, _SCORED, switches=True)
 
 
 def sweep(options: argparse.Namespace, context: CommandContext) -> dict[str, Any]:

@@ -108,6 +108,32 @@ def test_class_names_are_needed_and_read(tmp_path: Path) -> None:
         read_class_names(tmp_path / "bad.json")
 
 
+def test_the_command_exports_a_checkpoint_with_a_canvas(tmp_path: Path) -> None:
+    checkpoint = write_checkpoint(tmp_path / "model.pth")
+    command = ["export", str(checkpoint), "-o", str(tmp_path / "bundle"), "--no-verify", "--quiet"]
+    assert main([*command, "--canvas", "64x96"]) == 0
+    assert open_bundle(tmp_path / "bundle").spec.input_shape == (1, 4, 64, 96)
+
+
+@pytest.mark.parity
+def test_the_command_adopts_the_recorded_torchvision_model(
+    goldens: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = goldens / "instances/torchvision"
+    classes = json.loads((folder / "config.json").read_text())["classes"]
+    (tmp_path / "classes.txt").write_text("\n".join(classes))
+    command = ["adopt", str(folder / "tiny_maskrcnn.onnx"), "--task", "instances", "-o", str(tmp_path / "b"), "--quiet"]
+    assert main(command) == 2
+    assert "the graph does not name its classes" in capsys.readouterr().err
+    command += ["--set", f"classes={tmp_path / 'classes.txt'}"]
+    assert main([*command, "--set", "std=0,1,1"]) == 2
+    assert "the preparation of images is impossible" in capsys.readouterr().err
+    assert main([*command, "--set", "min-score=0.2"]) == 0
+    assert "same answers on" in capsys.readouterr().out
+    spec: Any = open_bundle(tmp_path / "b").spec
+    assert spec.score_floor == 0.2
+
+
 @pytest.mark.parity
 def test_the_recorded_torchvision_model_on_both_engines(goldens: Path, tmp_path: Path) -> None:
     folder = goldens / "instances"
