@@ -132,6 +132,13 @@ def test_the_help_of_adopt_lists_what_can_be_said(capsys: pytest.CaptureFixture[
     assert "convention: what its outputs mean" in told
 
 
+def test_lone_weights_of_nnunet_are_told_from_a_detector(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    torch = pytest.importorskip("torch")
+    torch.save({"network_weights": {"w": torch.zeros(1)}}, tmp_path / "renamed.pth")
+    assert main(["export", str(tmp_path / "renamed.pth"), "-o", str(tmp_path / "bundle"), "--quiet"]) == 2
+    assert "one fold of nnU-Net v2, without its plans; give the model folder" in capsys.readouterr().err
+
+
 def test_no_command_is_declared_twice() -> None:
     own = [command.name for task in registry.TASKS for command in commands_of(task)]
     assert len(own) == len(set(own))

@@ -137,6 +137,11 @@ def settings_of_shapes(path: Path, shapes: Shapes) -> RefineMaskSettings:
 
 def _entries(file: TorchFile) -> dict[str, TensorRef]:
     content = file.content
+    if isinstance(content, Mapping) and "network_weights" in content:
+        raise CheckpointError(
+            f"{file.path} holds the weights of one fold of nnU-Net v2, without its plans; give the model folder it comes from, "
+            "with plans.json, dataset.json and fold_0"
+        )
     if isinstance(content, Mapping) and "state_dict" in content:
         content = content["state_dict"]
     return state_dict(content, str(file.path))
@@ -150,8 +155,8 @@ def _refuse_others(path: Path, shapes: Shapes) -> None:
         )
     if f"{MASK_HEAD}semantic_logits.weight" not in shapes:
         raise CheckpointError(
-            f"{path} is not a RefineMask: {MASK_HEAD}semantic_logits.weight is missing; models of other kinds come in as "
-            "ONNX files, see 'offline-infer adopt'"
+            f"{path} is not a RefineMask: {MASK_HEAD}semantic_logits.weight is missing; export a model of your own from its Python "
+            "file, and adopt another detector as an ONNX graph"
         )
 
 

@@ -156,6 +156,21 @@ def test_adopting_somebody_elses_graph(bundles: dict[str, Path], tmp_path: Path)
     assert main([*command, "--overwrite", "--set", "size=32"]) == 2
 
 
+def test_the_command_sweeps_a_bundle_over_attacks(
+    bundles: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_pairs(tmp_path / "Set", [(40, 50), (30, 36)])
+    (tmp_path / "grid.json").write_text('{"GaussianBlur": [0, 3]}')
+    command = ["sweep", str(bundles["resize"]), "-o", str(tmp_path / "out"), "--grid", str(tmp_path / "grid.json")]
+    assert main([*command, "--references", str(tmp_path / "missing"), "--quiet"]) == 2
+    assert "missing: no such file or folder" in capsys.readouterr().err
+    command += ["--references", str(tmp_path / "Set"), "--threshold", "0.7", "--json", "--quiet"]
+    assert main(command) == 0
+    rows = json.loads(capsys.readouterr().out)["rows"]
+    assert [(row["attack"], row["strength"]) for row in rows] == [("none", 0), ("GaussianBlur", 3)]
+    assert (tmp_path / "out" / "sweep.csv").is_file()
+
+
 def test_the_scaffold_is_never_overwritten(tmp_path: Path) -> None:
     assert main(["init", str(tmp_path / "mine"), "--quiet"]) == 0
     (tmp_path / "mine" / "mymodel.py").write_text("mine")
