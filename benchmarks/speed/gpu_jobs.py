@@ -159,7 +159,7 @@ def our_case(job: dict[str, Any]) -> dict[str, Any]:
     output = Path(job["output"])
     with load(job["bundle"], engine="onnxruntime", device=job["device"], folds=[job["fold"]]) as model:
         session, opened = first(lambda: open_session(job))
-        model._sessions = [session]
+        model.use_sessions([session])
         whole, infer = [], []
         for _ in range(1 + job["rounds"]):
             cases = [CaseFiles("case", tuple(Path(path) for path in job["images"]))]

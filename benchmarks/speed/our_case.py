@@ -94,15 +94,17 @@ def main() -> None:
     ) as model:
         spec = model.spec
         if engine == "stand-in":
-            model._sessions = [StandIn(spec.input_shape, spec.labels.channels)]
+            model.use_sessions([StandIn(spec.input_shape, spec.labels.channels)])
         elif engine == "torch":
-            model._sessions = [Timed(Torch(spec.input_shape, spec.labels.channels, job["threads"]))]
+            timed = Timed(Torch(spec.input_shape, spec.labels.channels, job["threads"]))
+            model.use_sessions([timed])
         else:
-            model._sessions = [Timed(session) for session in model.sessions]
+            timed, *others = [Timed(session) for session in model.sessions]
+            model.use_sessions([timed, *others])
         if engine != "stand-in":  # the first call pays for memory that all others use again
-            model._sessions[0].answer(np.zeros(spec.input_shape, np.float32))
-            model._sessions[0].seconds.clear()
-            model._sessions[0].processor.clear()
+            timed.answer(np.zeros(spec.input_shape, np.float32))
+            timed.seconds.clear()
+            timed.processor.clear()
         base = rss()
         start, cpu = time.perf_counter(), time.process_time()
         done = predict_folder(
@@ -120,8 +122,8 @@ def main() -> None:
                 "whole_s": whole,
                 "cpu_s": cpu,
                 "stages": {name: {"wall_s": value} for name, value in done.cases[0].seconds.items()},
-                "tiles_s": getattr(model._sessions[0], "seconds", []),
-                "tiles_cpu_s": getattr(model._sessions[0], "processor", []),
+                "tiles_s": getattr(model.sessions[0], "seconds", []),
+                "tiles_cpu_s": getattr(model.sessions[0], "processor", []),
                 "memory": done.cases[0].memory,
                 "estimate": estimate,
                 "base_rss": base,

@@ -50,6 +50,36 @@ _OM_MODE = 0o640  # newer tools refuse models that others may write
 
 
 @dataclass(frozen=True)
+class CompileOptions:
+    """How graphs are compiled.
+
+    Attributes:
+        graph_precision: which graph of a fold, ``fp32`` or ``fp16``.
+        precision_mode, precision_mode_v2: what ``atc`` computes in; they exclude each other; default is float16.
+        out_nodes: outputs to keep, ``name;name`` or ``node:index;...``; None: all of the graph.
+        extra_flags: further options of ``atc``, each ``--name=value``.
+        input_format: ``NCDHW``, ``NCHW`` or ``ND``; None decides by the number of axes.
+        decompose_instance_norm: write InstanceNormalization out in elementary operators first.
+        allow_unlisted_soc: accept a chip name this release does not know.
+        overwrite: compile even if the bundle holds this very OM.
+        atc: the program, by name or path.
+        timeout_s: per graph.
+    """
+
+    graph_precision: str = "fp32"
+    precision_mode: str | None = None
+    precision_mode_v2: str | None = None
+    out_nodes: str | None = None
+    extra_flags: Sequence[str] = ()
+    input_format: str | None = None
+    decompose_instance_norm: bool = False
+    allow_unlisted_soc: bool = False
+    overwrite: bool = False
+    atc: str = "atc"
+    timeout_s: float = COMPILE_TIMEOUT_S
+
+
+@dataclass(frozen=True)
 class Compilation:
     """One OM.
 
@@ -118,19 +148,9 @@ class _Job:
 def compile_bundle(
     bundle_folder: Path | str,
     soc: str,
+    options: CompileOptions | None = None,
     *,
     fold: str | None = None,
-    graph_precision: str = "fp32",
-    precision_mode: str | None = None,
-    precision_mode_v2: str | None = None,
-    out_nodes: str | None = None,
-    extra_flags: Sequence[str] = (),
-    input_format: str | None = None,
-    decompose_instance_norm: bool = False,
-    allow_unlisted_soc: bool = False,
-    overwrite: bool = False,
-    atc: str = "atc",
-    timeout_s: float = COMPILE_TIMEOUT_S,
     sink: Sink = silent,
 ) -> tuple[Compilation, ...]:
     """Compile the graphs of a bundle for a chip and record the OMs in it.
@@ -139,63 +159,61 @@ def compile_bundle(
 
     Args:
         soc: exact chip name, e.g. ``Ascend310P3``.
+        options: what ``atc`` does, and how; None: the defaults.
         fold: one fold; None: all.
-        graph_precision: which graph of a fold, ``fp32`` or ``fp16``.
-        precision_mode, precision_mode_v2: what ``atc`` computes in; they exclude each other; default is float16.
-        out_nodes: outputs to keep, ``name;name`` or ``node:index;...``; None: all of the graph.
-        extra_flags: further options of ``atc``, each ``--name=value``.
-        input_format: ``NCDHW``, ``NCHW`` or ``ND``; None decides by the number of axes.
-        decompose_instance_norm: write InstanceNormalization out in elementary operators first.
-        allow_unlisted_soc: accept a chip name this release does not know.
-        overwrite: compile even if the bundle holds this very OM.
-        atc: the program, by name or path.
-        timeout_s: per graph.
 
     Raises:
         UsageError: a wrong option, or a graph that cannot be converted.
-        EngineUnavailable: ``atc`` is not there.
+        EngineUnavailable: ``atc`` is missing.
         BundleError: the bundle is damaged, or its graph is not the recorded one.
         ToolError: ``atc`` failed; the message explains its error codes and names the log.
     """
-    check_soc(soc, allow_unlisted=allow_unlisted_soc)
+    options = options if options is not None else CompileOptions()
+    check_soc(soc, allow_unlisted=options.allow_unlisted_soc)
     bundle = Bundle.load(bundle_folder)
     if bundle.lone is not None:
         raise UsageError(f"{bundle.name} is a single file; compile needs a bundle folder to put the OM into")
     if fold is not None and fold not in bundle.folds:
         raise UsageError(f"{bundle.name}: no fold {fold!r}; this bundle has {', '.join(bundle.folds)}")
-    program = find_program(atc, purpose="CANN's graph compiler", remedy="source scripts/set_env.sh, or give --atc PATH")
+    program = find_program(
+        options.atc, purpose="CANN's graph compiler", remedy="source scripts/set_env.sh, or give --atc PATH"
+    )
     done = []
     for each in bundle.folds if fold is None else (fold,):
-        graph = bundle.graph(each, graph_precision)
-        model, passes = _load(bundle, graph, decompose_instance_norm)
-        preflight = check_graph(model, f"{bundle.name}/{graph.file}", decomposed=bool(passes))
-        flags = build_flags(
-            soc,
-            preflight.input_name,
-            preflight.input_shape,
-            input_format=input_format,
-            precision_mode=precision_mode,
-            precision_mode_v2=precision_mode_v2,
-            out_nodes=out_nodes,
-            extra=extra_flags,
-        )
-        job = _Job(
-            bundle=bundle,
-            graph=graph,
-            soc=soc,
-            atc=program,
-            tool_version=version_of(program),
-            flags=flags,
-            preflight=preflight,
-            outputs=resolve_outputs(model, bundle.spec, preflight.facts, out_nodes, flags.output_dtype),
-            model=model,
-            passes=passes,
-            timeout_s=timeout_s,
-        )
-        for sentence in preflight.advice:
+        job = _prepare(bundle, bundle.graph(each, options.graph_precision), soc, program, options)
+        for sentence in job.preflight.advice:
             sink(Event("note", _STAGE, data={"fold": each, "text": sentence}))
-        done.append(_compile(job, overwrite, sink))
+        done.append(_compile(job, options.overwrite, sink))
     return tuple(done)
+
+
+def _prepare(bundle: Bundle, graph: GraphRecord, soc: str, program: str, options: CompileOptions) -> _Job:
+    """Check a graph and collect what its conversion needs."""
+    model, passes = _load(bundle, graph, options.decompose_instance_norm)
+    preflight = check_graph(model, f"{bundle.name}/{graph.file}", decomposed=bool(passes))
+    flags = build_flags(
+        soc,
+        preflight.input_name,
+        preflight.input_shape,
+        input_format=options.input_format,
+        precision_mode=options.precision_mode,
+        precision_mode_v2=options.precision_mode_v2,
+        out_nodes=options.out_nodes,
+        extra=options.extra_flags,
+    )
+    return _Job(
+        bundle=bundle,
+        graph=graph,
+        soc=soc,
+        atc=program,
+        tool_version=version_of(program),
+        flags=flags,
+        preflight=preflight,
+        outputs=resolve_outputs(model, bundle.spec, preflight.facts, options.out_nodes, flags.output_dtype),
+        model=model,
+        passes=passes,
+        timeout_s=options.timeout_s,
+    )
 
 
 def version_of(program: str) -> str | None:

@@ -24,7 +24,12 @@ def register(commands: Subparsers) -> None:
     """Add these commands to the parser."""
     _register_export(commands)
     _register_adopt(commands)
+    _register_compile(commands)
+    _register_inspect(commands)
+    _register_sign(commands)
 
+
+def _register_compile(commands: Subparsers) -> None:
     parser = command(commands, "compile", compile_om, "compile a bundle's graphs for an Ascend chip with atc")
     parser.add_argument("bundle", type=Path)
     parser.add_argument(
@@ -49,6 +54,8 @@ def register(commands: Subparsers) -> None:
         help="further atc option; repeatable, write --flag=--log=info",
     )
 
+
+def _register_inspect(commands: Subparsers) -> None:
     parser = command(commands, "inspect", inspect, "show what a bundle holds")
     parser.add_argument("bundle", type=Path, help="bundle folder or lone .onnx file")
     parser.add_argument(
@@ -58,6 +65,8 @@ def register(commands: Subparsers) -> None:
         "--public-key", type=Path, metavar="PEM", help="with --verify: the key the bundle has to be signed with"
     )
 
+
+def _register_sign(commands: Subparsers) -> None:
     parser = command(commands, "sign", sign, "sign a bundle with a key of your own (OpenSSF model signing)")
     parser.add_argument("bundle", type=Path, help="bundle folder")
     parser.add_argument(
@@ -267,12 +276,9 @@ def label_names(pairs: list[tuple[str, int]] | None) -> dict[str, int] | None:
 
 def compile_om(options: argparse.Namespace) -> dict[str, Any]:
     """``offline-infer compile``."""
-    from offline_infer.ascend.compile import compile_bundle
+    from offline_infer.ascend.compile import CompileOptions, compile_bundle
 
-    done = compile_bundle(
-        existing(options.bundle),
-        options.soc,
-        fold=options.fold,
+    chosen = CompileOptions(
         graph_precision=options.graph_precision,
         precision_mode=options.precision_mode,
         precision_mode_v2=options.precision_mode_v2,
@@ -284,8 +290,8 @@ def compile_om(options: argparse.Namespace) -> dict[str, Any]:
         overwrite=options.overwrite,
         atc=options.atc,
         timeout_s=options.timeout,
-        sink=sink_for(options),
     )
+    done = compile_bundle(existing(options.bundle), options.soc, chosen, fold=options.fold, sink=sink_for(options))
     for item in done:
         state = "was there" if item.reused else f"compiled in {item.seconds:.1f} s"
         say(

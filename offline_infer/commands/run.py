@@ -41,6 +41,11 @@ _CASES_TRIED = 3
 
 def register(commands: Subparsers) -> None:
     """Add these commands to the parser."""
+    _register_run(commands)
+    _register_predict(commands)
+
+
+def _register_run(commands: Subparsers) -> None:
     parser = command(
         commands, "run", run_all, "checkpoint folder and images in: bundle, label maps, Dice and a picture out"
     )
@@ -63,6 +68,8 @@ def register(commands: Subparsers) -> None:
     add_existing_options(parser)
     add_reader_options(parser)
 
+
+def _register_predict(commands: Subparsers) -> None:
     parser = command(
         commands, "predict", predict, "segment a file or a folder of cases, straight from image to label map"
     )

@@ -40,6 +40,16 @@ TOOLS = ("benchmark", "msame", "ais_bench")
 
 def register(commands: Subparsers) -> None:
     """Add these commands to the parser."""
+    _register_preprocess(commands)
+    _register_info(commands)
+    _register_infer(commands)
+    _register_clean(commands)
+    _register_postprocess(commands)
+    _register_staged(commands)
+    _register_import_tiles(commands)
+
+
+def _register_preprocess(commands: Subparsers) -> None:
     parser = command(commands, "preprocess", preprocess, "cut cases into .bin tiles in a work folder")
     parser.add_argument("bundle", type=Path)
     parser.add_argument("input", type=Path, help="an image or a folder of cases, as for predict")
@@ -52,6 +62,8 @@ def register(commands: Subparsers) -> None:
     add_reader_options(parser)
     add_task_options(parser)
 
+
+def _register_info(commands: Subparsers) -> None:
     parser = command(commands, "info", info, "list the tiles of a work folder, whole and in shards for several devices")
     parser.add_argument("work", type=Path)
     parser.add_argument("--shards", type=int, default=1, metavar="N", help="ordered, non-overlapping, of equal work")
@@ -63,18 +75,24 @@ def register(commands: Subparsers) -> None:
         help="also write info/all_shape.txt of that case, for the published merging script",
     )
 
+
+def _register_infer(commands: Subparsers) -> None:
     parser = command(commands, "infer", infer, "run the network over the tiles of a work folder")
     parser.add_argument("bundle", type=Path)
     parser.add_argument("work", type=Path)
     add_engine_options(parser)
     _add_tool_options(parser)
 
+
+def _register_clean(commands: Subparsers) -> None:
     parser = command(
         commands, "clean", clean, "delete outputs inference does not need; only says what it would do unless --apply"
     )
     parser.add_argument("work", type=Path)
     parser.add_argument("--apply", action="store_true", help="really delete")
 
+
+def _register_postprocess(commands: Subparsers) -> None:
     parser = command(commands, "postprocess", postprocess, "stitch the outputs of a work folder into label maps")
     parser.add_argument("bundle", type=Path)
     parser.add_argument("work", type=Path)
@@ -88,6 +106,8 @@ def register(commands: Subparsers) -> None:
     add_existing_options(parser)
     add_task_options(parser)
 
+
+def _register_staged(commands: Subparsers) -> None:
     parser = command(
         commands, "staged", staged, "the whole staged road on a disk budget: cut, infer, merge, delete, in rounds"
     )
@@ -108,6 +128,8 @@ def register(commands: Subparsers) -> None:
     add_reader_options(parser)
     add_task_options(parser)
 
+
+def _register_import_tiles(commands: Subparsers) -> None:
     parser = command(
         commands, "import-tiles", import_tiles, "take over tiles and results made by the published Ascend scripts"
     )

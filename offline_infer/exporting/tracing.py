@@ -19,7 +19,9 @@ if TYPE_CHECKING:
 OPSETS = range(11, 18)
 """What torch's tracing exporter writes and both Ascend and the other engines read."""
 
-_TRACED = 64  # largest spatial size traced, where the size cannot matter
+TRACED = 64
+"""Largest spatial size traced, where the size cannot matter."""
+
 # Operators that mean the same at any spatial size.
 _SIZE_FREE = frozenset(
     {
@@ -38,7 +40,7 @@ def trace(network: nn.Module, spec: VolumeSpec, opset: int, *, all_heads: bool =
     Raises:
         ExportError: torch cannot trace the network, or the result holds operators that have no place in inference.
     """
-    small = tuple(min(size, _TRACED) for size in spec.patch_size)
+    small = tuple(min(size, TRACED) for size in spec.patch_size)
     if int(np.prod(small)) < int(np.prod(spec.patch_size)) and len(small) == 3:
         try:
             model = _trace_at(network, spec, small, opset, all_heads)

@@ -106,6 +106,22 @@ class Model:
             self._sessions = sessions
             opened.pop_all()
 
+    def use_sessions(self, sessions: Sequence[Session]) -> None:
+        """Answer with these sessions from now on: for measurements and tests.
+
+        They may wrap the model's own, which are not closed here; :meth:`close` closes the given ones. No precision is judged.
+
+        Args:
+            sessions: one for each of :attr:`folds`, in that order.
+
+        Raises:
+            UsageError: another number of sessions.
+        """
+        if len(sessions) != len(self.folds):
+            raise UsageError(f"{len(sessions)} sessions were given for {len(self.folds)} folds; give one for each fold")
+        with self._opening:
+            self._sessions = list(sessions)
+
     @property
     def precision_standing(self) -> Standing:
         """What is known of the precision that is really running; opens the engine."""

@@ -11,6 +11,7 @@ import os
 import re
 import shutil
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -64,24 +65,14 @@ def adopt_outputs(bundle: Bundle, work: Path | str, results: Path, *, fold: str 
         UsageError: the folder was made for another model, nothing belongs to its items, or the numbering is in doubt.
     """
     worklist = Worklist.load(work)
-    header = worklist.header
-    if header.fingerprint != fingerprint(bundle.spec):
-        raise UsageError(f"{work} was made for another model than {bundle.name}")
-    if not results.is_dir():
-        raise UsageError(f"{results} is not a folder; name the folder the tool wrote its outputs into")
-    if len(header.kept) != 1:
-        raise UsageError("this model needs several outputs of the graph; run the tool through 'infer --tool'")
-    chosen = fold if fold is not None else header.folds[0] if len(header.folds) == 1 else None
-    if chosen not in header.folds:
-        raise UsageError(f"say which fold answered: {', '.join(header.folds)}")
-    position = header.kept[0]
-    meaning = header.outputs[position]
+    chosen = _check(bundle, worklist, results, fold)
+    position = worklist.header.kept[0]
     found = _find(results, worklist)
     if not found:
         raise UsageError(
             f"{results} holds no outputs of the items in {work} (<input>_<n>.bin or <input>_output_<n>.bin)"
         )
-    kind, evidence = _numbering(bundle, worklist, chosen, meaning.name, found)
+    kind, evidence = _numbering(bundle, worklist, chosen, worklist.header.outputs[position].name, found)
     manifest = OutputsManifest.load(worklist.work)
     writer = Writer(
         tool="adopted",
@@ -89,31 +80,12 @@ def adopt_outputs(bundle: Bundle, work: Path | str, results: Path, *, fold: str 
         pattern="{stem}_output_{number}.bin",
         details={"numbering": _name(kind), "evidence": evidence},
     )
-    single = output_bytes(meaning.model_copy(update={"dtype": "float32"}))
-    entries, wrong = [], []
-    for item in worklist.items():
-        source = found.get(item.index, {}).get(kind)
-        if source is None or manifest.complete(item.index, chosen, position) is not None:
-            continue
-        size = source.stat().st_size
-        if size not in (single, single // 2):
-            wrong.append(source.name)
-            continue
-        file = f"{ADOPTED}/fold_{safe_name(chosen)}/{writer.file_name(item.stem, position)}"
-        target = worklist.work / file
-        target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.move(source, target)
-        entries.append(
-            OutputEntry(
-                item=item.index,
-                fold=chosen,
-                output=position,
-                file=file,
-                bytes=size,
-                dtype="float32" if size == single else "float16",
-                keep=True,
-            )
-        )
+    wanted = [
+        (item, files[kind])
+        for item in worklist.items()
+        if kind in (files := found.get(item.index, {})) and manifest.complete(item.index, chosen, position) is None
+    ]
+    entries, wrong = _move(wanted, worklist, chosen, writer)
     manifest.append(entries, writer)
     missing = sum(manifest.complete(item.index, chosen, position) is None for item in worklist.items())
     return AdoptReport(
@@ -125,6 +97,55 @@ def adopt_outputs(bundle: Bundle, work: Path | str, results: Path, *, fold: str 
         wrong_size=tuple(wrong),
         notes=(f"{missing} outputs are still missing; infer does what is missing",) if missing else (),
     )
+
+
+def _check(bundle: Bundle, worklist: Worklist, results: Path, fold: str | None) -> str:
+    """The fold that answered.
+
+    Raises:
+        UsageError: the folder was made for another model, needs several outputs, or does not tell the fold.
+    """
+    header = worklist.header
+    if header.fingerprint != fingerprint(bundle.spec):
+        raise UsageError(f"{worklist.work} was made for another model than {bundle.name}")
+    if not results.is_dir():
+        raise UsageError(f"{results} is not a folder; name the folder the tool wrote its outputs into")
+    if len(header.kept) != 1:
+        raise UsageError("this model needs several outputs of the graph; run the tool through 'infer --tool'")
+    chosen = fold if fold is not None else header.folds[0] if len(header.folds) == 1 else None
+    if chosen is None or chosen not in header.folds:
+        raise UsageError(f"say which fold answered: {', '.join(header.folds)}")
+    return chosen
+
+
+def _move(
+    wanted: Sequence[tuple[Item, Path]], worklist: Worklist, fold: str, writer: Writer
+) -> tuple[list[OutputEntry], list[str]]:
+    """Move complete outputs into the work folder: their entries, and the names of files whose size is wrong."""
+    position = worklist.header.kept[0]
+    single = output_bytes(worklist.header.outputs[position].model_copy(update={"dtype": "float32"}))
+    entries, wrong = [], []
+    for item, source in wanted:
+        size = source.stat().st_size
+        if size not in (single, single // 2):
+            wrong.append(source.name)
+            continue
+        file = f"{ADOPTED}/fold_{safe_name(fold)}/{writer.file_name(item.stem, position)}"
+        target = worklist.work / file
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.move(source, target)
+        entries.append(
+            OutputEntry(
+                item=item.index,
+                fold=fold,
+                output=position,
+                file=file,
+                bytes=size,
+                dtype="float32" if size == single else "float16",
+                keep=True,
+            )
+        )
+    return entries, wrong
 
 
 def _find(results: Path, worklist: Worklist) -> dict[int, dict[FileKind, Path]]:

@@ -15,7 +15,7 @@ import psutil
 import pytest
 from ascend_specimens import STANDINS, graph_bytes, tiny_bundle, use_standins
 
-from offline_infer.ascend.compile import Compilation, compile_bundle
+from offline_infer.ascend.compile import Compilation, CompileOptions, compile_bundle
 from offline_infer.ascend.compiled import select
 from offline_infer.ascend.flags import build_flags
 from offline_infer.ascend.socs import SOCS, check_soc
@@ -35,7 +35,7 @@ def standins(monkeypatch: pytest.MonkeyPatch) -> Iterator[pytest.MonkeyPatch]:
 
 
 def compile_one(folder: Path, soc: str = SOC, **options: Any) -> Compilation:
-    (made,) = compile_bundle(folder, soc, **options)
+    (made,) = compile_bundle(folder, soc, CompileOptions(**options))
     return made
 
 
@@ -412,7 +412,7 @@ def test_a_release_that_cannot_look_at_an_om_is_believed(tmp_path: Path, monkeyp
         f'exec {STANDINS}/bin/atc "$@"\n'
     )
     atc.chmod(0o755)
-    assert compile_bundle(bundle.folder, SOC, atc=str(atc))
+    assert compile_bundle(bundle.folder, SOC, CompileOptions(atc=str(atc)))
 
 
 @pytest.mark.parametrize(
@@ -428,7 +428,7 @@ def test_errors_quote_the_compilers_own_reason(
     bundle = tiny_bundle(tmp_path / "bundle")
     use_standins(monkeypatch)
     with pytest.raises(ToolError) as caught:
-        compile_bundle(bundle.folder, SOC, extra_flags=(flag,))
+        compile_bundle(bundle.folder, SOC, CompileOptions(extra_flags=(flag,)))
     for piece in pieces:
         assert piece in str(caught.value)
     assert "--soc" not in str(caught.value)

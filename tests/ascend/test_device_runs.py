@@ -20,7 +20,7 @@ import pytest
 from ascend_specimens import STANDINS, check_answers, tiny_bundle, use_standins, work_folder
 
 from offline_infer import processes as process
-from offline_infer.ascend.compile import compile_bundle
+from offline_infer.ascend.compile import CompileOptions, compile_bundle
 from offline_infer.ascend.figures import read_folder
 from offline_infer.ascend.runs import device_runs
 from offline_infer.ascend.runs.device_runs import DeviceRunner, doubts, run_tool, share
@@ -56,7 +56,7 @@ def compiled(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Bundle]:
             tiny_bundle(folder, heads=heads, folds=folds)
             with pytest.MonkeyPatch.context() as patch:
                 use_standins(patch)
-                compile_bundle(folder, soc, extra_flags=flags, out_nodes=out_nodes)
+                compile_bundle(folder, soc, CompileOptions(extra_flags=flags, out_nodes=out_nodes))
             made[key] = folder
         return Bundle.load(made[key])
 

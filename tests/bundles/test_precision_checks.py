@@ -33,6 +33,7 @@ from offline_infer.errors import UsageError
 from offline_infer.events import Event
 from offline_infer.images.cases import CaseFiles
 from offline_infer.predict.model import load
+from offline_infer.tasks.registry import get_task
 
 INFO = SessionInfo(
     "fake", "1", "cpu", "bf16", (1, 1, 8, 12, 16), ("logits",), processor="P", norms=Norms("native", "no reason")
@@ -65,6 +66,15 @@ def broken_half(monkeypatch: pytest.MonkeyPatch) -> None:
         return answers
 
     monkeypatch.setattr(FakeSession, "answer", answer)
+
+
+def refuse_sampling(monkeypatch: pytest.MonkeyPatch) -> None:
+    """From now on no tiles can be taken for a comparison."""
+
+    def sample_inputs(*arguments: Any) -> Any:
+        raise AssertionError("a precision was compared again")
+
+    monkeypatch.setattr(type(get_task("volume")), "sample_inputs", sample_inputs)
 
 
 def check(bundle: Path, **changes: Any) -> Check:
@@ -367,7 +377,7 @@ def test_verify_precision_compares_once(
     assert notes_of(capsys.readouterr().err) == []
     (row,) = read_checks(Bundle.load(bundle)).rows
     assert (row.tiles, row.status) == (2, "ok")
-    monkeypatch.setattr("offline_infer.benchmark._compared", None)  # would fail if it were called again
+    refuse_sampling(monkeypatch)
     assert run_predict(bundle, image, tmp_path / "out", "--verify-precision", "--overwrite") == 0
 
 

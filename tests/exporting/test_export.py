@@ -28,7 +28,6 @@ from offline_infer.exporting.bundles import export_network
 from offline_infer.exporting.options import ExportOptions
 from offline_infer.exporting.verification import compare, probe_inputs, verdict
 from offline_infer.files import sha256_file
-from offline_infer.spec import VolumeSpec
 
 torch = pytest.importorskip("torch")
 onnx = pytest.importorskip("onnx")
@@ -447,14 +446,14 @@ def test_no_engine_to_verify_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 def sizes(monkeypatch: pytest.MonkeyPatch, cap: int) -> list[tuple[int, ...]]:
     seen: list[tuple[int, ...]] = []
-    original = tracing._trace_at
+    original = torch.onnx.export
 
-    def trace_at(network: Any, spec: VolumeSpec, patch: Any, opset: int, all_heads: bool) -> Any:
-        seen.append(tuple(patch))
-        return original(network, spec, patch, opset, all_heads)
+    def export(network: Any, inputs: Any, *arguments: Any, **options: Any) -> Any:
+        seen.append(tuple(inputs[0].shape[2:]))
+        return original(network, inputs, *arguments, **options)
 
-    monkeypatch.setattr(tracing, "_trace_at", trace_at)
-    monkeypatch.setattr(tracing, "_TRACED", cap)
+    monkeypatch.setattr(torch.onnx, "export", export)
+    monkeypatch.setattr(tracing, "TRACED", cap)
     return seen
 
 

@@ -55,7 +55,7 @@ class Session:
 
 fake.register()
 with load(bundle, engine="fake", threads=2) as model:
-    model._sessions = [Session(model.spec)] * len(model.folds)
+    model.use_sessions([Session(model.spec)] * len(model.folds))
     Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew, so that imports do not count
     before = kib("VmRSS:")
     job = FolderJob([CaseFiles("c", (Path(image),))], Path(output), memory=int(memory) or None)

@@ -11,7 +11,7 @@ import pytest
 from matplotlib.image import imread
 
 from offline_infer.errors import GeometryError, UsageError
-from offline_infer.proof.pictures.overlay import picture_title, write_overlay
+from offline_infer.proof.pictures.overlay import OverlayStyle, picture_title, write_overlay
 from offline_infer.proof.pictures.patient_view import (
     body_box,
     choose_slices,
@@ -122,7 +122,14 @@ def coloured(path: Path, colour: tuple[int, int, int]) -> np.ndarray:
 
 def test_the_picture_shows_the_organ_on_the_patients_left(tmp_path: Path) -> None:
     image, labels = volume()
-    write_overlay(tmp_path / "p.png", image, labels, None, spacing=(4, 2, 2), title="case", names={1: "spleen"})
+    write_overlay(
+        tmp_path / "p.png",
+        image,
+        labels,
+        None,
+        spacing=(4, 2, 2),
+        style=OverlayStyle(title="case", names={1: "spleen"}),
+    )
     blue = coloured(tmp_path / "p.png", (0x38, 0xBD, 0xF8))
     height, width = imread(tmp_path / "p.png").shape[:2]
     assert len(blue) > 200
@@ -132,7 +139,13 @@ def test_the_picture_shows_the_organ_on_the_patients_left(tmp_path: Path) -> Non
     assert axial[:, 1].mean() > (panel_left + panel_right) / 2
     mirrored = (image[..., ::-1], labels[..., ::-1], None)
     facing = (-1, 0, 0, 0, 1, 0, 0, 0, 1)
-    write_overlay(tmp_path / "q.png", *mirrored, spacing=(4, 2, 2), direction=facing, title="case", names={1: "spleen"})
+    write_overlay(
+        tmp_path / "q.png",
+        *mirrored,
+        spacing=(4, 2, 2),
+        direction=facing,
+        style=OverlayStyle(title="case", names={1: "spleen"}),
+    )
     same, other = imread(tmp_path / "p.png"), imread(tmp_path / "q.png")
     # Everything but the printed slice numbers is the same.
     assert (np.abs(same - other).max(axis=-1) > 0.02).mean() < 0.002
@@ -142,7 +155,9 @@ def test_pictures_of_odd_inputs(tmp_path: Path) -> None:
     image, labels = volume()
     write_overlay(tmp_path / "none.png", image, np.zeros_like(labels), None, spacing=(4, 2, 2))
     write_overlay(tmp_path / "flat.png", image[:1], labels[7:8], labels[7:8], spacing=(1, 2, 2))
-    write_overlay(tmp_path / "mr.png", image + 1000, labels, None, spacing=(4, 2, 2), window=(500, 900))
+    write_overlay(
+        tmp_path / "mr.png", image + 1000, labels, None, spacing=(4, 2, 2), style=OverlayStyle(window=(500, 900))
+    )
     write_overlay(tmp_path / "constant.png", np.zeros(SHAPE, np.float32), labels, None, spacing=(4, 2, 2))
     many = np.arange(np.prod(SHAPE)).reshape(SHAPE) // 60
     write_overlay(tmp_path / "many.png", image, many, None, spacing=(4, 2, 2))
@@ -158,7 +173,7 @@ def test_wrong_inputs(tmp_path: Path) -> None:
     with pytest.raises(GeometryError, match="reference has shape"):
         write_overlay(path, image, labels, labels[1:], spacing=(1, 1, 1))
     with pytest.raises(UsageError, match="window width"):
-        write_overlay(path, image, labels, None, spacing=(1, 1, 1), window=(0, 40))
+        write_overlay(path, image, labels, None, spacing=(1, 1, 1), style=OverlayStyle(window=(0, 40)))
     with pytest.raises(UsageError, match="not a rotation"):
         write_overlay(path, image, labels, None, spacing=(1, 1, 1), direction=(1, 0, 0, 1, 0, 0, 0, 0, 1))
     assert not path.exists()

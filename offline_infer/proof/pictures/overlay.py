@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +68,25 @@ class _Panel:
     height: float
 
 
+@dataclass(frozen=True)
+class OverlayStyle:
+    """How a picture is drawn.
+
+    Attributes:
+        names: label -> name for the legend.
+        title: a line above the picture.
+        window: (width, level); by default the abdominal CT window for images with air in them, otherwise percentiles.
+        slices: axial slices in the lower strip.
+        dpi: pixels per inch of the page, which is 13 inches wide, 7.5 for a flat image.
+    """
+
+    names: Mapping[int, str] = field(default_factory=dict)
+    title: str = ""
+    window: tuple[float, float] | None = None
+    slices: int = 5
+    dpi: int = 110
+
+
 FRAMEWORKS: Mapping[str, str] = {
     "nnunet_v1": "nnU-Net v1",
     "nnunetplusplus": "UNet++ (nnU-Net)",
@@ -90,11 +109,7 @@ def write_overlay(
     *,
     spacing: Sequence[float],
     direction: Sequence[float] = _IDENTITY,
-    names: Mapping[int, str] | None = None,
-    title: str = "",
-    window: tuple[float, float] | None = None,
-    slices: int = 5,
-    dpi: int = 110,
+    style: OverlayStyle | None = None,
 ) -> None:
     """Write a PNG with axial, coronal and sagittal slices through the largest lesion; prediction contours solid, reference contours
     dashed, one colour for each label.
@@ -104,9 +119,7 @@ def write_overlay(
         prediction, reference: integers, (z, y, x).
         spacing: mm, (z, y, x).
         direction: ITK, nine numbers, row-major (LPS).
-        names: label -> name for the legend.
-        window: (width, level); by default the abdominal CT window for images with air in them, otherwise percentiles.
-        slices: axial slices in the lower strip.
+        style: how it is drawn; None: the defaults.
 
     Raises:
         UsageError: matplotlib is not installed, or a window or direction that makes no sense.
@@ -117,22 +130,23 @@ def write_overlay(
         from matplotlib.figure import Figure
     except ImportError as error:
         raise UsageError("pictures need matplotlib: pip install 'offline-infer[report]'") from error
-    if window is not None and not window[0] > 0:
-        raise UsageError(f"window width {window[0]} must be positive; expected (width, level), e.g. (400, 40)")
+    style = style if style is not None else OverlayStyle()
+    if style.window is not None and not style.window[0] > 0:
+        raise UsageError(f"window width {style.window[0]} must be positive; expected (width, level), e.g. (400, 40)")
     view = to_patient_axes(image, prediction, reference, spacing, direction)
     crop = body_box(view)
-    limits = intensity_limits(image, window)
-    legend = _legend(view, names or {})
+    limits = intensity_limits(image, style.window)
+    legend = _legend(view, style.names)
     flat = view.image.shape[0] == 1
     columns = 2 if flat else 3
     foot = 0.35 + _LINE * (math.ceil(len(legend) / columns) + 1)
-    size, panels = _lay_out(view, crop, foot, 0 if flat else slices)
-    figure = Figure(figsize=size, dpi=dpi, facecolor=_PAPER)
+    size, panels = _lay_out(view, crop, foot, 0 if flat else style.slices)
+    figure = Figure(figsize=size, dpi=style.dpi, facecolor=_PAPER)
     canvas = FigureCanvasAgg(figure)
     for panel in panels:
         place = (panel.left / size[0], panel.bottom / size[1], panel.width / size[0], panel.height / size[1])
         _draw_panel(figure.add_axes(place), view, panel, crop, limits, letters=not flat)
-    _draw_text(figure, size, view, title, limits)
+    _draw_text(figure, size, view, style.title, limits)
     _draw_legend(figure, size, view, legend, foot, columns)
     with replacing(path) as temporary:
         canvas.print_png(str(temporary))

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from offline_infer.images import read_image, read_labels
 from offline_infer.images.cases import CaseFiles
-from offline_infer.proof.pictures.overlay import write_overlay
+from offline_infer.proof.pictures.overlay import OverlayStyle, write_overlay
 from offline_infer.spec import VolumeSpec
 
 
@@ -25,6 +25,5 @@ def draw_case(
         read_labels(reference, spec.reader)[0] if known and reference is not None else None,
         spacing=image.geometry.spacing,
         direction=image.geometry.direction,
-        names=spec.label_names(),
-        title=title,
+        style=OverlayStyle(names=spec.label_names(), title=title),
     )

@@ -16,7 +16,7 @@ import psutil
 import pytest
 from ascend_specimens import CLASSES, PATCH, tiny_bundle, use_binding, use_standins
 
-from offline_infer.ascend.compile import compile_bundle
+from offline_infer.ascend.compile import CompileOptions, compile_bundle
 from offline_infer.bundles.artefacts import compiled_graphs
 from offline_infer.bundles.bundle import Bundle
 from offline_infer.engines import queueing
@@ -39,7 +39,7 @@ def compiled(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Bundle]:
             tiny_bundle(folder, heads=heads, folds=folds)
             with pytest.MonkeyPatch.context() as patch:
                 use_standins(patch)
-                compile_bundle(folder, soc, extra_flags=flags)
+                compile_bundle(folder, soc, CompileOptions(extra_flags=flags))
             made[key] = folder
         return Bundle.load(made[key])
 

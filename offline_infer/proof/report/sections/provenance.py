@@ -10,73 +10,80 @@ from offline_infer.proof.report.parts import Section, Table, Tile
 from offline_infer.proof.report.values import Content, Names, count, flat, real, short, table_of, whole
 
 _COLUMNS = 8
+_COMPARISON_HEAD = (
+    "graph",
+    "precision",
+    "engine",
+    "input",
+    "largest difference",
+    "largest logit",
+    "labels changed",
+    "margin there",
+)
 
 
 def bundle_section(content: Content, names: Names) -> list[Section]:
     """Where a bundle came from, and how its graphs compare with the framework's network."""
-    source: Content = content["source"]
-    rows: list[tuple[Any, ...]] = []
-    passed: list[bool] = []
-    flips = voxels = 0
-    for graph in content["graphs"]:
-        verification = graph.get("verification")
-        if not verification:
-            passed.append(False)
-            rows.append((graph["file"], graph["precision"], "-", "not verified", None, None, None, None))
-            continue
-        passed.append(bool(verification.get("passed")))
-        for engine in verification.get("engines", ()):
-            for probe, found in engine["inputs"].items():
-                flips, voxels = flips + whole(found["flips"]), voxels + whole(found["voxels"])
-                rows.append(
-                    (
-                        graph["file"],
-                        graph["precision"],
-                        f"{engine['engine']} {_release(engine['version'])}",
-                        probe,
-                        real(found["max_diff"]),
-                        real(found["logit_scale"]),
-                        whole(found["flips"]),
-                        real(found["flip_margin"]),
-                    )
-                )
-    good = bool(passed) and all(passed)
-    head = (
-        "graph",
-        "precision",
-        "engine",
-        "input",
-        "largest difference",
-        "largest logit",
-        "labels changed",
-        "margin there",
+    comparisons = [found for graph in content["graphs"] for _, _, found in _comparisons(graph)]
+    flips = sum(whole(found["flips"]) for found in comparisons)
+    voxels = sum(whole(found["voxels"]) for found in comparisons)
+    good = bool(content["graphs"]) and all(
+        bool((graph.get("verification") or {}).get("passed")) for graph in content["graphs"]
     )
-    tiles = (
-        (Tile(f"{flips:,}", f"of {voxels:,} voxel labels changed by the export", "good" if not flips else "warn"),)
-        if voxels
-        else ()
-    )
-    facts = [
-        (key, str(source[key]))
-        for key in ("framework", "framework_version", "trainer", "plans_name", "dataset", "configuration", "network")
-        if source.get(key)
-    ]
-    facts += [
-        (f"checkpoint, fold {fold['fold']}", f"{fold['checkpoint']}, SHA-256 {fold['sha256']}")
-        for fold in source["folds"]
-    ]
-    facts += [(f"graph {graph['file']}", f"SHA-256 {graph['sha256']}") for graph in content["graphs"]]
+    rows = tuple(row for graph in content["graphs"] for row in _graph_rows(graph))
+    changed = f"of {voxels:,} voxel labels changed by the export"
     section = Section(
         kind="bundle",
         heading="The exported graph against the framework's network",
         verdict=("verified when exported", "good") if good else ("not verified", "warn"),
         text="The graph answered the same inputs as the framework's own network. A changed label is a voxel whose most "
         "probable class is another one; the margin says how far the two best classes were apart there.",
-        facts=tuple((key.replace("_", " "), value) for key, value in facts),
-        tiles=tiles,
-        tables=(Table(head, tuple(rows)),) if rows else (),
+        facts=_bundle_facts(content),
+        tiles=(Tile(f"{flips:,}", changed, "warn" if flips else "good"),) if voxels else (),
+        tables=(Table(_COMPARISON_HEAD, rows),) if rows else (),
     )
     return [section]
+
+
+def _comparisons(graph: Content) -> list[tuple[str, str, Content]]:
+    """(engine with its release, input, figures) of every comparison a graph went through."""
+    return [
+        (f"{engine['engine']} {_release(engine['version'])}", probe, found)
+        for engine in (graph.get("verification") or {}).get("engines", ())
+        for probe, found in engine["inputs"].items()
+    ]
+
+
+def _graph_rows(graph: Content) -> list[tuple[Any, ...]]:
+    """A graph's rows of the table of comparisons."""
+    if not graph.get("verification"):
+        return [(graph["file"], graph["precision"], "-", "not verified", None, None, None, None)]
+    return [
+        (
+            graph["file"],
+            graph["precision"],
+            engine,
+            probe,
+            real(found["max_diff"]),
+            real(found["logit_scale"]),
+            whole(found["flips"]),
+            real(found["flip_margin"]),
+        )
+        for engine, probe, found in _comparisons(graph)
+    ]
+
+
+def _bundle_facts(content: Content) -> tuple[tuple[str, str], ...]:
+    """The checkpoint's origin, and the digests of its weights and graphs."""
+    source: Content = content["source"]
+    keys = ("framework", "framework_version", "trainer", "plans_name", "dataset", "configuration", "network")
+    origin = [(key.replace("_", " "), str(source[key])) for key in keys if source.get(key)]
+    weights = [
+        (f"checkpoint, fold {fold['fold']}", f"{fold['checkpoint']}, SHA-256 {fold['sha256']}")
+        for fold in source["folds"]
+    ]
+    graphs = [(f"graph {graph['file']}", f"SHA-256 {graph['sha256']}") for graph in content["graphs"]]
+    return (*origin, *weights, *graphs)
 
 
 def checks_section(content: Content, names: Names) -> list[Section]:
