@@ -167,7 +167,7 @@ class EngineFailed(CaseError):
 
 
 class DeviceMemoryFull(EngineFailed):
-    """The device has no memory left for what was asked of it; a way that needs less may be open."""
+    """The device has no memory left for what was requested; a way that needs less may exist."""
 
 
 class CasesFailed(OfflineInferError):

@@ -1,4 +1,4 @@
-"""Files that are either absent or complete, and names from strangers' files that become paths.
+"""Files that are either absent or complete, and names from untrusted files that become paths.
 
 A file is written to a temporary name beside its place, flushed and renamed. The temporary name starts with a dot and holds
 ``.partial``, so a glob for results never meets it. It carries the process id and a random part: two processes may write
@@ -115,7 +115,7 @@ def write_json(path: Path | str, value: Any, *, indent: int | None = 2) -> None:
 
 
 def plain_name(text: object, what: str = "name") -> str:
-    """``text``, if it can be one part of a path: the only way in which a name from a stranger's file becomes a path.
+    """``text``, if it can be one part of a path: the only way in which a name from an untrusted file becomes a path.
 
     Args:
         text: a case's name, the name of a file inside a folder, a file's ending...

@@ -196,7 +196,7 @@ def axes_from_json(record: Mapping[str, Any]) -> Axes:
     """The union's member that a record stands for.
 
     Raises:
-        GeometryError: an unknown kind, or numbers that are no frame.
+        GeometryError: an unknown kind, or numbers that do not describe a frame.
         KeyError, TypeError, ValueError: a record of another structure.
     """
     kind = record["kind"]
@@ -220,7 +220,7 @@ def axes_from_json(record: Mapping[str, Any]) -> Axes:
 
 
 def axes_from_first_schema(extra: Mapping[str, Any]) -> Axes:
-    """The same from work folders of releases before 0.2, which kept a bag of optional keys.
+    """The same from work folders of releases before 0.2, which kept a loose set of optional keys.
 
     Raises:
         GeometryError, KeyError, TypeError, ValueError: as :func:`axes_from_json`.
@@ -249,7 +249,7 @@ def finite(values: Sequence[Any], count: int) -> tuple[float, ...]:
 
     Raises:
         GeometryError: another number of values, or one that is not finite.
-        TypeError, ValueError: something that is no number.
+        TypeError, ValueError: something that is not a number.
     """
     try:
         numbers = tuple(float(value) for value in values)

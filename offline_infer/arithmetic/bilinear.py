@@ -1,7 +1,7 @@
 """Resizing of pictures: bilinear for pixels and soft masks, nearest for binary masks; no smoothing before shrinking.
 
 8-bit pixels are resized in the fixed-point arithmetic that OpenCV's ``INTER_LINEAR`` uses, to the bit: a network was
-trained on what that function gives, so an independent rounding would be another input. Coefficients have 11 bits; the
+trained on what that function gives, so any other rounding would give it a different input. Coefficients have 11 bits; the
 horizontal pass keeps all of them, the vertical pass drops four bits before and sixteen after its multiplication.
 Soft masks are float32 and follow the half-pixel rule of ``torch.nn.functional.interpolate(align_corners=False)``.
 """

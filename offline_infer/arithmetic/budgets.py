@@ -1,6 +1,6 @@
 """How large a case may be before any work on it starts. One policy, applied to each case alone.
 
-The limits lie far above what any scanner, model or accelerator of today asks for; a header that exceeds them is damaged or
+The limits lie far above what any scanner, model or accelerator of today needs; a header that exceeds them is damaged or
 was made to exhaust the machine. What fits the machine's memory is another question, which the memory estimate answers.
 """
 
@@ -29,7 +29,7 @@ VOXELS_PER_BYTE = 2**12
 
 
 def check_voxels(shape: Sequence[int], what: str, remedy: str) -> None:
-    """Refuse a grid that is too large to be meant.
+    """Refuse a grid that is implausibly large.
 
     Args:
         shape: of one channel, any number of axes.

@@ -21,7 +21,7 @@ _VOXELS = 2**22
 def apply_component_rules(
     labels: npt.NDArray[L], rules: Sequence[ComponentRule], voxel_volume_mm3: float
 ) -> npt.NDArray[L]:
-    """Apply the rules one after the other, each to what the one before left.
+    """Apply the rules one after the other, each to the result of the one before.
 
     A rule takes the voxels of its labels together. Their largest components are kept, all of them where several are
     equally large; the others become ``background`` - or, where the rule has a ``min_size_mm3``, those of the others

@@ -193,7 +193,7 @@ def resampled_shape(shape: Sequence[int], spacing: Sequence[float], target: Sequ
     """Number of voxels per axis at the target spacing, rounded half to even, as nnU-Net v1 and v2 do.
 
     Raises:
-        GeometryError: an axis would vanish, or the result be absurdly large; see ``budgets``.
+        GeometryError: an axis would vanish, or the result be implausibly large; see ``budgets``.
     """
     exact = [float(s) / float(t) * int(n) for s, t, n in zip(spacing, target, shape, strict=True)]
     shown = f"an image of {tuple(shape)} voxels at {_millimetres(spacing)} mm"

@@ -217,7 +217,8 @@ def single_to_half(values: Single, out: npt.NDArray[np.float16], buffers: Thread
     np.add(normal, tie, out=normal)
     np.subtract(normal, (112 << 23) - 0xFFF, out=normal)
     np.right_shift(normal, 13, out=normal)
-    # Subnormal ones: next to 0.5, float32 has the spacing 2**-24 that they have. For normal numbers this is never the smaller.
+    # Subnormal ones: next to 0.5, float32 has the spacing 2**-24 that they have. For normal numbers this is never the
+    # smaller of the two.
     np.add(values, np.float32(0.5), out=values)
     np.subtract(magnitude, 0x3F000000, out=magnitude)
     np.minimum(normal, magnitude, out=normal)

@@ -1,7 +1,7 @@
-"""The aggregated map on its way back: resampled to the image's grid and decided upon, slab by slab.
+"""The aggregated map on its way back: resampled to the image's grid and turned into labels, slab by slab.
 
-nnU-Net interpolates every class at every voxel and then keeps one label of it. With linear interpolation that is a
-waste: a fine voxel is a convex combination of its corners in the coarse map, so where the corners agree on a label,
+nnU-Net interpolates every class at every voxel and then keeps one label of it. With linear interpolation that is
+wasteful: a fine voxel is a convex combination of its corners in the coarse map, so where the corners agree on a label,
 that is the label. Only the surfaces between objects are interpolated, and of many classes only those that can still
 win there. The labels are those of the full computation, to the last tie.
 """

@@ -1,4 +1,4 @@
-"""Tiles: where they start, how they are mirrored, weighed and summed. Pure arithmetic.
+"""Tiles: where they start, how they are mirrored, weighted and summed. Pure arithmetic.
 
 A network with a two-dimensional patch ``(y, x)`` is treated as one with patch ``(1, y, x)`` that visits every slice, so that
 the rest of the package knows three axes only.
@@ -96,7 +96,7 @@ def lay_tiles(shape: Sequence[int], patch_size: Sequence[int], step_size: float)
     """Lay tiles over an array of ``shape`` (z, y, x); ``patch_size`` has two or three entries.
 
     Raises:
-        GeometryError: absurdly many tiles; see ``budgets``.
+        GeometryError: implausibly many tiles; see ``budgets``.
     """
     slices = len(patch_size) == 2
     patch: Shape3 = (1, patch_size[0], patch_size[1]) if slices else (patch_size[0], patch_size[1], patch_size[2])
@@ -120,7 +120,7 @@ def constant_key(tile: npt.NDArray[np.float32]) -> tuple[int, ...] | None:
     """The bits of each channel's one value, where every channel of a tile (c, z, y, x) is constant; else None."""
     bits = np.ascontiguousarray(tile).view(np.uint32).reshape(len(tile), -1)
     firsts = bits[:, :1]
-    if bool((bits[:, :: max(1, bits.shape[1] // 64)] != firsts).any()):  # nearly every tile is answered here
+    if bool((bits[:, :: max(1, bits.shape[1] // 64)] != firsts).any()):  # decides for nearly every tile
         return None
     return tuple(int(bit) for bit in firsts[:, 0]) if bool((bits == firsts).all()) else None
 
@@ -151,7 +151,7 @@ _COPIED_AT_ONCE = 64 * 1024
 def near(part: npt.NDArray[np.float32], buffers: ThreadBuffers) -> npt.NDArray[np.float32]:
     """``part`` (..., y, x), or a copy of it in this thread's memory if only its x axis runs backwards.
 
-    Rows that are read backwards one after the other are not what a processor fetches ahead: from main memory they take three
+    A processor does not prefetch rows that are read backwards one after the other: from main memory they take three
     times as long as a copy that is read forwards and then turned in the cache.
     """
     if part.ndim < 2 or not part.strides[-1] < 0 < part.strides[-2]:

@@ -1,6 +1,6 @@
 """Label decisions by linear interpolation, computed only on the surfaces between objects. See ``map_to_labels``.
 
-Two exact arguments carry it. A fine voxel is a convex combination of its corners in the coarse map; so where all
+It rests on two exact arguments. A fine voxel is a convex combination of its corners in the coarse map; so where all
 corners agree on the deciding channel, that channel decides. And where they do not, a class whose largest corner value
 is below the smallest corner value of some other class cannot win. Rounding to the map's dtype keeps order, so both
 hold after it as well.

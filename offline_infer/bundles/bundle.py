@@ -366,7 +366,7 @@ def _inconsistencies(spec: BundleSpec) -> list[str]:
 
 
 def _absurd(spec: BundleSpec) -> list[str]:
-    """Figures that are well-formed and that no run could survive: memory for them is asked for before anything fails."""
+    """Figures that are well-formed but that no run could survive: memory for them would be requested before anything fails."""
     faults = []
     shapes = {"input": spec.input_shape, **{f"outputs.{output.name}": output.shape for output in spec.outputs}}
     for where, shape in shapes.items():

@@ -1,4 +1,4 @@
-"""Everything about a bundle that can be checked without running it, and a sentence on each check, also when all is well."""
+"""Everything about a bundle that can be checked without running it, and a sentence on each check, even when all is well."""
 
 from __future__ import annotations
 

@@ -2,9 +2,9 @@
 
 ``benchmark`` compares every engine and precision with float32 on tiles of a real image and keeps the judgement here;
 whatever runs the network afterwards looks it up. A row holds for one engine, library version, processor, device,
-precision, way of normalising, fold and graph: on another machine, or after an update, nothing is known again.
+precision, way of normalising, fold and graph: on another machine, or after an update, nothing is known.
 
-The file is no part of the bundle proper: no digest covers it, a bundle is whole without it, and a damaged one counts as
+The file is no part of the bundle proper: no digest covers it, a bundle is complete without it, and a damaged one counts as
 absent. No image, path or case name is written into it, only a checksum of the tiles.
 """
 
@@ -39,7 +39,7 @@ Word = Annotated[str, Field(max_length=300)]
 
 
 class UnverifiedPrecision(UserWarning):
-    """A precision runs that was never compared with float32, or came out of it doubtful."""
+    """The running precision was never compared with float32, or the comparison was doubtful."""
 
 
 class Subject(Record):

@@ -119,7 +119,7 @@ def check_signature(folder: Path, public_key: Path | None) -> SignatureCheck | N
 
 @dataclass(frozen=True)
 class _Envelope:
-    """A signature file taken apart; nothing in it is believed yet."""
+    """A signature file taken apart; nothing in it is trusted yet."""
 
     hint: str
     payload: bytes

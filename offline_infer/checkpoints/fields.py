@@ -149,7 +149,7 @@ def read_json(path: Path) -> Fields:
 
 
 def shown(value: Any, length: int = 80) -> str:
-    """A stranger's value as a message shows it: control characters escaped, and not all of a long one."""
+    """An untrusted value as a message shows it: control characters escaped, and not all of a long one."""
     text = repr(value)
     return text if len(text) <= length else f"{text[: length - 3]}..."
 

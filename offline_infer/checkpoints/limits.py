@@ -1,4 +1,4 @@
-"""How much a checkpoint may ask for: every limit a stranger's file meets before memory or time is spent on it.
+"""How much a checkpoint may ask for: every limit an untrusted file meets before memory or time is spent on it.
 
 Published checkpoints stay below a hundredth of most of these. A file that exceeds one is refused by name.
 """

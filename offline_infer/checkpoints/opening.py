@@ -1,4 +1,4 @@
-"""Opening a stranger's file: a regular file, at once, and no longer than it may be."""
+"""Opening an untrusted file: a regular file, at once, and no longer than it may be."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Opening a stranger's zip archive: its directory is bounded before it is parsed, and every way it can be damaged is one error."""
+"""Opening an untrusted zip archive: its directory is bounded before it is parsed, and every way it can be damaged is one error."""
 
 from __future__ import annotations
 

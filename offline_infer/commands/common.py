@@ -61,7 +61,7 @@ def add_engine_options(parser: argparse.ArgumentParser) -> None:
 
 
 def add_reader_options(parser: argparse.ArgumentParser) -> None:
-    """How strangers' image files are read."""
+    """How untrusted image files are read."""
     parser.add_argument(
         "--isolate-readers",
         choices=["yes", "no"],

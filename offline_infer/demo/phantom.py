@@ -1,6 +1,6 @@
 """Synthetic abdominal CT: a patient who does not exist, drawn from a seed.
 
-The demonstration needs CT volumes that anybody may have and a reference that is exactly right. A phantom is a set of
+The demonstration needs CT volumes that anybody may use and a reference that is exactly right. A phantom is a set of
 implicit surfaces in patient space (:mod:`offline_infer.demo.anatomy`) sampled on an image grid
 (:mod:`offline_infer.demo.canvas`). The grid may be flipped or tilted; the anatomy stays where it belongs, so the liver
 is on the patient's right whatever the direction cosines say.
@@ -63,13 +63,13 @@ def make_phantom(
 
     Args:
         seed: everything the other arguments leave open is drawn from it; 0 or more.
-        in_plane_mm: spacing along x and y; drawn from 1.5 to 2.0 (a clinical scan has 0.7 to 0.95, and takes its time).
+        in_plane_mm: spacing along x and y; drawn from 1.5 to 2.0 (a clinical scan has 0.7 to 0.95, and takes longer).
         slice_mm: spacing along z; one of 2, 2.5, 3, 4 and 5.
         coverage_mm: length of the scan along z; drawn from 176 to 206.
         tumours: how many; drawn from 0 to 5.
 
     Raises:
-        ValueError: a length that is no sensible number of millimetres, or a negative seed or number of tumours.
+        ValueError: a length that is not a sensible number of millimetres, or a negative seed or number of tumours.
     """
     for name, value in (("in_plane_mm", in_plane_mm), ("slice_mm", slice_mm), ("coverage_mm", coverage_mm)):
         if value is not None and not 0.3 <= value <= 1000:

@@ -1,4 +1,4 @@
-"""The demonstration: phantoms the shipped model has never seen, sent down the whole road."""
+"""The demonstration: phantoms the shipped model has never seen, taken through the whole route."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """Networks of one's own: a Python file with the class, any trainer's checkpoint with the weights.
 
-The file is the user's own code and is executed, as any training script is; the checkpoint is a stranger's and is read by
+The file is the user's own code and is executed, as any training script is; the checkpoint is untrusted and is read by
 the closed unpickler. The class may be marked with :func:`register_model`::
 
     from offline_infer.exporting.own_models import register_model

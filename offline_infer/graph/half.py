@@ -161,7 +161,7 @@ class _Builder:
         return HalfReport(clipped=self._clipped, vanished=self._vanished, **self._counts)
 
     def _typed(self, name: str, kind: int) -> str:
-        """Name under which a float tensor is to be had in ``kind``."""
+        """Name under which a float tensor is available in ``kind``."""
         if name in self._weights:
             return name if kind == self._float else self._half_weight(name)
         if self._made[name] == kind:

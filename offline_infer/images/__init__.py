@@ -7,7 +7,7 @@
 ``nifti``            NIfTI headers and voxels
 ``stored``           where MetaImage, NRRD and GIPL files keep their voxels: ``metaimage``, ``nrrd``, ``gipl``
 ``itk``              SimpleITKIO, SimpleITKIOWithReorient
-``dicom``            DICOM series; ``dicom_tags`` what ITK does not hand over of them
+``dicom``            DICOM series; ``dicom_tags`` what ITK does not report of them
 ``nibabel_volume``   NibabelIO, NibabelIOWithReorient
 ``pictures``         NaturalImage2DIO
 ``tiff``             Tiff3DIO

@@ -1,6 +1,6 @@
 """Which cases a path holds: nnU-Net's file naming, other volume formats, DICOM series.
 
-A case that cannot be used (a channel is missing, two files claim the same place) is reported by name beside the others
+A case that cannot be used (a channel is missing, two files claim the same channel) is reported by name beside the others
 and does not stop them.
 """
 
@@ -110,7 +110,7 @@ def _of_file(source: Path, channels: int, file_ending: str) -> CaseList:
         legal = ", ".join((*sibling_endings(file_ending), *DICOM_ENDINGS))
         raise UsageError(f"{source}: is not an image this model reads; expected one of {legal}, or a folder of them")
     if entry.channel is None or channels == 1:
-        # A file that was named by hand is the case, whatever number its name ends with.
+        # A file that was named explicitly is the case, whatever number its name ends with.
         case = entry.stem.removesuffix(_FIRST) or entry.stem
         return _collect({case: [_Entry(source, entry.stem, entry.ending, case, 0)]}, channels)
     siblings = [
@@ -126,7 +126,7 @@ def _of_file(source: Path, channels: int, file_ending: str) -> CaseList:
 
 def _in_folder(folder: Path, channels: int, file_ending: str) -> CaseList:
     visible = [path for path in folder.iterdir() if not path.name.startswith(".")]
-    # Not is_file(): a link that leads nowhere is a case that fails by name, not one that is silently left out.
+    # Not is_file(): a dangling link is a case that fails by name, not one that is silently left out.
     files = [entry for path in visible if not path.is_dir() and (entry := _entry(path, file_ending)) is not None]
     images = [entry for entry in files if not is_dicom(entry.path)]
     slices = len(dicom_candidates(folder)) if _takes_dicom(file_ending) else 0

@@ -1,4 +1,4 @@
-"""Getting data sets into the shape nnU-Net expects: Decathlon tasks, and the validation cases of a split.
+"""Getting data sets into the layout nnU-Net expects: Decathlon tasks, and the validation cases of a split.
 
 Both write nothing in place of what is there, can be interrupted, and go on where they stopped.
 """
@@ -83,7 +83,7 @@ def convert_msd_task(
         output_folder: where nnU-Net keeps its raw data (``nnUNet_raw_data``).
         overwrite: convert again what is there already.
         jobs: processes.
-        sink: hears a ``progress`` event after every file, and ``case-failed`` for a file that cannot be converted.
+        sink: receives a ``progress`` event after every file, and ``case-failed`` for a file that cannot be converted.
 
     Raises:
         UsageError: not a Decathlon task.
@@ -242,14 +242,14 @@ def _run(steps: Sequence[_Step], jobs: int) -> Iterator[str | None]:
             except BrokenProcessPool:
                 yield "not converted: a process was killed, for lack of memory perhaps; call again with fewer jobs"
     finally:
-        pool.shutdown(cancel_futures=True)  # after an interruption, finish what is in hand and no more
+        pool.shutdown(cancel_futures=True)  # after an interruption, finish the files that were begun and start no more
 
 
 def _convert(step: _Step) -> str | None:
     """Convert one file; the reason in words if it cannot be done."""
     try:
         if step.channels is None:
-            # A download that broke off is found here, not in a result.
+            # An interrupted download is noticed here, not in a result.
             check_complete(step.source)
             _copy(step.source, _targets(step)[0])
         else:
@@ -278,7 +278,7 @@ def _read_splits(path: Path) -> Any:
 
 
 def _pairs(cases: Sequence[str], source: Path, output: Path, *, numbered: bool) -> list[tuple[Path, Path]]:
-    """(source file, target file) for every file of the cases; complains about all missing cases at once."""
+    """(source file, target file) for every file of the cases; reports all missing cases at once."""
     if not source.is_dir():
         raise UsageError(f"{source}: is no folder; expected the {'images' if numbered else 'labels'} of the data set")
     if source.resolve() == output.resolve():

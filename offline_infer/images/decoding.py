@@ -41,7 +41,7 @@ MASK_THRESHOLD = 127.5
 """A mask's pixel is positive where the mean of its three colours is larger."""
 
 _FORMATS = ("JPEG", "PNG", "BMP", "TIFF", "WEBP", "GIF", "PPM")
-"""Decoders a stranger's file may reach; Pillow has others that start programs or execute PostScript."""
+"""Decoders an untrusted file may reach; Pillow has others that start programs or execute PostScript."""
 _DEEP_GREY = ("I;16", "I;16L", "I;16B", "I;16N", "I", "F")
 _ORIENTATION = 0x0112
 

@@ -1,6 +1,6 @@
 """A folder with one DICOM series, or one DICOM file, as a volume: sorted by position, gaps and tilts refused.
 
-SimpleITK's series reader takes the spacing from the first and the last slice and says nothing about a missing slice, a
+SimpleITK's series reader takes the spacing from the first and the last slice and does not report a missing slice, a
 tilted gantry or two phases in one series. Here every slice's position is checked before a voxel is read.
 """
 
@@ -24,9 +24,9 @@ from offline_infer.images.formats import dicom_candidates
 from offline_infer.images.frame import FloatArray, Source, make_geometry
 
 REFUSED_DEVIATION = 0.25
-"""A slice may lie this part of the slice distance off an even grid; a single missing slice gives at least 0.5."""
+"""A slice may lie off an even grid by this fraction of the slice distance; a single missing slice gives at least 0.5."""
 NOTED_DEVIATION = 0.02
-"""From here on an uneven grid is mentioned."""
+"""From this fraction on an uneven grid is noted."""
 REFUSED_DRIFT = 0.5
 """Pixels by which the last slice may have moved sideways; beyond it the gantry was tilted."""
 
@@ -64,7 +64,7 @@ class _Slice:
 
 
 def open_series(path: Path, reader: str) -> Source:
-    """Understand a DICOM folder or file.
+    """Read the headers of a DICOM folder or file.
 
     Args:
         path: a folder that holds exactly one image series, or one file (one slice, or an enhanced multi-frame image).
@@ -72,7 +72,7 @@ def open_series(path: Path, reader: str) -> Source:
 
     Raises:
         ImageError: no series, several series (with an example of each), unreadable files, colours.
-        GeometryError: slices that do not form an even, straight stack.
+        GeometryError: slices that do not form an evenly spaced, straight stack.
     """
     slices = _image_files(path)
     if len(slices) == 1:
@@ -239,7 +239,7 @@ def _even_distance(
         notes = (
             f"{path}: slice distances vary from {gaps.min():.3f} to {gaps.max():.3f} mm; {distance:.3f} mm was used",
         )
-    # ITK's series reader takes the length of the way from the first to the last slice, and so do we.
+    # ITK's series reader takes the distance from the first to the last slice, and so do we.
     return float(np.linalg.norm(places[-1] - places[0])) / (len(along) - 1), notes
 
 

@@ -1,6 +1,6 @@
-"""DICOM tags that ITK does not hand over: nested ones, and the kind of object a file holds. Read with pydicom.
+"""DICOM tags that ITK does not report: nested ones, and the kind of object a file holds. Read with pydicom.
 
-Nothing but geometry and the kind is looked at, and no value of any tag gets into a message.
+Nothing but geometry and the kind is read, and no value of any tag gets into a message.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _NO_IMAGE = (
     "1.2.840.10008.5.1.4.1.1.104.",  # encapsulated documents
     "1.2.840.10008.5.1.4.1.1.481.",  # radiotherapy
 )
-"""Beginnings of SOP classes that are no images; such files may lie beside a series."""
+"""Prefixes of SOP classes that are not images; such files may lie beside a series."""
 
 _SHARED, _PER_FRAME = "SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence"
 
@@ -76,7 +76,7 @@ def is_no_image(path: Path) -> bool:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             kind = str(read_file_meta_info(path).get("MediaStorageSOPClassUID", ""))
-    except Exception:  # the reader says better what is wrong with it
+    except Exception:  # the reader gives a better message
         return False
     return kind.startswith(_NO_IMAGE)
 

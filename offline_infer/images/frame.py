@@ -66,7 +66,7 @@ def make_geometry(
         axes: how the array relates to the file; by default its axes are the file's.
 
     Raises:
-        GeometryError: no voxels or absurdly many, zero, negative or non-finite spacing, or a singular direction.
+        GeometryError: no voxels or implausibly many, zero, negative or non-finite spacing, or a singular direction.
     """
     matrix = np.asarray(direction, dtype=np.float64).reshape(len(size), len(size))
     steps = [float(value) for value in spacing]
@@ -144,7 +144,7 @@ def require_orthonormal(path: Path, geometry: ImageGeometry) -> None:
     """ITK's frames have perpendicular axes of unit length.
 
     Raises:
-        GeometryError: this one has not.
+        GeometryError: those of this one are not.
     """
     amount = shear(geometry)
     if amount > ORTHONORMAL_TOLERANCE:

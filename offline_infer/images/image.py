@@ -1,4 +1,4 @@
-"""The image a reader hands over, or that somebody brings from another library."""
+"""The image a reader returns, or that comes from another library."""
 
 from __future__ import annotations
 

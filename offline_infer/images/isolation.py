@@ -1,16 +1,16 @@
-"""Reading strangers' images in a process of their own, so that a crash in a native library costs one case.
+"""Reading untrusted images in a process of their own, so that a crash in a native library costs one case.
 
-ITK, GDCM and the TIFF libraries are large C++ parsers. What makes one of them crash, hang or swell must not take the run with
-it. So a child process with limits reads the file and writes the voxels straight into memory it shares with this one; it is
+ITK, GDCM and the TIFF libraries are large C++ parsers. A crash, a hang or runaway memory use in one of them must not end the
+run. So a child process with limits reads the file and writes the voxels straight into memory it shares with this one; it is
 used again for the next file, and replaced when it dies. Between the two go JSON records that are checked like a file's, never
-pickles: a child that a file has taken over can only answer with other voxels.
+pickles: a child that a file has compromised can only return wrong voxels.
 
 ::
 
     with isolated_readers():
         image = read_image(paths, "SimpleITKIO")  # as everywhere else; any thread may call it
 
-Without a child (no Linux, no process to be had), reading goes on in this process.
+Without a child (not on Linux, or no process can be started), reading goes on in this process.
 """
 
 from __future__ import annotations
@@ -161,7 +161,7 @@ class _Child:
                 [sys.executable, "-m", "offline_infer.images.reader_process", str(theirs.fileno())],
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,  # the libraries' own remarks go nowhere
+                stdout=subprocess.DEVNULL,  # the libraries' own messages are discarded
                 stderr=subprocess.DEVNULL,
             )
         except BaseException:
@@ -175,7 +175,7 @@ class _Child:
 
         Raises:
             _RefusedError: the file is refused.
-            OSError, EOFError, ValueError, KeyError, TypeError: the child is gone, late, or answers nonsense.
+            OSError, EOFError, ValueError, KeyError, TypeError: the child has ended, timed out, or sent an invalid answer.
         """
         send(self._socket, request)
         answer = self._receive()
@@ -235,7 +235,7 @@ def receive(channel: socket.socket) -> Answer:
 
     Raises:
         EOFError: the other side is gone.
-        ValueError: no JSON object, or an absurdly long one.
+        ValueError: no JSON object, or an implausibly long one.
     """
     (length,) = struct.unpack("<I", _exactly(channel, 4))
     if length > _MESSAGE_LIMIT:

@@ -32,7 +32,7 @@ IMAGE_IO = {
     ".dcm": "GDCMImageIO",
     ".ima": "GDCMImageIO",
 }
-"""The only ITK readers that are ever asked: a file is never tried as some other format ITK happens to know."""
+"""The only ITK readers that are ever used: a file is never tried as some other format ITK happens to know."""
 
 
 STORED: dict[str, Callable[[Path], StoredVoxels]] = {
@@ -72,7 +72,7 @@ quiet = _Quiet()
 
 
 def open_volume(path: Path, reader: str) -> Source:
-    """Understand a volume file's header; voxels are read by the source's ``fill``.
+    """Read a volume file's header; voxels are read by the source's ``fill``.
 
     Args:
         reader: ``SimpleITKIO`` or ``SimpleITKIOWithReorient`` (turned to RAS axes).
@@ -289,7 +289,7 @@ def translate(path: Path, error: RuntimeError) -> CaseError:
 
 
 def _last_line(error: RuntimeError) -> str:
-    """The telling part of an ITK message, which is a stack of lines with addresses in them."""
+    """The informative part of an ITK message, which is a stack of lines with addresses in them."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     lines = [line for line in lines if not line.startswith(("Exception thrown", "Reason:"))] or lines
     line = lines[-1] if lines else "no reason given"

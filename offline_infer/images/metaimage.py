@@ -1,7 +1,7 @@
 """MetaImage (``.mha``, ``.mhd``): the header, and where the voxels are.
 
-MetaIO, which ITK reads these files with, prints to stderr and hands out whatever was in memory where compressed data is
-damaged. So ITK is asked for the frame only.
+MetaIO, which ITK reads these files with, prints to stderr and returns uninitialised memory where compressed data is
+damaged. So ITK is used for the frame only.
 """
 
 from __future__ import annotations

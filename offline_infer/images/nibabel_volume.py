@@ -27,7 +27,7 @@ _TO_LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
 
 
 def open_volume(path: Path, reader: str) -> Source:
-    """Understand a NIfTI file's header as nibabel does; voxels are read by the source's ``fill``.
+    """Read a NIfTI file's header as nibabel does; voxels are read by the source's ``fill``.
 
     A sheared affine, which ITK refuses, is accepted with a note: that is what these readers are chosen for.
 

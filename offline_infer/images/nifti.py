@@ -137,7 +137,7 @@ def nibabel_scaling(path: Path, header: NiftiHeader) -> Scaling:
 
 
 def may_hold_nan(header: NiftiHeader, scaling: Scaling) -> bool:
-    """Whether voxels can be NaN or infinite, so that they must be looked through."""
+    """Whether voxels can be NaN or infinite, so that they must be checked."""
     return header.dtype.kind == "f" or scaling != UNSCALED
 
 
@@ -184,7 +184,7 @@ def _first_bytes(path: Path, gzip: bool, count: int) -> bytes:
     if not gzip:
         with path.open("rb") as stream:
             return stream.read(count)
-    # Headers are shorter than the first piece but for freak compressors; a few pieces are enough.
+    # The first piece holds the header unless the compressor cut unusually small blocks; a few pieces are enough.
     return b"".join(islice(pieces(path, compressed=True), 4))[:count]
 
 
@@ -228,7 +228,7 @@ def _check_pixdim(path: Path, dims: tuple[int, ...], pixdim: tuple[float, ...]) 
 
 
 def _check_frame(path: Path, start: bytes, order: str, *, two: bool) -> None:
-    """The forms whose codes say that they count must hold finite numbers: both libraries put an identity in their place."""
+    """The sform or qform that a code declares valid must hold finite numbers: both libraries would replace it by an identity."""
     number, codes, first = ("d", "2i", 344) if two else ("f", "2h", 252)
     qform, sform = struct.unpack_from(order + codes, start, first)
     values = struct.unpack_from(order + "18" + number, start, first + struct.calcsize(codes))

@@ -18,7 +18,7 @@ from offline_infer.images.frame import IDENTITY_DIRECTION, FloatArray, Source, c
 from offline_infer.images.streams import one_line
 
 _FORMATS = ("PNG", "JPEG", "BMP")
-"""The only decoders that are ever asked, whichever of these a file turns out to be."""
+"""The only decoders that are ever used; a file's content decides which of them."""
 _COLOURS = (3, 4)
 
 
@@ -27,7 +27,7 @@ def open_picture(path: Path) -> Source:
 
     Raises:
         ImageError: not readable, or neither grey nor colours.
-        GeometryError: absurdly large.
+        GeometryError: implausibly large.
     """
     pixels = tiff.read_pixels(path) if ending_of(path) in TIFF_ENDINGS else _read(path)
     if pixels.ndim == 3 and pixels.shape[-1] not in _COLOURS and pixels.shape[0] in _COLOURS:
@@ -80,7 +80,7 @@ def _read(path: Path) -> npt.NDArray[Any]:
     image_module = _pillow()
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Pillow remarks on damaged metadata and on large pictures
+            warnings.simplefilter("ignore")  # Pillow warns of damaged metadata and of large pictures
             with image_module.open(path, formats=_FORMATS) as image:
                 check_voxels(image.size, str(path), "is it a picture?")
                 check_plausible(image.size, path.stat().st_size, str(path))

@@ -49,7 +49,7 @@ def main() -> None:
                     f"{request['paths'][0]}: cannot be read ({type(error).__name__}); it is damaged - export it again"
                 )
                 final = {"error": "ImageError", "text": text}
-            spent = _in_use() > start + _LEAKED  # some parsers lose what they took for a damaged file
+            spent = _in_use() > start + _LEAKED  # some parsers leak the memory they took for a damaged file
             send(channel, {**final, "spent": spent})
             if spent:
                 return

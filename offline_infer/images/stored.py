@@ -1,7 +1,7 @@
 """Where a file keeps its voxels, and how they are decoded: one way for MetaImage, NRRD and GIPL.
 
-ITK reads a truncated ``.gipl``, a compressed ``.nrrd`` with a wrong checksum and a damaged ``.mha`` without an error, and hands
-out zeros or whatever was in memory. So it is asked for the frame only, which no file but the header is opened for.
+ITK reads a truncated ``.gipl``, a compressed ``.nrrd`` with a wrong checksum and a damaged ``.mha`` without an error, and returns
+zeros or uninitialised memory. So it is used for the frame only, for which no file but the header is opened.
 """
 
 from __future__ import annotations

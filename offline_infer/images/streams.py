@@ -144,7 +144,7 @@ def _convert(values: npt.NDArray[np.generic], scaling: Scaling, out: FloatArray)
 
 
 def one_line(error: BaseException) -> str:
-    """The first line of a foreign exception, without what a terminal would obey."""
+    """The first line of a foreign exception, without control characters."""
     lines = str(error).strip().splitlines()
     return printable(lines[0][:200]) if lines else type(error).__name__
 

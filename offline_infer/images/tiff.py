@@ -65,7 +65,7 @@ def read_pixels(path: Path) -> npt.NDArray[Any]:
 
     Raises:
         ImageError: not readable.
-        GeometryError: absurdly large.
+        GeometryError: implausibly large.
     """
     return _read(path)[0]
 
@@ -112,7 +112,7 @@ def is_stack(path: Path) -> bool:
         with _open(path) as tiff:
             series = tiff.series[0]
             return len(series.shape) == 3 and "S" not in series.axes
-    except Exception:  # whatever is wrong with it, the reader says it better
+    except Exception:  # whatever is wrong with it, the reader gives a better message
         return False
 
 
@@ -160,6 +160,6 @@ def _tifffile() -> Any:
     except ImportError as error:
         raise ImageError("TIFF stacks need the package tifffile: pip install 'offline-infer[tiff]'") from error
     logger = logging.getLogger("tifffile")
-    if not logger.handlers:  # else Python prints its remarks on stderr; a program that wants them still gets them
+    if not logger.handlers:  # else Python prints its warnings on stderr; a program that wants them still gets them
         logger.addHandler(logging.NullHandler())
     return tifffile

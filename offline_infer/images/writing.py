@@ -35,7 +35,7 @@ def write_labels(path: Path, labels: npt.NDArray[np.integer[Any]], geometry: Ima
     Raises:
         UsageError: an ending that no label map is written with.
         GeometryError: ``labels`` does not have the image's shape.
-        ImageError: labels that do not fit 16 bits, a path that is not UTF-8, or the disk refused.
+        ImageError: labels that do not fit 16 bits, a path that is not UTF-8, or the disk could not be written.
     """
     path = Path(path)
     require_unicode(path)

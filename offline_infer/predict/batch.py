@@ -36,7 +36,7 @@ def predict_folder(
         What became of each case; failed ones are in it, not raised (see ``raise_failures``).
 
     Raises:
-        UsageError: nothing to do, or results are there that were made otherwise.
+        UsageError: nothing to do, or existing results were made otherwise.
 
     Example::
 

@@ -36,7 +36,7 @@ STAGE = "predict"
 _HEADERS_READ = 100
 """Cases whose headers are read before the first one is worked on, for the estimate."""
 _WORTH_A_CANARY = 3
-"""A canary costs an input of the network a fold: little in a run of several cases."""
+"""A canary costs one network input per fold: little in a run of several cases."""
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ def predict_folder(model: Model, job: FolderJob, settings: RunSettings, sink: Si
 
     Raises:
         EngineUnavailable: the engine cannot be opened; nothing was done.
-        UsageError: results are there that were made otherwise, or would replace an input; nothing was done.
+        UsageError: existing results were made otherwise, or would replace an input; nothing was done.
     """
     started = time.perf_counter()
     check_options(settings, model.task.options, model.task.name)

@@ -1,4 +1,4 @@
-"""How cases are run within the memory there is."""
+"""How cases are run within the available memory."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from offline_infer.tasks.memory import MemoryEstimate
 
 @dataclass(frozen=True)
 class Method:
-    """How a case is run within the memory there is.
+    """How a case is run within the available memory.
 
     Attributes:
         read_ahead: the next case is prepared and the previous one finished while this one is inferred.
@@ -112,7 +112,7 @@ class SpillFile:
         file = tempfile.TemporaryFile(dir=self._folder)  # noqa: SIM115 - closed with the others
         self._files.append(file)
         try:
-            # All of it now: a page that finds no disk when it is written would end the process.
+            # Reserve all of it now: a page that finds no disk when it is written would end the process.
             os.posix_fallocate(file.fileno(), 0, math.prod(shape) * dtype.itemsize)
         except OSError:
             return np.zeros(shape, dtype)

@@ -202,7 +202,7 @@ class Model:
         threads = self.options.threads
         prepared = prepare_loaded(self.task, loaded, self.spec, previous, stage, threads, consume=ours)
         frame = loaded.geometry
-        del loaded, previous  # where nobody else holds them, the voxels are let go
+        del loaded, previous  # where nobody else holds them, the voxels are freed
         sessions = self.sessions
         self.tell_precision(lambda note: warnings.warn(note, UnverifiedPrecision, stacklevel=4))
         method = self._method(frame, prepared, settings, memory)

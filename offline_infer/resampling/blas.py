@@ -1,9 +1,9 @@
 """One BLAS thread per caller while we share the work out ourselves.
 
-Many threads that each call a many-threaded BLAS fight for its pool: on a busy machine a product of a few milliseconds
-was seen to take seconds. The setting is the process's, so nested and concurrent uses are counted and the last one out
-restores it. One thread makes and restores it: OpenBLAS was seen to ignore a setting that another thread than the last one
-makes.
+Many threads that each call a many-threaded BLAS compete for its pool: on a busy machine a product of a few milliseconds
+has been observed to take seconds. The setting is the process's, so nested and concurrent uses are counted and the last one out
+restores it. One thread makes and restores it: OpenBLAS has been observed to ignore a setting made by any thread but the last
+one.
 """
 
 from __future__ import annotations

@@ -227,7 +227,7 @@ def _round_half(values: Doubles, slack: float, out: npt.NDArray[np.float16]) -> 
     There the sum has to be repeated in SciPy's own order, or one value in some thousands comes out one step off.
 
     Args:
-        values: spent afterwards.
+        values: overwritten.
         slack: how much the order of summation can change a value.
     """
     values -= slack

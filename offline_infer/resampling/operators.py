@@ -71,7 +71,7 @@ class Axis:
 class Taps:
     """Output voxel i is ``low_weight[i] * in[low[i]] + high_weight[i] * in[high[i]]``; the indices never decrease.
 
-    ``single`` says that ``high`` plays no part (nearest neighbour, or an axis that does not change).
+    ``single`` says that ``high`` is unused (nearest neighbour, or an axis that does not change).
     """
 
     low: Indices
@@ -88,7 +88,7 @@ class Taps:
 
 @dataclass(frozen=True)
 class Block:
-    """Rows ``out`` of a banded matrix: nothing outside columns ``taken`` matters to them."""
+    """Rows ``out`` of a banded matrix: they depend on columns ``taken`` only."""
 
     out: slice
     taken: slice

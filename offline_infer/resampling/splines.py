@@ -53,7 +53,7 @@ def spline_matrix(n_in: int, n_out: int, order: int) -> Doubles:
 
 
 def basis_weights(offset: Doubles, order: int) -> list[Doubles]:
-    """Weights of the ``order + 1`` nearest coefficients, ascending; the last one is what is missing from one.
+    """Weights of the ``order + 1`` nearest coefficients, ascending; the last one is the complement to one.
 
     Args:
         offset: distance to the voxel before (odd orders, 0..1) or to the nearest voxel (even orders, -0.5..0.5).

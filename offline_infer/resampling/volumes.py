@@ -1,4 +1,4 @@
-"""Whole volumes through separable operators: nnU-Net's image resampling without its cost.
+"""Whole volumes through separable operators: nnU-Net's image resampling at a fraction of its cost.
 
 nnU-Net calls ``skimage.transform.resize`` on every channel (or, across a low-resolution axis, on every slice) and
 limits the result to the input's range. Here the same operator is applied as one banded matrix product per axis, in

@@ -1,7 +1,7 @@
-"""Outputs that a tool wrote by hand, from the lists of ``info`` or the bins of a work folder, taken into that folder.
+"""Outputs of a tool that was run by hand, from the lists of ``info`` or the bins of a work folder, taken into that folder.
 
 The published guides run the tool in a terminal per device; what it writes lies wherever it was started, under names that
-say which input but not which output. They are found by name, the output is told by running one input through the graph,
+say which input but not which output. They are found by name, the output is identified by running one input through the graph,
 and what was taken over is listed as if the tool had been run by ``infer``.
 """
 
@@ -35,9 +35,9 @@ class AdoptReport:
 
     Attributes:
         outputs: taken over, of ``needed``; those that were there before are not counted.
-        numbering: how the needed output is called, e.g. ``<input>_1.bin``, and how that is known.
+        numbering: what the needed output is called, e.g. ``<input>_1.bin``, and how that is known.
         other: files of the same inputs that inference does not need; they were left where they are.
-        wrong_size: files that are cut or of another model.
+        wrong_size: files that are truncated or of another model.
     """
 
     outputs: int
@@ -188,7 +188,7 @@ def _numbering(
     kind = decide_by_graph(bundle.graph_path(fold), output, batch, found[item.index])
     if kind is None:
         raise UsageError(
-            "telling the outputs apart takes an engine on this machine: pip install openvino, or onnxruntime"
+            "telling the outputs apart needs an engine on this machine: pip install openvino, or onnxruntime"
         )
     return kind, f"{item.stem} through {bundle.graph(fold).file}"
 

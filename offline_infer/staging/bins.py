@@ -1,4 +1,4 @@
-"""Raw arrays on disk: little-endian, C order, no header. What they are stands in the worklist and the manifest."""
+"""Raw arrays on disk: little-endian, C order, no header. The worklist and the manifest describe them."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def write_bin(path: Path, array: npt.NDArray[Any], dtype: str) -> tuple[int, int
     Raises:
         CaseError: a value does not fit float16.
     """
-    with np.errstate(over="ignore"):  # looked at in the next line
+    with np.errstate(over="ignore"):  # checked in the next line
         flat = np.ascontiguousarray(array, dtype=np.dtype(dtype).newbyteorder("<"))
     if dtype == "float16" and not np.isfinite(flat).all():
         largest = float(np.abs(array).max())

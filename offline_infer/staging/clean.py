@@ -6,7 +6,7 @@ kinds:
 * files that the outputs manifest lists with ``keep`` false;
 * files that a running tool has written but nobody has listed yet - if the manifest says which tool writes into that
   folder, if the name is that of an unneeded output of a listed item, if the size is that of a complete output, and if
-  the file has rested for a while.
+  the file has not changed for a while.
 
 Without ``apply`` nothing is deleted.
 """
@@ -67,7 +67,7 @@ def clean_outputs(work: Path | str, apply: bool = False, *, settle_seconds: floa
 
     Args:
         apply: really delete; otherwise only say what would be deleted.
-        settle_seconds: how long a file that is not listed yet must have rested.
+        settle_seconds: how long a file that is not listed yet must have been unchanged.
 
     Raises:
         UsageError: not a work folder of ours.
@@ -122,7 +122,7 @@ def _clean_one(work: Path, apply: bool, settle_seconds: float) -> CleanReport:
             size = _redundant_size(relative, names)
             if size is None:
                 continue
-            # A clock that is ahead (a network drive) makes a file look unborn: wait for it as well.
+            # A clock that is ahead (a network drive) dates a file in the future: wait for it as well.
             complete = status.st_size in size and now - status.st_mtime >= settle_seconds
         if not complete:
             waiting += 1

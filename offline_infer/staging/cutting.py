@@ -1,6 +1,6 @@
 """From a prepared case to bins and records, and from outputs back to the collector: the two ends of a staged run.
 
-Both go group by group, in the order of the streaming run, so that its sums are these sums.
+Both go group by group, in the order of the streaming run, so that both compute the same sums.
 """
 
 from __future__ import annotations

@@ -129,7 +129,7 @@ class _Answering:
 
 
 def check_answer(array: Array, meaning: OutputSpec, stem: str) -> None:
-    """Refuse an answer that cannot be one.
+    """Refuse an answer that cannot be valid.
 
     Raises:
         EngineFailed: another shape than the graph's output, or NaN or infinite numbers.

@@ -1,4 +1,4 @@
-"""Postprocess: the outputs of every case become its result. Goes on where it was stopped; one bad case fails alone."""
+"""Postprocess: the outputs of every case become its result. Resumes where it was stopped; one bad case fails alone."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def postprocess_stage(
         settings: accumulation, probabilities and the like; what decided the items is the worklist's own.
 
     Raises:
-        UsageError: the folder was made for another model, or results are there that were made otherwise.
+        UsageError: the folder was made for another model, or existing results were made otherwise.
     """
     task = get_task(spec.task)
     worklist = Worklist.load(job.work)

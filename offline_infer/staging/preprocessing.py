@@ -1,4 +1,4 @@
-"""Preprocess: cases are cut into bins and listed in a work folder. Goes on where it was stopped; one bad case fails alone."""
+"""Preprocess: cases are cut into bins and listed in a work folder. Resumes where it was stopped; one bad case fails alone."""
 
 from __future__ import annotations
 

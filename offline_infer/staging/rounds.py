@@ -93,8 +93,8 @@ def run_in_rounds(
 
     Raises:
         DiskBudgetError: one group does not fit the budget, or the disk is fuller than the budget allows.
-        UsageError: the work folder holds something else, another process is at work in it, or results are there that
-            were made otherwise.
+        UsageError: the work folder holds something else, another process is at work in it, or existing results were
+            made otherwise.
     """
     started = time.perf_counter()
     task = get_task(spec.task)

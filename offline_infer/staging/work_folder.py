@@ -86,7 +86,7 @@ def inside(work: Path | str, relative: str) -> Path:
 
 
 def safe_name(case_id: str) -> str:
-    """A case id made fit for tools that split names on ``.``, ``-`` or blanks; a hash keeps changed ids apart."""
+    """A case id made safe for tools that split names on ``.``, ``-`` or blanks; a hash keeps changed ids apart."""
     plain = re.sub(r"[^A-Za-z0-9_]", "_", case_id)[:_LONGEST_SAFE_NAME]
     if plain == case_id and plain:
         return plain

@@ -13,8 +13,8 @@ A work folder holds
 ``outputs.jsonl``  which file holds which output (:mod:`offline_infer.staging.outputs`)
 =================  ==========================================================================================
 
-A bin says nothing about itself: place, shape, dtype and checksum stand here. Item indices are unique in the folder
-and never used twice; they need not be without gaps.
+A bin does not describe itself: its place, shape, dtype and checksum are recorded here. Item indices are unique in the folder
+and never used twice; they may have gaps.
 """
 
 from __future__ import annotations

@@ -35,7 +35,7 @@ class ResultFolder:
         """Files of a complete case, the main one first.
 
         Raises:
-            UsageError: the case's name, which may come from a stranger's file, leads out of the folder.
+            UsageError: the case's name, which may come from an untrusted file, leads out of the folder.
         """
         names = self._task.result_files(self._folder, case_id, self._spec, self._settings)
         return [inside(self._folder, path) for path in names]
@@ -74,7 +74,7 @@ class ResultFolder:
             provenance_of: (case, known=record) -> how this run makes a case.
 
         Raises:
-            UsageError: results are there that were made otherwise; before anything else happens.
+            UsageError: existing results were made otherwise; before anything else happens.
         """
         found: list[tuple[CaseFiles, CaseOutcome | None]] = []
         others: dict[str, str] = {}

@@ -165,7 +165,7 @@ class Container:
 
 
 class KeyBudget:
-    """Counts the keys whose hashes a stranger can choose; thousands of equal ones make a dict quadratic."""
+    """Counts the keys whose hashes an attacker can choose; thousands of equal ones make a dict quadratic."""
 
     def __init__(self) -> None:
         self._left = MAX_UNUSUAL_KEYS

@@ -1,4 +1,4 @@
-"""Answers that stay on the device: ONNX Runtime with bound buffers turns, sums, weighs and stitches there.
+"""Answers that stay on the device: ONNX Runtime with bound buffers flips, sums, weights and stitches there.
 
 The network's own session is left as it is and gets its input from, and gives its answer to, buffers on the device. Around
 it stand four small graphs (:mod:`offline_infer.graph.stitching`) in sessions of the CUDA provider - also with TensorRT, which
@@ -60,7 +60,7 @@ class Origin:
     exact_norms: bool
 
     def open_batched(self, images: int) -> Any:
-        """The network's session with so many images a call.
+        """The network's session with that many images a call.
 
         Raises:
             ExportError: an operator of the graph forbids it, or it is too large to be changed in memory.
@@ -103,8 +103,8 @@ class Device:
     """What a stitcher needs of its session.
 
     Attributes:
-        network: the network with so many images a call; 1 is the session that is open anyway.
-        forget: lets go of all that was opened for stitching; takes the reason.
+        network: the network with that many images a call; 1 is the session that is open anyway.
+        forget: frees everything that was opened for stitching; takes the reason.
     """
 
     origin: Origin
@@ -352,7 +352,7 @@ def _int64(values: Sequence[int]) -> npt.NDArray[np.int64]:
 
 
 def _failure(error: Exception) -> EngineFailed:
-    """Of what kind a library's exception is."""
+    """Which kind of error a library's exception stands for."""
     text = str(error).lower()
     if isinstance(error, MemoryError) or any(word in text for word in _SHORT_OF_MEMORY):
         return DeviceMemoryFull(f"onnxruntime: no memory left on the device: {telling_line(error)}")

@@ -1,6 +1,6 @@
-"""ONNX Runtime: the portable engine, and the road to CUDA, TensorRT and Ascend's CANN provider.
+"""ONNX Runtime: the portable engine, and the way to CUDA, TensorRT and Ascend's CANN provider.
 
-Habits of the library that are countered here: it uploads usage data unless told not to before it loads; it silently
+Habits of the library that are worked around here: it uploads usage data unless told not to before it loads; it silently
 falls back to the CPU when the accelerator it was asked for is missing; on CUDA it shortens float32 to TF32 by itself; and
 its CANN provider leaves files in the working folder.
 
@@ -308,7 +308,7 @@ class OnnxRuntimeSession:
         return made
 
     def _with_images(self, images: int) -> Network:
-        """The network with so many images a call."""
+        """The network with that many images a call."""
         assert self._network is not None
         if images == 1:
             return self._network
@@ -323,7 +323,7 @@ class OnnxRuntimeSession:
         return self._batched[images]
 
     def _forget(self, reason: str) -> None:
-        """Let go of all that was opened for stitching; the host does it from now on."""
+        """Free everything that was opened for stitching; the host stitches from now on."""
         self._kept_stitchers.get().clear()
         self._batched = {}
         self._stitching = Stitching("host", reason)

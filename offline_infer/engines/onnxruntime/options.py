@@ -55,7 +55,7 @@ def chain(kind: str, index: int, options: EngineOptions) -> list[Any]:
         tensorrt = {"device_id": str(index)}
         if options.precision == "fp16":
             tensorrt["trt_fp16_enable"] = "1"
-        # TensorRT believes what it finds in its cache, so only a folder of the user's own, or one named as shared, is given.
+        # TensorRT trusts what it finds in its cache, so only a folder of the user's own, or one named as shared, is given.
         if open_cache(options.cache, shared=options.shared_cache)[0] is not None:
             tensorrt |= {
                 "trt_engine_cache_enable": "1",

@@ -176,7 +176,7 @@ def _write_out(node: Any, keep: _Keeper) -> None:
     offset = keep(ops.subtract(line_mean, mean))
     within = keep(ops.subtract(line_square, multiply(line_mean, line_mean)))
     variance = mean_of_lines(keep(ops.add(within, multiply(offset, offset))))
-    variance = keep(ops.maximum(variance, constant(0.0)))  # rounding may leave less than nothing of equal voxels
+    variance = keep(ops.maximum(variance, constant(0.0)))  # rounding may make the variance of equal voxels negative
     deviation = keep(ops.sqrt(keep(ops.add(variance, constant(node.get_attributes()["eps"])))))
     a = keep(ops.divide(constant(1.0), deviation))
     b = multiply(multiply(mean, a), constant(-1.0))

@@ -1,6 +1,6 @@
 """OpenVINO on the CPU: the default engine of a machine without an accelerator.
 
-Three habits of the library are countered here. Importing it sends a usage event and writes files into the home folder;
+Three habits of the library are worked around here. Importing it sends a usage event and writes files into the home folder;
 its telemetry package is hidden from it. A precision the processor lacks is silently replaced by another one; what was
 compiled is compared with what was asked for. And its instance normalisation is inexact on large tiles, so it is written
 out: see :mod:`offline_infer.engines.openvino.norms` for float32 and :mod:`offline_infer.engines.openvino.bf16_norms` for
@@ -329,7 +329,7 @@ def _compile(
     """The compiled graph, its norms, and what the cache did.
 
     OpenVINO's own CACHE_DIR is not used: a file there is written in place, so another process may read half of it, and is
-    believed whoever wrote it.
+    trusted whoever wrote it.
     """
     cache, unusable = open_cache(options.cache, shared=options.shared_cache)
     if cache is None:
@@ -398,7 +398,7 @@ def _read(ov: Any, graph: Path) -> Any:
         BundleError: it cannot be read, or has another input than one image.
     """
     try:
-        # The ONNX reader by name: otherwise a damaged file is offered to every other reader, each with its complaint.
+        # The ONNX reader by name: otherwise a damaged file is offered to every other reader, each with its own error.
         reader = ov.frontend.FrontEndManager().load_by_framework("onnx")
         model = reader.convert(reader.load(str(graph)))
     except Exception as error:  # the reader's exceptions share no base class

@@ -32,7 +32,8 @@ from offline_infer.threads import Team, ThreadBuffers, one_after_the_other
 FloatArray = npt.NDArray[np.float32]
 
 _PART = 256 * 1024
-"""Voxels handled at once: a megabyte of float32. Less stays nearer, but then the threads meet too often at Python's lock."""
+"""Voxels handled at once: a megabyte of float32. Smaller parts would fit a faster cache, but the threads would then contend
+for Python's lock."""
 _WORTH_SHARING = 256 * 1024
 """Answers of fewer numbers are not shared among threads."""
 
@@ -154,7 +155,7 @@ class TileCollector:
     def finish(self) -> Segmentation:
         """The case's label map in the image's own grid, its components cleaned up where the settings say so."""
         self._tile_sum = None
-        while self._accumulators:  # each is let go once it is empty; the label map takes their place
+        while self._accumulators:  # each is freed once it is empty; the label map takes their place
             self._accumulators.pop(0).finish()
         result = self._finisher.finish()
         return clean_components(result, self._spec) if self._clean else result
@@ -210,7 +211,7 @@ class FoldMean:
 
         def emit(slab: npt.NDArray[np.floating]) -> None:
             parts = [queue.pop(0) for queue in self._waiting]
-            # The slab is cleared after this call, so that it may be spent here.
+            # The slab is cleared after this call, so it may be overwritten here.
             self._finisher.push(mean_of_folds([*parts, slab]) if parts else slab)
 
         return emit

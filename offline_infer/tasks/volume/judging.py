@@ -113,7 +113,7 @@ def _dice(pairs: npt.NDArray[np.int64], place: int) -> float | None:
 
 
 def _largest_margin(values: FloatArray, threshold: np.float32 | None) -> float:
-    """How far the decision was from another one, at most, over voxels (k, n): between the two largest channels, or for
+    """How far the decision was from another one at most, over voxels (k, n): between the two largest channels, or for
     regions from the threshold."""
     if not values.shape[1]:
         return 0.0

@@ -1,6 +1,6 @@
 """How much memory a volume will take. Every large array of the streaming road is listed here with its size.
 
-What the engine takes for itself - weights, activations, its output - is estimated apart from that.
+What the engine takes for itself - weights, activations, its output - is estimated separately.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _SURFACE_BYTES = 48
 _KEPT_BY_MALLOC = 16 * 2**20
 """Per thread: small temporaries that the allocator keeps for the next ones."""
 _ENGINE_CHANNELS = 128
-"""Full-size feature maps an engine holds at once in a U-Net of 32 features: 64 at a skip connection and as many in work."""
+"""Full-size feature maps an engine holds at once in a U-Net of 32 features: 64 at a skip connection and as many being computed."""
 
 
 def estimate_case(

@@ -2,7 +2,7 @@
 
 The padded array is cut at every plane where a tile begins or ends, along all three axes, so that a tile covers whole boxes.
 Each box of sums is an array on the device; adding a tile replaces the boxes it covers, no more. A box that no later tile
-reaches travels to the host, once, and goes the way it goes there: divided by the counts, resampled, decided - in a thread of
+reaches is copied to the host, once, and finished as on the host: divided by the counts, resampled, decided - in a thread of
 its own, beside the device's work on the next tiles.
 
 Every voxel sees the same operations in the same order as on the host, so with one mirror a call the sums are the same to the
@@ -69,7 +69,7 @@ def stitch_on_device(
         allocate: gives the zeroed memory of the active slab on the host; default ``numpy.zeros``.
 
     Returns:
-        What finishes the case; None where the host is to do it: the engine cannot or shall not,
+        What finishes the case; None where the host is to do it: the engine cannot or must not,
         the device's memory does not suffice, or its first tile failed. Why is in each session's
         ``info.details["stitching"]``.
 
@@ -93,7 +93,7 @@ def stitch_on_device(
         case = _Case(prepared, grid, spec.labels.channels, recipe, stitchers)
         case.first_tile()
     except EngineFailed as error:
-        # The host's road needs less of the device; if it fails as well, it says so.
+        # The host needs less of the device; if it fails as well, it says so.
         _give_up(stitchers, case, error)
         return None
     finisher = MapFinisher(spec, prepared.geometry, settings.save_probabilities, half, team.threads)
@@ -133,7 +133,7 @@ class _Case:
         self._channels = channels
         self._array, self._grid, self._recipe, self._stitchers = prepared.array, grid, recipe, stitchers
         half = recipe.sum_dtype == "float16"
-        # Lanes are summed apart: one per fold in half precision.
+        # Lanes are summed separately: one per fold in half precision.
         self._lanes = [[stitcher] for stitcher in stitchers] if half else [list(stitchers)]
         self._boxes: list[dict[Box, DeviceArray]] = [{} for _ in self._lanes]
         self._cuts = tuple(
@@ -144,7 +144,7 @@ class _Case:
         self._kept: tuple[tuple[int, ...], list[DeviceArray]] | None = None
 
     def first_tile(self) -> None:
-        """The first tile on the device; whatever is to be allocated there is allocated now, but for more boxes."""
+        """The first tile on the device; all memory there but that of further boxes is allocated now."""
         self._add(next(iter(self._grid)))
 
     def run(
@@ -154,7 +154,7 @@ class _Case:
         allocate: Allocate | None,
         each: Each,
     ) -> Finish:
-        """All other tiles; what is returned leads back to the image and needs the device no more."""
+        """All other tiles; what is returned finishes the case and no longer needs the device."""
         joined = FoldMean(len(self._lanes), finisher)
         accumulators = [
             RollingAccumulator(
@@ -187,7 +187,7 @@ class _Case:
         self.drop()
 
         def last() -> Segmentation:
-            while accumulators:  # each is let go once it is empty
+            while accumulators:  # each is freed once it is empty
                 accumulators.pop(0).finish()
             return finisher.finish()
 
@@ -256,7 +256,7 @@ class _Behind:
         self._jobs.append(self._pool.submit(work, start))
 
     def wait(self) -> None:
-        """Until all jobs are done."""
+        """Wait until all jobs are done."""
         while self._jobs:
             self._jobs.popleft().result()
 

@@ -79,7 +79,7 @@ def prepare(
     box = bounding_box(mask)
     window = tuple(slice(first, last) for first, last in box)
     cropped = turned[(slice(None), *window)]
-    # The mask is let go as soon as nobody needs it: it is a quarter of the image.
+    # The mask is freed as soon as it is no longer needed: it is a quarter of the image.
     whole: npt.NDArray[np.bool_] | None = mask[window] if any(channel.use_mask for channel in spec.channels) else None
     del mask
 

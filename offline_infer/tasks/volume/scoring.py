@@ -20,7 +20,7 @@ from offline_infer.spec import VolumeSpec
 from offline_infer.tasks.base import EvaluationRequest
 
 WORST = 3
-"""Cases whose largest errors are drawn for the report, unless the options say else."""
+"""Cases whose largest errors are drawn for the report, unless the options say otherwise."""
 _OF_LESIONS = ("lesions", "lesion_iou", "lesion_min_ml")
 
 
@@ -70,7 +70,7 @@ def evaluate_label_maps(request: EvaluationRequest, spec: VolumeSpec | None, sin
     labels whose lesions are matched, ``lesion_iou`` and ``lesion_min_ml``; and ``csv``, a file for the Dice table.
 
     Args:
-        spec: of the model; its labels and regions are evaluated in its framework's own layout unless the options say else.
+        spec: of the model; its labels and regions are evaluated in its framework's own layout unless the options say otherwise.
 
     Raises:
         UsageError: see :func:`evaluate`, or an unknown option.
