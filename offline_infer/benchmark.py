@@ -25,7 +25,7 @@ from offline_infer.bundles.opening import open_fold
 from offline_infer.bundles.precision_checks import Check, Subject, keep_checks, rows_of, subject_of
 from offline_infer.engines.base import EngineOptions, Session, get_engine
 from offline_infer.engines.reference import REFERENCES
-from offline_infer.errors import EngineUnavailable, OfflineInferError, UsageError
+from offline_infer.errors import BundleError, EngineUnavailable, OfflineInferError, UsageError
 from offline_infer.events import Event, Sink, silent
 from offline_infer.images.cases import CaseFiles
 from offline_infer.tasks.base import Answers
@@ -80,6 +80,7 @@ def benchmark(bundle: Bundle, job: BenchmarkJob, sink: Sink = silent) -> dict[st
 
     Raises:
         UsageError: an unknown engine or fold, or nothing to measure.
+        BundleError: a graph is missing or was changed since it was recorded.
         ImageError, GeometryError: the image cannot be read.
     """
     record, checks = _compared(bundle, job, sink)
@@ -119,6 +120,8 @@ def _compared(bundle: Bundle, job: BenchmarkJob, sink: Sink) -> tuple[dict[str, 
             if reference is None and precision == "fp32" and exact and row["status"] == "ok":
                 reference = answers
                 row["reference"] = True
+        except BundleError:  # no engine's fault: the graph is not the recorded one
+            raise
         except OfflineInferError as error:
             row |= {"status": "unavailable", "reason": str(error)}
         rows.append(row)

@@ -196,6 +196,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
             traceback.print_exc()
         _report_error(name, OfflineInferError(_explain(error)), options.json)
         return 2
+    except MemoryError as error:
+        if options.traceback:
+            traceback.print_exc()
+        why = "not enough memory; finished results are kept, give the same command again where more memory is free"
+        _report_error(name, OfflineInferError(f"{why} ({error})" if str(error) else why), options.json)
+        return 2
     except Exception:
         traceback.print_exc()
         print(f"{name}: internal error; this is a bug, please report it with the lines above", file=sys.stderr)

@@ -25,13 +25,14 @@ def private_home() -> Path:
 
 
 def private_folder(folder: Path) -> Path:
-    """The folder, made with mode 0700 where it is missing.
+    """The folder, made with mode 0700, as its parents are, where it is missing.
 
     Raises:
         NotPrivateError: it is a link, belongs to another user, may be written by others, or cannot be made.
     """
     try:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        for missing in reversed([parent for parent in (folder, *folder.parents) if not parent.exists()]):
+            missing.mkdir(mode=0o700, exist_ok=True)  # with parents=True they would have the mode of the umask
         facts = folder.lstat()
     except (OSError, RuntimeError) as error:
         raise NotPrivateError(f"{folder} cannot be made ({getattr(error, 'strerror', None) or error})") from error

@@ -52,6 +52,18 @@ def open_fold(bundle: Bundle, fold: str, engine: str, options: EngineOptions) ->
     return session
 
 
+def checked_graph(bundle: Bundle, fold: str, precision: str = "fp32") -> Path:
+    """The path of a fold's graph, for whoever opens it otherwise than by :func:`open_fold`.
+
+    Raises:
+        UsageError: no such graph.
+        BundleError: it is missing or was changed since it was recorded.
+    """
+    path = bundle.graph_path(fold, precision)
+    check_recorded(path, bundle.graph(fold, precision).sha256)
+    return path
+
+
 def check_recorded(path: Path, sha256: str) -> FileState:
     """Compare a file of a bundle with its recorded digest; unchanged files are not read twice.
 

@@ -51,6 +51,7 @@ def compare_layers(options: argparse.Namespace) -> dict[str, Any]:
 
 def _side(bundle: Bundle, fold: str, text: str, threads: int) -> Side:
     """``engine`` or ``engine:precision``."""
+    from offline_infer.bundles.opening import checked_graph
     from offline_infer.engines.base import EngineOptions, get_engine
     from offline_infer.proof.comparison.layers import Side
 
@@ -58,7 +59,7 @@ def _side(bundle: Bundle, fold: str, text: str, threads: int) -> Side:
     precision = precision or "fp32"
     if precision not in PRECISIONS:
         raise UsageError(f"--layers {text!r}: unknown precision {precision!r}; legal names: {', '.join(PRECISIONS)}")
-    graph = bundle.graph_path(fold, get_engine(engine).graph_precision(precision))
+    graph = checked_graph(bundle, fold, get_engine(engine).graph_precision(precision))
     return Side(engine, graph, EngineOptions(precision=precision, threads=threads))
 
 

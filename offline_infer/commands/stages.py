@@ -279,6 +279,7 @@ def staged(options: argparse.Namespace) -> dict[str, Any]:
 def import_tiles(options: argparse.Namespace) -> dict[str, Any]:
     """``offline-infer import-tiles``."""
     from offline_infer.bundles.bundle import Bundle
+    from offline_infer.bundles.opening import checked_graph
     from offline_infer.spec import VolumeSpec
     from offline_infer.staging.legacy_import import LegacyFolders, import_case
     from offline_infer.tasks.registry import get_task
@@ -307,7 +308,7 @@ def import_tiles(options: argparse.Namespace) -> dict[str, Any]:
         folders,
         fold=options.fold,
         settings=run_settings(options),
-        graph=bundle.graph_path(options.fold) if options.results else None,
+        graph=checked_graph(bundle, options.fold) if options.results else None,
     )
     whose = f" of {report.tool} ({report.evidence})" if report.tool else ""
     say(options, f"{report.case}: {report.items} tiles, {report.outputs} results{whose}", *report.notes)

@@ -226,7 +226,11 @@ class _Runner:
         return finish
 
     def _write(self, case: CaseFiles, ready: _Ready, finish: Finish, outcome: CaseOutcome) -> None:
-        """Finish one case and write its result (runs in the thread behind); a failure is kept in the outcome."""
+        """Finish one case and write its result (runs in the thread behind); a failure is kept in the outcome.
+
+        Raises:
+            OfflineInferError: what concerns the other cases as well, such as a full disk.
+        """
         try:
             clock = Clock()
             result = finish()
@@ -241,6 +245,7 @@ class _Runner:
             data = {"file": str(path), **facts, "seconds": outcome.seconds}
             self._sink(Event("case-finished", STAGE, case.case_id, data=data))
         except Exception as error:
+            raise_if_fatal(error, case.case_id, STAGE)
             outcome.fail(error, STAGE, self._sink)
 
 

@@ -20,6 +20,7 @@ import numpy as np
 
 from offline_infer.bundles.bundle import Bundle
 from offline_infer.bundles.fingerprint import fingerprint
+from offline_infer.bundles.opening import checked_graph
 from offline_infer.errors import UsageError
 from offline_infer.staging.numbering import FileKind, decide_by_graph
 from offline_infer.staging.outputs import OutputEntry, OutputsManifest, Writer
@@ -185,7 +186,7 @@ def _numbering(
     if item is None:
         raise UsageError(f"the bins of {worklist.work} are gone; without one of them the outputs cannot be told apart")
     batch = np.fromfile(worklist.path(item), item.dtype).astype(np.float32).reshape(1, *item.shape)
-    kind = decide_by_graph(bundle.graph_path(fold), output, batch, found[item.index])
+    kind = decide_by_graph(checked_graph(bundle, fold), output, batch, found[item.index])
     if kind is None:
         raise UsageError(
             "telling the outputs apart needs an engine on this machine: pip install openvino, or onnxruntime"

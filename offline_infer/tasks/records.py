@@ -237,5 +237,5 @@ def _text(name: str) -> str:
 
 
 def _short(value: Any) -> str:
-    text = str(value)
+    text = "not set" if value is None else str(value)
     return text if len(text) <= 40 else f"{text[:16]}..."

@@ -156,10 +156,20 @@ def raise_if_fatal(error: Exception, case: str, stage: str) -> None:
         DiskBudgetError: the disk is full.
         OfflineInferError: any that is no :class:`CaseError`.
     """
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+    full = _disk_full(error)
+    if full is not None:
         raise DiskBudgetError(
-            f"the disk is full while working on case {case} ({error.filename or stage}); free some disk, then give "
+            f"the disk is full while working on case {case} ({full.filename or stage}); free some disk, then give "
             "the same command again: it goes on from there"
         ) from error
     if isinstance(error, OfflineInferError) and not isinstance(error, CaseError):
         raise error
+
+
+def _disk_full(error: BaseException | None) -> OSError | None:
+    """The operating system's word that a disk is full, behind whatever error was made of it."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            return error
+        error = error.__cause__
+    return None

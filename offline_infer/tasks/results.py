@@ -30,6 +30,7 @@ class ResultFolder:
     def __init__(self, folder: Path, task: Task, spec: BundleSpec, settings: RunSettings) -> None:
         self._folder, self._task, self._spec, self._settings = folder, task, spec, settings
         self._book = RecordBook(folder)
+        self._identity: tuple[int, int] | None = None  # of the folder that is held
 
     def files(self, case_id: str) -> list[Path]:
         """Files of a complete case, the main one first.
@@ -136,8 +137,10 @@ class ResultFolder:
                 raise UsageError(
                     f"another process is writing results to {self._folder} ({share}); wait for it, or name another folder"
                 ) from error
+            self._identity = _identity(self._folder)
             yield
         finally:
+            self._identity = None
             os.close(handle)
 
     @contextmanager
@@ -148,7 +151,15 @@ class ResultFolder:
 
         Args:
             outcome: filled in inside the block.
+
+        Raises:
+            UsageError: the folder is no longer the one that is held, so that results would end up in two places.
         """
+        if self._identity is not None and _identity(self._folder) != self._identity:
+            raise UsageError(
+                f"{self._folder} was removed, replaced or unmounted during the run; put it back, then give the same "
+                "command again: it goes on from there"
+            )
         record = ResultRecord(case=case_id, state="writing", provenance=provenance, versions=versions)
         self._book.begin(record, self.files(case_id)[0])
         yield
@@ -158,6 +169,14 @@ class ResultFolder:
     def write(self, result: Any, case_id: str) -> Path:
         """Write a result; returns its main file."""
         return self._task.write(result, self._folder, case_id, self._spec, self._settings)
+
+
+def _identity(folder: Path) -> tuple[int, int] | None:
+    try:
+        facts = folder.stat()
+    except OSError:
+        return None
+    return facts.st_dev, facts.st_ino
 
 
 def _skipped(case_id: str, file: Path, record: ResultRecord | None) -> CaseOutcome:

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from offline_infer.bundles.bundle import Bundle
+from offline_infer.bundles.opening import checked_graph
 from offline_infer.engines.base import Session
 from offline_infer.engines.om.answers import EXPLANATIONS, REMEDIES, Fault, fault_of, is_constant
 from offline_infer.engines.reference import open_reference
@@ -57,7 +58,7 @@ class AnswerJudge:
 
     def _graph_answers_flat(self, item: Item, meaning: OutputSpec) -> bool:
         if self._reference is None:
-            self._reference = open_reference(self._bundle.graph_path(self._fold), outputs=(meaning.name,))
+            self._reference = open_reference(checked_graph(self._bundle, self._fold), outputs=(meaning.name,))
         return self._reference is not None and fault_of(self._reference.run(self._input(item))) == "flat"
 
 

@@ -19,6 +19,9 @@ from offline_infer.events import Event, Sink
 
 T = TypeVar("T")
 
+_NO_THREAD = "can't start new thread"
+"""Python's text where the operating system refuses a thread, which it does for want of memory."""
+
 
 @dataclass
 class CaseOutcomes(Generic[T]):
@@ -81,6 +84,8 @@ def reason_of(error: BaseException) -> str:
         return text
     if isinstance(error, MemoryError):
         return "not enough memory for this case" + (f" ({text})" if text else "")
+    if isinstance(error, RuntimeError) and text == _NO_THREAD:
+        return "no thread can be started: not enough memory, or too many processes"
     if isinstance(error, OSError):
         return text or type(error).__name__
     return f"internal error, please report it: {type(error).__name__}: {text}"
