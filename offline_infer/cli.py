@@ -20,9 +20,10 @@ from offline_infer._version import __version__
 from offline_infer.commands import (
     ascend,
     bench,
+    bundle,
     data,
     evaluate,
-    model,
+    export,
     proof,
     run,
     stages,
@@ -153,7 +154,7 @@ def build_parser() -> _MainParser:
     )
     parser.add_argument("--version", action="version", version=f"offline-infer {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=Parser)
-    for module in (model, tasks, run, stages, ascend, bench, evaluate, proof, statistics, data):
+    for module in (export, bundle, tasks, run, stages, ascend, bench, evaluate, proof, statistics, data):
         module.register(commands)
     parser.commands = commands.choices
     for command in commands.choices.values():

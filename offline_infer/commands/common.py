@@ -334,3 +334,10 @@ def say(options: argparse.Namespace, *lines: str) -> None:
     if not options.json:
         for line in lines:
             print(printable(line))
+
+
+def verified(bundle: Bundle) -> dict[str, Any]:
+    """Graph file -> what each engine's comparison with the checkpoint's network gave."""
+    from offline_infer.bundles.verification_record import comparisons
+
+    return {graph.file: [entry.to_json() for entry in comparisons(graph.verification)] for graph in bundle.spec.graphs}
