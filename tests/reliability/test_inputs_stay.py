@@ -148,7 +148,7 @@ def answered(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     return bundle, folder / "work"
 
 
-@pytest.mark.parametrize("key", ["case_id", "safe_name", "file", "case", "stem"])
+@pytest.mark.parametrize("key", ["case_id", "safe_name", "file", "case"])
 @pytest.mark.parametrize("name", HOSTILE_NAMES)
 def test_names_in_a_work_folder_lead_nowhere(
     key: str, name: str, answered: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
