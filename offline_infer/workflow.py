@@ -1,4 +1,4 @@
-"""The whole road in one call: checkpoint folder and images in; bundle, label maps, scores and a picture out."""
+"""The whole route in one call: checkpoint folder and images in; bundle, label maps, scores and a picture out."""
 
 from __future__ import annotations
 

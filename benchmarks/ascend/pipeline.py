@@ -1,9 +1,9 @@
-"""What the road to the device costs beside the device: engine ``om`` against the file road, on stand-ins of fixed latency.
+"""What the route to the device costs beside the device: engine ``om`` against the file route, on stand-ins of fixed latency.
 
     PYTHONPATH=. python benchmarks/ascend/pipeline.py [--patch 128] [--latency 0.25] [--tiles 24]
 
 The stand-in's graph does almost nothing; a run takes the latency that is set, which stands for the device. What is left
-over a tile is the pipeline's own cost: shared memory and copies on the one road, files on the other. *No figure here
+over a tile is the pipeline's own cost: shared memory and copies on the one route, files on the other. *No figure here
 says anything about hardware.*
 """
 
@@ -46,7 +46,7 @@ def main() -> None:
     parser.add_argument("--patch", type=int, default=128)
     parser.add_argument("--latency", type=float, default=0.25, help="seconds a run, of every device")
     parser.add_argument("--tiles", type=int, default=24, help="per device")
-    parser.add_argument("--files", type=int, default=12, help="tiles of the file road; 0 leaves it out")
+    parser.add_argument("--files", type=int, default=12, help="tiles of the file route; 0 leaves it out")
     options = parser.parse_args()
     interpreter = str(Path(sys.executable).parent)
     os.environ["PATH"] = os.pathsep.join([str(ROOT / "tools" / "standins" / "bin"), interpreter, os.environ["PATH"]])

@@ -85,7 +85,7 @@ def driver_version(root: Path = Path("/usr/local/Ascend")) -> str | None:
 
 
 def tools_on_path() -> dict[str, str | None]:
-    """The programs the Ascend road uses and where they are; None: not found."""
+    """The programs the Ascend route uses and where they are; None: not found."""
     names = ("atc", f"benchmark.{platform.machine()}", "msame", "ais_bench", "npu-smi")
     found = {name: shutil.which(name) for name in names}
     if found["ais_bench"] is None and any(_module_folders("ais_bench")):

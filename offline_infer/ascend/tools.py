@@ -62,7 +62,7 @@ class Program:
 
 
 @dataclass(frozen=True)
-class SessionPlan:
+class SessionJob:
     """One run of a tool on one device.
 
     Attributes:
@@ -101,15 +101,15 @@ class Tool(Protocol):
         """
         ...
 
-    def prepare(self, plan: SessionPlan) -> None:
+    def prepare(self, job: SessionJob) -> None:
         """Write what the tool reads besides the inputs."""
         ...
 
-    def command(self, program: Program, plan: SessionPlan) -> list[str]:
+    def command(self, program: Program, job: SessionJob) -> list[str]:
         """The whole command line."""
         ...
 
-    def outputs(self, plan: SessionPlan) -> Path | None:
+    def outputs(self, job: SessionJob) -> Path | None:
         """The folder the outputs are in, or None while there is none."""
         ...
 
@@ -121,11 +121,11 @@ class Tool(Protocol):
         """Why the session cannot count as a success, or None."""
         ...
 
-    def performance(self, plan: SessionPlan, log: str) -> tuple[DevicePerformance | None, Path | None]:
+    def performance(self, job: SessionJob, log: str) -> tuple[DevicePerformance | None, Path | None]:
         """The figures of a finished session, and the file they stand in."""
         ...
 
-    def written(self, plan: SessionPlan) -> Mapping[str, Sequence[Path]] | None:
+    def written(self, job: SessionJob) -> Mapping[str, Sequence[Path]] | None:
         """Input stem -> output files in order, where the tool itself says so."""
         ...
 
@@ -146,27 +146,27 @@ class Benchmark:
         )
         return Program((_locate(path, name, purpose, remedy),))
 
-    def prepare(self, plan: SessionPlan) -> None:
-        width, height = plan.size
-        lines = [f"{index} {path} {width} {height}\n" for index, path in enumerate(plan.inputs)]
-        (plan.folder / "inputs.info").write_text("".join(lines), encoding="utf-8")
+    def prepare(self, job: SessionJob) -> None:
+        width, height = job.size
+        lines = [f"{index} {path} {width} {height}\n" for index, path in enumerate(job.inputs)]
+        (job.folder / "inputs.info").write_text("".join(lines), encoding="utf-8")
 
-    def command(self, program: Program, plan: SessionPlan) -> list[str]:
+    def command(self, program: Program, job: SessionJob) -> list[str]:
         return [
             *program.command,
             "-model_type=vision",
-            f"-device_id={plan.device}",
+            f"-device_id={job.device}",
             "-batch_size=1",
-            f"-om_path={plan.model}",
-            f"-input_text_path={plan.folder / 'inputs.info'}",
-            f"-input_width={plan.size[0]}",
-            f"-input_height={plan.size[1]}",
+            f"-om_path={job.model}",
+            f"-input_text_path={job.folder / 'inputs.info'}",
+            f"-input_width={job.size[0]}",
+            f"-input_height={job.size[1]}",
             "-output_binary=True",
             "-useDvpp=False",
         ]
 
-    def outputs(self, plan: SessionPlan) -> Path | None:
-        return plan.folder / "result" / f"dumpOutput_device{plan.device}"
+    def outputs(self, job: SessionJob) -> Path | None:
+        return job.folder / "result" / f"dumpOutput_device{job.device}"
 
     def file_name(self, stem: str, output: int) -> str:
         return f"{stem}_{output + 1}.bin"
@@ -174,14 +174,14 @@ class Benchmark:
     def problem(self, status: int | None, log: str) -> str | None:
         return _status_problem(status, log)
 
-    def performance(self, plan: SessionPlan, log: str) -> tuple[DevicePerformance | None, Path | None]:
-        for place in (plan.folder / "result", plan.folder):
-            for path in sorted(place.glob(f"perf_*device_{plan.device}.txt")):
+    def performance(self, job: SessionJob, log: str) -> tuple[DevicePerformance | None, Path | None]:
+        for place in (job.folder / "result", job.folder):
+            for path in sorted(place.glob(f"perf_*device_{job.device}.txt")):
                 text = path.read_text(encoding="utf-8", errors="replace")
-                return parse_benchmark(text, plan.device, path.name), path
+                return parse_benchmark(text, job.device, path.name), path
         return None, None
 
-    def written(self, plan: SessionPlan) -> Mapping[str, Sequence[Path]] | None:
+    def written(self, job: SessionJob) -> Mapping[str, Sequence[Path]] | None:
         return None
 
 
@@ -196,27 +196,27 @@ class Msame:
     def find(self, path: Path | None) -> Program:
         return Program((_locate(path, "msame", "msame", "build it and put it on PATH, or give --tool-path"),))
 
-    def prepare(self, plan: SessionPlan) -> None:
-        (plan.folder / "out").mkdir(exist_ok=True)  # older releases do not make it
+    def prepare(self, job: SessionJob) -> None:
+        (job.folder / "out").mkdir(exist_ok=True)  # older releases do not make it
 
-    def command(self, program: Program, plan: SessionPlan) -> list[str]:
+    def command(self, program: Program, job: SessionJob) -> list[str]:
         return [
             *program.command,
             "--model",
-            str(plan.model),
+            str(job.model),
             "--input",
-            str(plan.input_folder),
+            str(job.input_folder),
             "--output",
-            str(plan.folder / "out"),
+            str(job.folder / "out"),
             "--outfmt",
             "BIN",
             "--device",
-            str(plan.device),
+            str(job.device),
         ]
 
-    def outputs(self, plan: SessionPlan) -> Path | None:
+    def outputs(self, job: SessionJob) -> Path | None:
         # The folder is called after the time, with numbers that are not padded: take the one that is there.
-        stamped = sorted(path for path in (plan.folder / "out").glob("*") if path.is_dir())
+        stamped = sorted(path for path in (job.folder / "out").glob("*") if path.is_dir())
         return stamped[-1] if stamped else None
 
     def file_name(self, stem: str, output: int) -> str:
@@ -228,10 +228,10 @@ class Msame:
             return _with_log("it ended without saying 'Execute sample success'", log)
         return reason
 
-    def performance(self, plan: SessionPlan, log: str) -> tuple[DevicePerformance | None, Path | None]:
-        return parse_msame(log, plan.device), None
+    def performance(self, job: SessionJob, log: str) -> tuple[DevicePerformance | None, Path | None]:
+        return parse_msame(log, job.device), None
 
-    def written(self, plan: SessionPlan) -> Mapping[str, Sequence[Path]] | None:
+    def written(self, job: SessionJob) -> Mapping[str, Sequence[Path]] | None:
         return None
 
 
@@ -251,28 +251,28 @@ class AisBench:
         generation = "unknown" if status != 0 else "v2024" if "--divide_input" in text else "v2023"
         return Program(program.command, program.environment, generation)
 
-    def prepare(self, plan: SessionPlan) -> None:
-        (plan.folder / "out").mkdir(mode=0o750, exist_ok=True)
+    def prepare(self, job: SessionJob) -> None:
+        (job.folder / "out").mkdir(mode=0o750, exist_ok=True)
 
-    def command(self, program: Program, plan: SessionPlan) -> list[str]:
+    def command(self, program: Program, job: SessionJob) -> list[str]:
         return [
             *program.command,
             "--model",
-            str(plan.model),
+            str(job.model),
             "--input",
-            str(plan.input_folder),
+            str(job.input_folder),
             "--output",
-            str(plan.folder / "out"),
+            str(job.folder / "out"),
             "--output_dirname",
             RUN,
             "--outfmt",
             "BIN",
             "--device",
-            str(plan.device),
+            str(job.device),
         ]
 
-    def outputs(self, plan: SessionPlan) -> Path | None:
-        return plan.folder / "out" / RUN
+    def outputs(self, job: SessionJob) -> Path | None:
+        return job.folder / "out" / RUN
 
     def file_name(self, stem: str, output: int) -> str:
         return f"{stem}_{output}.bin"
@@ -280,15 +280,15 @@ class AisBench:
     def problem(self, status: int | None, log: str) -> str | None:
         return _status_problem(status, log)
 
-    def performance(self, plan: SessionPlan, log: str) -> tuple[DevicePerformance | None, Path | None]:
-        path = _summary(plan)
+    def performance(self, job: SessionJob, log: str) -> tuple[DevicePerformance | None, Path | None]:
+        path = _summary(job)
         if path is None:
             return None, None
         text = path.read_text(encoding="utf-8", errors="replace")
-        return parse_ais_bench(text, plan.device, path.name), path
+        return parse_ais_bench(text, job.device, path.name), path
 
-    def written(self, plan: SessionPlan) -> Mapping[str, Sequence[Path]] | None:
-        path = _summary(plan)
+    def written(self, job: SessionJob) -> Mapping[str, Sequence[Path]] | None:
+        path = _summary(job)
         if path is None:
             return None
         try:
@@ -298,7 +298,7 @@ class AisBench:
         table: dict[str, list[Path]] = {}
         for inputs, outputs in ais_bench_files(record if isinstance(record, dict) else {}):
             if len(inputs) == 1:  # several inputs in one run: sizes are wrong, nothing of it can be used
-                table[Path(inputs[0]).name.removesuffix(".bin")] = [plan.folder / name for name in outputs]
+                table[Path(inputs[0]).name.removesuffix(".bin")] = [job.folder / name for name in outputs]
         return table or None
 
 
@@ -379,10 +379,10 @@ def _find_ais_bench(path: Path | None) -> Program:
 # ---- reading ---------------------------------------------------------------------------------------------------------
 
 
-def _summary(plan: SessionPlan) -> Path | None:
+def _summary(job: SessionJob) -> Path | None:
     """The summary lies beside the output folder; some releases spell it ``sumary``."""
     for name in (f"{RUN}_summary.json", f"{RUN}_sumary.json"):
-        path = plan.folder / "out" / name
+        path = job.folder / "out" / name
         if path.is_file():
             return path
     return None

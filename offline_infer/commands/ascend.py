@@ -1,4 +1,4 @@
-"""Commands of the Ascend road beside compile and infer: adopt-outputs, guide-tables."""
+"""Commands of the Ascend route beside compile and infer: adopt-outputs, guide-tables."""
 
 from __future__ import annotations
 

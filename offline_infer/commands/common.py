@@ -307,7 +307,7 @@ def sink_for(options: argparse.Namespace) -> Sink:
 
 
 def show_outcome(options: argparse.Namespace, outcome: Outcome) -> dict[str, Any]:
-    """Print and return the result of the whole road; raise if cases failed."""
+    """Print and return the result of the whole route; raise if cases failed."""
     from offline_infer.workflow import raise_failures
 
     if outcome.table:

@@ -109,7 +109,7 @@ def _register_postprocess(commands: Subparsers) -> None:
 
 def _register_staged(commands: Subparsers) -> None:
     parser = command(
-        commands, "staged", staged, "the whole staged road on a disk budget: cut, infer, merge, delete, in rounds"
+        commands, "staged", staged, "the whole staged route on a disk budget: cut, infer, merge, delete, in rounds"
     )
     parser.add_argument("bundle", type=Path)
     parser.add_argument("input", type=Path, help="an image or a folder of cases, as for predict")

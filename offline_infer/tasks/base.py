@@ -6,7 +6,7 @@ A case goes one way through it::
 
 The streaming run joins these calls in memory, the staged run by files. An *item* is one input of the network; items that
 belong together (a tile in all its mirrors) form a *group*, and a group is never split. Answers are collected in one order on
-both roads: group by group, within a group fold by fold, within a fold position by position.
+both routes: group by group, within a group fold by fold, within a fold position by position.
 
 ``spec`` is always of the task's own ``spec_type``; what ``read``, ``prepare`` and ``finish`` return is the task's own and
 opaque to everybody else, but for the attributes named here.

@@ -1,4 +1,4 @@
-"""What both roads do with a case before its items exist: read it, fetch an earlier stage's result, prepare it."""
+"""What both routes do with a case before its items exist: read it, fetch an earlier stage's result, prepare it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A small model, cases on disk and a network of closed form, for tests of the staged road."""
+"""A small model, cases on disk and a network of closed form, for tests of the staged route."""
 
 from __future__ import annotations
 

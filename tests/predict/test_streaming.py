@@ -1,4 +1,4 @@
-"""The streaming road's shortcuts change nothing: parts, threads, constant tiles, half-precision casts, memory given up."""
+"""The streaming route's shortcuts change nothing: parts, threads, constant tiles, half-precision casts, memory given up."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """SIGKILL at random moments: the same command finishes the job, and its results are those of an undisturbed run.
 
-A few moments a road by default; ``OFFLINE_INFER_KILLS=100 python -m pytest tests/reliability/test_kills.py`` tries a hundred.
+A few moments a route by default; ``OFFLINE_INFER_KILLS=100 python -m pytest tests/reliability/test_kills.py`` tries a hundred.
 """
 
 from __future__ import annotations
@@ -86,12 +86,12 @@ def whole(folder: Path) -> None:
             assert np.asarray(sitk.GetArrayViewFromImage(sitk.ReadImage(str(path)))).shape == (14, 18, 22)
 
 
-def commands(road: str, job: tuple[Path, Path], place: Path) -> list[list[str]]:
+def commands(route: str, job: tuple[Path, Path], place: Path) -> list[list[str]]:
     bundle, images = (str(path) for path in job)
     out, work = str(place / "out"), str(place / "work")
-    if road == "streaming":
+    if route == "streaming":
         return [["predict", bundle, images, out, *SLOW]]
-    if road == "rounds":
+    if route == "rounds":
         return [["staged", bundle, images, work, out, "--scratch", "3MB", *SLOW]]
     return [
         ["preprocess", bundle, images, work, "--quiet"],
@@ -100,17 +100,17 @@ def commands(road: str, job: tuple[Path, Path], place: Path) -> list[list[str]]:
     ]
 
 
-@pytest.mark.parametrize("road", ["streaming", "rounds", "stages"])
+@pytest.mark.parametrize("route", ["streaming", "rounds", "stages"])
 def test_a_killed_run_goes_on_and_ends_as_if_nothing_had_happened(
-    road: str, job: tuple[Path, Path], tmp_path: Path
+    route: str, job: tuple[Path, Path], tmp_path: Path
 ) -> None:
-    seconds = [finish(command) for command in commands(road, job, tmp_path / "undisturbed")]
+    seconds = [finish(command) for command in commands(route, job, tmp_path / "undisturbed")]
     wanted = maps(tmp_path / "undisturbed" / "out")
     assert len(wanted) == 5
-    draw = random.Random(f"{road} {KILLS}")
+    draw = random.Random(f"{route} {KILLS}")
     for number in range(KILLS):
         place = tmp_path / f"killed_{number}"
-        for command, usual in zip(commands(road, job, place), seconds, strict=True):
+        for command, usual in zip(commands(route, job, place), seconds, strict=True):
             kill_at(command, draw.uniform(0.05, 1.1) * usual)
             whole(place / "out")
             finish(command)

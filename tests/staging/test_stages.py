@@ -1,4 +1,4 @@
-"""The staged road: identical to the direct one, resumable, one bad case alone."""
+"""The staged route: identical to the direct one, resumable, one bad case alone."""
 
 from __future__ import annotations
 

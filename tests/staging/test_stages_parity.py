@@ -1,4 +1,4 @@
-"""The staged road with a real network: identical to the streaming road and to what the framework answered."""
+"""The staged route with a real network: identical to the streaming route and to what the framework answered."""
 
 from __future__ import annotations
 

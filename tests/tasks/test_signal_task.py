@@ -1,4 +1,4 @@
-"""A task nobody has heard of goes down both roads, through shards, rounds, records and the evaluation: one folder, one line."""
+"""A task nobody has heard of goes down both routes, through shards, rounds, records and the evaluation: one folder, one line."""
 
 from __future__ import annotations
 

@@ -32,7 +32,7 @@ from offline_infer.ascend.runs.device_session import (
     unshare,
 )
 from offline_infer.ascend.runs.judging import AnswerJudge
-from offline_infer.ascend.tools import Program, SessionPlan, Tool, get_tool
+from offline_infer.ascend.tools import Program, SessionJob, Tool, get_tool
 from offline_infer.bundles.bundle import Bundle
 from offline_infer.bundles.fingerprint import fingerprint
 from offline_infer.engines.om.npu_smi import DeviceQuery, list_devices
@@ -217,8 +217,8 @@ class _FolderRun:
             for session in sessions:
                 self._note(session, fold, number)
                 if session.problem is not None and session.done < len(session.items):
-                    failed_last.add(session.plan.device)
-                shutil.rmtree(session.plan.folder, ignore_errors=True)
+                    failed_last.add(session.job.device)
+                shutil.rmtree(session.job.folder, ignore_errors=True)
             pending = self._pending(fold)
             if pending:
                 self._refuse_full_disk(pending, compiled)
@@ -262,7 +262,7 @@ class _FolderRun:
             input_folder = folder / "inputs"
             inputs = link_inputs(self._worklist, items, input_folder)
         shape = self._worklist.header.input_shape
-        plan = SessionPlan(
+        job = SessionJob(
             folder=folder,
             model=self._model(folder, compiled),
             inputs=inputs,
@@ -272,11 +272,11 @@ class _FolderRun:
         )
         if compiled.complete and not self._tool.collect_while_running and plain:
             # Lets 'clean' tell redundant outputs while the tool still writes them.
-            place = self._tool.outputs(plan)
+            place = self._tool.outputs(job)
             assert place is not None
             where = place.relative_to(self._worklist.work).as_posix()
             self._manifest.append([], collector.writer.model_copy(update={"folder": where}))
-        return DeviceSession(self._tool, self._program, plan, items, collector)
+        return DeviceSession(self._tool, self._program, job, items, collector)
 
     def _model(self, folder: Path, compiled: Compiled) -> Path:
         """The OM as it is, or a private copy where a tool would refuse its path or its permissions."""
@@ -317,14 +317,14 @@ class _FolderRun:
 
     def _note(self, session: DeviceSession, fold: str, number: int) -> None:
         """Keep the session's log and figures, and say how it ended."""
-        device = session.plan.device
+        device = session.job.device
         records = self._worklist.work / "perf"
         records.mkdir(exist_ok=True)
         stem = f"{self._tool.name}_fold_{safe_name(fold)}_round_{number}_device_{device}"
         log = records / f"{stem}.log"
         with suppress(OSError):
             session.log.replace(log)
-        figures = self._tool.performance(session.plan, "")[1]
+        figures = self._tool.performance(session.job, "")[1]
         if figures is not None:
             ending = "_summary.json" if figures.suffix == ".json" else ".txt"
             with suppress(OSError):

@@ -20,7 +20,7 @@ import psutil
 from offline_infer.ascend.compiled import Compiled
 from offline_infer.ascend.figures import DevicePerformance
 from offline_infer.ascend.runs.judging import AnswerJudge, told
-from offline_infer.ascend.tools import Program, SessionPlan, Tool
+from offline_infer.ascend.tools import Program, SessionJob, Tool
 from offline_infer.engines.om.answers import Fault
 from offline_infer.files import write_json
 from offline_infer.processes import read_log, start, stop, terminate
@@ -115,10 +115,10 @@ class DeviceSession:
     """
 
     def __init__(
-        self, tool: Tool, program: Program, plan: SessionPlan, items: Mapping[str, Item], collector: Collector
+        self, tool: Tool, program: Program, job: SessionJob, items: Mapping[str, Item], collector: Collector
     ) -> None:
         self.tool = tool
-        self.plan = plan
+        self.job = job
         self.items = dict(items)
         self.done = 0
         self.problem: str | None = None
@@ -133,8 +133,8 @@ class DeviceSession:
             for stem, item in self.items.items()
             for output in range(len(collector.compiled.outputs))
         }
-        linked = plan.input_folder.parent == plan.folder
-        self._links = {item.index: plan.input_folder / f"{stem}.bin" for stem, item in items.items()} if linked else {}
+        linked = job.input_folder.parent == job.folder
+        self._links = {item.index: job.input_folder / f"{stem}.bin" for stem, item in items.items()} if linked else {}
         self._left = {item.index: self._needed() for item in self.items.values()}
         self._sign: tuple[int, ...] = ()
         self._sign_of_life = self._begun = self._well = time.monotonic()
@@ -144,7 +144,7 @@ class DeviceSession:
     @property
     def log(self) -> Path:
         """What the tool printed."""
-        return self.plan.folder / LOG_FILE
+        return self.job.folder / LOG_FILE
 
     def start(self) -> None:
         """Start the tool.
@@ -152,10 +152,10 @@ class DeviceSession:
         Raises:
             ToolError: it cannot be started.
         """
-        self.tool.prepare(self.plan)
-        command = self.tool.command(self._program, self.plan)
-        self._process = start(command, cwd=self.plan.folder, log=self.log, environment=self._program.environ())
-        write_json(self.plan.folder / SESSION_FILE, self._record(command, self._process.pid))
+        self.tool.prepare(self.job)
+        command = self.tool.command(self._program, self.job)
+        self._process = start(command, cwd=self.job.folder, log=self.log, environment=self._program.environ())
+        write_json(self.job.folder / SESSION_FILE, self._record(command, self._process.pid))
         self._sign_of_life = self._begun = self._well = time.monotonic()
 
     def poll(self, stall_timeout_s: float, timeout_s: float | None = None) -> int:
@@ -203,7 +203,7 @@ class DeviceSession:
 
     def scan(self) -> Scan:
         """Sort the files in the output folder."""
-        folder = self.tool.outputs(self.plan)
+        folder = self.tool.outputs(self.job)
         return Scan() if folder is None else scan_folder(folder, self._names, self._collector.sizes())
 
     def _finish(self, status: int | None, reason: str | None = None) -> None:
@@ -217,7 +217,7 @@ class DeviceSession:
         self._wrong = scan.wrong
         text = read_log(self.log)
         self.problem = reason or self.tool.problem(status, text) or self._incomplete()
-        self.performance, _ = self.tool.performance(self.plan, text)
+        self.performance, _ = self.tool.performance(self.job, text)
 
     def _incomplete(self) -> str | None:
         missing = [item.stem for item in self.items.values() if self._left[item.index] > 0]
@@ -259,7 +259,7 @@ class DeviceSession:
 
     def _use_summary(self) -> None:
         """Prefer the tool's own word on which file is whose to the rule its names follow."""
-        table = self.tool.written(self.plan)
+        table = self.tool.written(self.job)
         if table is None:
             return
         for stem, paths in table.items():
@@ -283,7 +283,7 @@ class DeviceSession:
             "pid": pid,
             "born": born,
             "tool": self.tool.name,
-            "device": self.plan.device,
+            "device": self.job.device,
             "fold": self._collector.fold,
             "om_sha256": self._collector.compiled.record.sha256,
             "command": list(command),
@@ -368,8 +368,8 @@ def recover(folder: Path, tool: Tool, collector: Collector) -> int:
         return 0
     by_index = {item.index: item for item in collector.worklist.items()}
     items = {stem: by_index[index] for stem, index in stems.items() if index in by_index}
-    plan = SessionPlan(folder, collector.compiled.path, (), folder / "inputs", device, (0, 0))
-    place = tool.outputs(plan)
+    job = SessionJob(folder, collector.compiled.path, (), folder / "inputs", device, (0, 0))
+    place = tool.outputs(job)
     names = {
         tool.file_name(stem, output): (item, output)
         for stem, item in items.items()

@@ -1,7 +1,7 @@
 """What a detector needs beyond torch's own operators: RoIAlign, non-maximum suppression, a stable top-k.
 
 Each is a plain torch function for the reference run and one node of ONNX's standard operator set in an exported graph,
-so neither road needs torchvision or mmcv.
+so neither route needs torchvision or mmcv.
 """
 
 from __future__ import annotations

@@ -50,14 +50,14 @@ def sweep(options: argparse.Namespace, context: CommandContext) -> dict[str, Any
     """``offline-infer sweep``."""
     from offline_infer.tasks.image.attacks import ATTACKS, attacks_of_file
     from offline_infer.tasks.image.evaluation.evaluate import EvaluationOptions
-    from offline_infer.tasks.image.sweeping import SweepPlan, read_grid, run_sweep
+    from offline_infer.tasks.image.sweeping import SweepJob, read_grid, run_sweep
 
     for path in (*options.bundles, options.references):
         if not path.exists():
             raise UsageError(f"{path}: no such file or folder")
     attacks = {**ATTACKS, **(attacks_of_file(options.attacks) if options.attacks is not None else {})}
     scored = {name.removeprefix(_SCORED): value for name, value in vars(options).items() if name.startswith(_SCORED)}
-    plan = SweepPlan(
+    job = SweepJob(
         bundles=options.bundles,
         references=options.references,
         output=options.output,
@@ -67,7 +67,7 @@ def sweep(options: argparse.Namespace, context: CommandContext) -> dict[str, Any
         evaluation=EvaluationOptions.of({name: value for name, value in scored.items() if value is not None}),
         keep_predictions=options.keep_predictions,
     )
-    rows = run_sweep(plan, context.predict, context.sink)
+    rows = run_sweep(job, context.predict, context.sink)
     context.say(f"{len(rows)} points: {options.output / 'sweep.csv'}, {options.output / 'tensorboard'}")
     failed = {
         f"{row['model']} {row['dataset']} {row['attack']} {row['strength']:g}": "; ".join(row["failures"].values())

@@ -52,7 +52,7 @@ class Point:
 
 
 @dataclass(frozen=True)
-class SweepPlan:
+class SweepJob:
     """What to sweep over.
 
     Attributes:
@@ -96,7 +96,7 @@ def read_grid(path: Path, attacks: Mapping[str, Attack] = ATTACKS) -> dict[str, 
     return {name: [float(strength) for strength in strengths] for name, strengths in value.items()}
 
 
-def run_sweep(plan: SweepPlan, predict: Predict, sink: Sink = silent) -> list[dict[str, Any]]:
+def run_sweep(job: SweepJob, predict: Predict, sink: Sink = silent) -> list[dict[str, Any]]:
     """Run every point that is not done yet, then write the tables.
 
     Returns:
@@ -105,25 +105,25 @@ def run_sweep(plan: SweepPlan, predict: Predict, sink: Sink = silent) -> list[di
     Raises:
         UsageError: a dataset, a grid or a model that is wrong; before any work.
     """
-    sets = find_sets(plan.references, pair_by=plan.evaluation.pair_by, need_masks=True)
+    sets = find_sets(job.references, pair_by=job.evaluation.pair_by, need_masks=True)
     problems = check_sizes(sets)
     if problems:
         shown = "; ".join(list(problems.values())[:5])
         raise UsageError(f"{len(problems)} images cannot be evaluated: {shown}")
-    points = _points(plan, sets)
+    points = _points(job, sets)
     if len({point.key for point in points}) < len(points):
         raise UsageError("two models or sets give files of the same name; rename one")
     by_name = {one.name: one for one in sets}
     rows = []
     for done, point in enumerate(points):
-        path = plan.output / "rows" / f"{point.key}.json"
-        row = _known_row(path, plan, point)
+        path = job.output / "rows" / f"{point.key}.json"
+        row = _known_row(path, job, point)
         if row is None:
-            row = _run_point(plan, point, by_name[point.dataset], predict)
+            row = _run_point(job, point, by_name[point.dataset], predict)
             write_json(path, row)
         rows.append(row)
         sink(Event("progress", STAGE, point.key, done + 1, len(points)))
-    write_tables(plan.output, rows)
+    write_tables(job.output, rows)
     return rows
 
 
@@ -167,40 +167,40 @@ def write_attacked(one: ImageSet, attack: Attack, strength: float, seed: int, fo
     return list_path
 
 
-def _points(plan: SweepPlan, sets: Sequence[ImageSet]) -> list[Point]:
+def _points(job: SweepJob, sets: Sequence[ImageSet]) -> list[Point]:
     points = []
-    for position, bundle in enumerate(plan.bundles):
+    for position, bundle in enumerate(job.bundles):
         step = _step_of(bundle.name, position)
         for one in sets:
             points.append(Point(bundle, step, one.name, BASELINE, 0.0))
-            for attack, strengths in plan.grid.items():
+            for attack, strengths in job.grid.items():
                 points += [Point(bundle, step, one.name, attack, strength) for strength in strengths if strength]
     return points
 
 
-def _run_point(plan: SweepPlan, point: Point, one: ImageSet, predict: Predict) -> dict[str, Any]:
-    folder = plan.output / "points" / point.key
+def _run_point(job: SweepJob, point: Point, one: ImageSet, predict: Predict) -> dict[str, Any]:
+    folder = job.output / "points" / point.key
     if point.attack == BASELINE:
         source = folder / "source" / "list.json"
         pairs = [[str(i.image.absolute()), NEGATIVE if i.mask is None else str(i.mask.absolute())] for i in one.items]
         write_json(source, pairs)
     else:
-        attacked = plan.output / "attacked" / _plain(f"{point.dataset}__{point.attack}_{point.strength:g}")
-        source = write_attacked(one, plan.attacks[point.attack], point.strength, plan.seed, attacked)
+        attacked = job.output / "attacked" / _plain(f"{point.dataset}__{point.attack}_{point.strength:g}")
+        source = write_attacked(one, job.attacks[point.attack], point.strength, job.seed, attacked)
     results = folder / "results"
     failed: dict[str, str] = {}
     try:
         predict(point.bundle, source, results)
     except CaseError as error:
         failed["run"] = str(error)
-    found = evaluate_folder(results, source, plan.evaluation)
-    row = _row(plan, point, found)
-    if not plan.keep_predictions:
+    found = evaluate_folder(results, source, job.evaluation)
+    row = _row(job, point, found)
+    if not job.keep_predictions:
         shutil.rmtree(folder, ignore_errors=True)
     return row
 
 
-def _row(plan: SweepPlan, point: Point, found: ImageScores) -> dict[str, Any]:
+def _row(job: SweepJob, point: Point, found: ImageScores) -> dict[str, Any]:
     (told,) = found.summary["sets"].values()
     measures: dict[str, float | None] = {}
     for kind, values in (("pixel", told["pixel"]), ("image", told["image"])):
@@ -219,24 +219,24 @@ def _row(plan: SweepPlan, point: Point, found: ImageScores) -> dict[str, Any]:
         "failed": len(found.failed),
         "failures": found.failed,
         "measures": measures,
-        "made_with": _made_with(plan, point),
+        "made_with": _made_with(job, point),
     }
 
 
-def _made_with(plan: SweepPlan, point: Point) -> dict[str, Any]:
+def _made_with(job: SweepJob, point: Point) -> dict[str, Any]:
     """What a row depends on; a row made with anything else is made anew."""
     bundle = point.bundle / "bundle.json"
     stamp = bundle.stat().st_mtime_ns if bundle.is_file() else 0
-    references = plan.references.absolute()
-    return {"evaluation": asdict(plan.evaluation), "seed": plan.seed, "bundle": stamp, "references": str(references)}
+    references = job.references.absolute()
+    return {"evaluation": asdict(job.evaluation), "seed": job.seed, "bundle": stamp, "references": str(references)}
 
 
-def _known_row(path: Path, plan: SweepPlan, point: Point) -> dict[str, Any] | None:
+def _known_row(path: Path, job: SweepJob, point: Point) -> dict[str, Any] | None:
     try:
         row = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
-    whole = isinstance(row, dict) and row.get("made_with") == _made_with(plan, point)
+    whole = isinstance(row, dict) and row.get("made_with") == _made_with(job, point)
     return row if whole and isinstance(row.get("measures"), dict) else None
 
 

@@ -1,4 +1,4 @@
-"""How much memory a volume will take. Every large array of the streaming road is listed here with its size.
+"""How much memory a volume will take. Every large array of the streaming route is listed here with its size.
 
 What the engine takes for itself - weights, activations, its output - is estimated separately.
 """

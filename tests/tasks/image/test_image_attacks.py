@@ -18,7 +18,7 @@ from offline_infer.spec import Pixels
 from offline_infer.tasks.image.attacks import ATTACKS, attacks_of_file, blur_kernel, gaussian_noise, seed_of
 from offline_infer.tasks.image.datasets import find_sets
 from offline_infer.tasks.image.evaluation.evaluate import EvaluationOptions
-from offline_infer.tasks.image.sweeping import SweepPlan, read_grid, run_sweep, write_attacked
+from offline_infer.tasks.image.sweeping import SweepJob, read_grid, run_sweep, write_attacked
 from offline_infer.tasks.image.tensorboard import EventFile, crc32c
 
 
@@ -138,7 +138,7 @@ def test_a_sweep_does_every_point_once(tmp_path: Path) -> None:
             raise KeyboardInterrupt
         copy_brightness(bundle, source, output)
 
-    plan = SweepPlan(
+    job = SweepJob(
         bundles=[tmp_path / "checkpoint-2", tmp_path / "checkpoint-11"],
         references=tmp_path / "Set",
         output=tmp_path / "out",
@@ -147,8 +147,8 @@ def test_a_sweep_does_every_point_once(tmp_path: Path) -> None:
         evaluation=EvaluationOptions(threshold=0.7),
     )
     with pytest.raises(KeyboardInterrupt):
-        run_sweep(plan, predict)
-    rows = run_sweep(plan, predict)
+        run_sweep(job, predict)
+    rows = run_sweep(job, predict)
     assert len(calls) == 7  # six points, one of them twice
     assert [(row["step"], row["attack"], row["strength"]) for row in rows][:4] == [
         (2, "none", 0),

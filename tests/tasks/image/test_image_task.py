@@ -1,4 +1,4 @@
-"""The image task on both roads: from a model of one's own to masks, scores and figures."""
+"""The image task on both routes: from a model of one's own to masks, scores and figures."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The task on both roads: bundle, predict, staged run, resume, one case that fails alone."""
+"""The task on both routes: bundle, predict, staged run, resume, one case that fails alone."""
 
 from __future__ import annotations
 

@@ -106,7 +106,7 @@ def load(path: Path, device: int) -> Om:
 def _exact_norms(graph: bytes) -> bytes:
     """ONNX Runtime's own instance normalisation loses accuracy on volumes; written out, it gives float32's full accuracy.
 
-    This is what the package's engines do on the CPU, so that both roads can be compared label by label.
+    This is what the package's engines do on the CPU, so that both routes can be compared label by label.
     ``OFFLINE_INFER_STANDIN_NORMS=native`` leaves the graph alone.
     """
     if os.environ.get("OFFLINE_INFER_STANDIN_NORMS", "exact") == "native":
