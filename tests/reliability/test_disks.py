@@ -67,19 +67,19 @@ def fill(disk: Path, leave: int) -> Path:
     return ballast
 
 
-def command(road: str, job: tuple[Path, Path, dict[str, bytes]], work: Path, out: Path) -> list[str]:
+def command(route: str, job: tuple[Path, Path, dict[str, bytes]], work: Path, out: Path) -> list[str]:
     bundle, images, _ = job
-    if road == "predict":
+    if route == "predict":
         return ["predict", str(bundle), str(images), str(out), *ENGINE]
     return ["staged", str(bundle), str(images), str(work), str(out), "--scratch", "3MB", *ENGINE]
 
 
-@pytest.mark.parametrize("road", ["predict", "staged"])
+@pytest.mark.parametrize("route", ["predict", "staged"])
 def test_a_full_disk_stops_the_run_and_the_same_command_goes_on(
-    road: str, job: tuple[Path, Path, dict[str, bytes]], small_disk: Path, tmp_path: Path
+    route: str, job: tuple[Path, Path, dict[str, bytes]], small_disk: Path, tmp_path: Path
 ) -> None:
     out = small_disk / "out"
-    arguments = command(road, job, tmp_path / "work", out)
+    arguments = command(route, job, tmp_path / "work", out)
     ballast = fill(small_disk, leave=8 * 4096)  # a result and its record take some blocks
     assert_orderly(*run(arguments), "disk", statuses=(2,))
     finished = maps(out)
@@ -129,13 +129,13 @@ def test_a_report_for_a_full_disk_is_absent_or_whole(
     assert target.stat().st_size
 
 
-@pytest.mark.parametrize("road", ["predict", "staged"])
+@pytest.mark.parametrize("route", ["predict", "staged"])
 def test_a_read_only_folder_is_refused_by_name(
-    road: str, job: tuple[Path, Path, dict[str, bytes]], small_disk: Path, tmp_path: Path
+    route: str, job: tuple[Path, Path, dict[str, bytes]], small_disk: Path, tmp_path: Path
 ) -> None:
     out = small_disk / "out"
     out.mkdir()
-    arguments = command(road, job, tmp_path / "work", out)
+    arguments = command(route, job, tmp_path / "work", out)
     subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
     assert_orderly(*run(arguments), "out", "ead-only file system", statuses=(2,))
     subprocess.run(["mount", "-o", "remount,rw", str(small_disk)], check=True)
@@ -143,12 +143,12 @@ def test_a_read_only_folder_is_refused_by_name(
     assert maps(out) == job[2]
 
 
-@pytest.mark.parametrize("road", ["predict", "staged"])
+@pytest.mark.parametrize("route", ["predict", "staged"])
 def test_a_folder_that_vanishes_stops_the_run(
-    road: str, job: tuple[Path, Path, dict[str, bytes]], tmp_path: Path
+    route: str, job: tuple[Path, Path, dict[str, bytes]], tmp_path: Path
 ) -> None:
     out = tmp_path / "out"
-    arguments = command(road, job, tmp_path / "work", out)
+    arguments = command(route, job, tmp_path / "work", out)
     process = start([*arguments, "--engine-option", "sleep=0.02"])
     try:
         until = time.monotonic() + LIMIT_S
@@ -165,9 +165,9 @@ def test_a_folder_that_vanishes_stops_the_run(
     assert maps(out) == job[2]
 
 
-@pytest.mark.parametrize("road", ["predict", "staged"])
+@pytest.mark.parametrize("route", ["predict", "staged"])
 def test_a_clock_that_jumps_changes_nothing(
-    road: str, job: tuple[Path, Path, dict[str, bytes]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    route: str, job: tuple[Path, Path, dict[str, bytes]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     real, jumps = time.time, [0]
 
@@ -177,7 +177,7 @@ def test_a_clock_that_jumps_changes_nothing(
 
     monkeypatch.setattr(time, "time", jumping)
     monkeypatch.setattr(time, "time_ns", lambda: max(int(jumping() * 1e9), 0))
-    arguments = command(road, job, tmp_path / "work", tmp_path / "out")
+    arguments = command(route, job, tmp_path / "work", tmp_path / "out")
     assert main(arguments) == 0
     assert main(arguments) == 0
     assert maps(tmp_path / "out") == job[2]
@@ -197,14 +197,14 @@ sys.exit(main())
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs /proc and a limit on the address space")
-@pytest.mark.parametrize("road", ["predict", "staged", "evaluate"])
+@pytest.mark.parametrize("route", ["predict", "staged", "evaluate"])
 def test_a_case_that_does_not_fit_the_memory_fails_alone(
-    road: str, job: tuple[Path, Path, dict[str, bytes]], tmp_path: Path
+    route: str, job: tuple[Path, Path, dict[str, bytes]], tmp_path: Path
 ) -> None:
     bundle, images, wanted = job
     large = sitk.Image([400, 400, 400], sitk.sitkUInt8)
     large.SetSpacing([1.5] * 3)
-    if road == "evaluate":
+    if route == "evaluate":
         for folder in ("labels", "out"):
             (tmp_path / folder).mkdir()
             for file, content in wanted.items():
@@ -214,11 +214,11 @@ def test_a_case_that_does_not_fit_the_memory_fails_alone(
     else:
         shutil.copytree(images, tmp_path / "in")
         sitk.WriteImage(large, str(tmp_path / "in" / "large_0000.nii.gz"))
-        arguments = command(road, (bundle, tmp_path / "in", wanted), tmp_path / "work", tmp_path / "out")
+        arguments = command(route, (bundle, tmp_path / "in", wanted), tmp_path / "work", tmp_path / "out")
     environment = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "1"}
     status, said = run(arguments, program=LITTLE_MEMORY, environment=environment)
     assert_orderly(status, said, "large", statuses=(3,))
-    if road != "evaluate":
+    if route != "evaluate":
         assert maps(tmp_path / "out") == wanted
         os.unlink(tmp_path / "in" / "large_0000.nii.gz")
         write_case(tmp_path / "in", "large", shape=SHAPE, seed=9)
