@@ -417,7 +417,7 @@ def test_networks_that_cannot_be_exported(tmp_path: Path) -> None:
         (Untraceable, "cannot export Untraceable at opset 17"),
         (Dropping, "training operators"),
         (Broken, "no such luck"),
-        (Silent, "own network answers NaN"),
+        (Silent, "own network gives NaN"),
     ]:
         with pytest.raises(ExportError, match=words):
             export_network(tiny_spec(), maker(kind), tmp_path / "b")

@@ -132,7 +132,7 @@ def test_a_graph_that_names_its_batch_is_asked_one_by_one(tmp_path: Path) -> Non
     sessions = opened(tmp_path, spec, True, 4, bottleneck="reshape")
     device = segment(prepared, spec, sessions, RunSettings())
     said = str(sessions[0].info.stitching)
-    assert said.startswith("device, mirrors a call: 1; one mirror a call: Reshape 'fixed' is not known to keep")
+    assert said.startswith("device, mirrors a call: 1; one mirror a call: Reshape 'fixed' is not known to treat")
     equal(device, segment(prepared, spec, opened(tmp_path, spec, False, bottleneck="reshape"), RunSettings()))
 
 
@@ -299,7 +299,7 @@ def test_a_lone_infinite_logit_is_no_probability(tmp_path: Path) -> None:
 def test_sums_too_large_for_half_precision(tmp_path: Path) -> None:
     spec = with_outputs(tiny_spec())
     prepared = prepared_case(spec, write_case(tmp_path, "a"))
-    with pytest.raises(EngineFailed, match="--accumulate float32"):
+    with pytest.raises(EngineFailed, match="accumulate-float32"):
         segment(prepared, spec, opened(tmp_path, spec, gain=1e5), RunSettings(accumulate="float16"))
     segment(prepared, spec, opened(tmp_path, spec, gain=1e5), RunSettings(accumulate="float32"))
 
@@ -384,7 +384,7 @@ def test_a_stitcher_that_was_given_up_says_so(tmp_path: Path) -> None:
         (("Concat", ["x", "x"], {"axis": 0}), "Concat 'n' works across the images"),
         (("Concat", ["x", "x"], {"axis": -4}), "works across the images"),
         (("Softmax", ["x"], {"axis": 0}), "works across the images"),
-        (("Transpose", ["x"], {"perm": [1, 0, 2, 3]}), "is not known to keep"),
+        (("Transpose", ["x"], {"perm": [1, 0, 2, 3]}), "is not known to treat"),
         (("ReduceMean", ["x"], {"axes": [0, 2]}), "may work across the images"),
         (("ReduceMean", ["x"], {}), "may work across the images"),
         (("Resize", ["x", "", "", "sizes"], {}), "holds the old number of images"),

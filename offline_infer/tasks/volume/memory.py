@@ -22,7 +22,7 @@ _RESAMPLING_PLANES = 64
 """Planes in flight while an image is resampled (input blocks, ring, output blocks)."""
 _SURFACE_BYTES = 48
 """Per voxel of a fine plane, candidate class and thread, while labels are decided; more classes than a few seldom meet."""
-_KEPT_BY_MALLOC = 16 * 2**20
+_KEPT_BY_MALLOC = 8 * 2**20
 """Per thread: small temporaries that the allocator keeps for the next ones."""
 _ENGINE_CHANNELS = 128
 """Full-size feature maps an engine holds at once in a U-Net of 32 features: 64 at a skip connection and as many being computed."""

@@ -13,9 +13,9 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+from checkpoint_mutants import mutant, mutant_count
 from checkpoint_samples import v1_folder, v2_folder
 from limited import limited
-from mutants import mutant, mutant_count
 
 from offline_infer.checkpoints import read_checkpoint
 from offline_infer.errors import CheckpointError
