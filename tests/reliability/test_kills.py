@@ -23,7 +23,7 @@ from staged_samples import write_case
 from offline_infer.bundles.bundle import save
 from offline_infer.files import is_partial
 
-KILLS = int(os.environ.get("OFFLINE_INFER_KILLS", "3"))
+KILLS = int(os.environ.get("OFFLINE_INFER_KILLS", "1"))
 PROGRAM = """
 import sys
 from offline_infer.cli import main
