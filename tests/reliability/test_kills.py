@@ -1,6 +1,6 @@
 """SIGKILL at random moments: the same command finishes the job, and its results are those of an undisturbed run.
 
-A few moments a route by default; ``OFFLINE_INFER_KILLS=100 python -m pytest tests/reliability/test_kills.py`` tries a hundred.
+One moment a route by default; ``OFFLINE_INFER_KILLS=100 python -m pytest tests/reliability/test_kills.py`` tries a hundred.
 """
 
 from __future__ import annotations

@@ -17,7 +17,7 @@ from staged_samples import write_case
 
 from offline_infer.bundles.bundle import save
 
-PREDICTIONS = int(os.environ.get("OFFLINE_INFER_SOAK", "240"))
+PREDICTIONS = int(os.environ.get("OFFLINE_INFER_SOAK", "80"))
 SCRIPT = """
 import json, sys, threading, os
 from pathlib import Path
