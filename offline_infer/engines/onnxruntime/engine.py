@@ -19,7 +19,7 @@ import threading
 import time
 import warnings
 from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol
@@ -45,6 +45,7 @@ from offline_infer.engines.base import (
 )
 from offline_infer.engines.onnxruntime.device import Device, Network, OnnxRuntimeStitcher, Origin
 from offline_infer.engines.onnxruntime.options import PROVIDERS, chain, device_of, session_options, stitching
+from offline_infer.engines.ports import Port
 from offline_infer.engines.self_test import check_arithmetic
 from offline_infer.errors import BundleError, EngineFailed, EngineUnavailable, OfflineInferError
 from offline_infer.graph.admission import admit
@@ -121,20 +122,6 @@ class OnnxRuntimeEngine:
 ENGINE = OnnxRuntimeEngine()
 
 
-@dataclass(frozen=True)
-class _Port:
-    """An input or output of the graph. ``shape``: ``OPEN`` for open sizes, None where the rank is open too."""
-
-    name: str
-    shape: tuple[int, ...] | None
-    dtype: np.dtype[Any]
-
-    @property
-    def fixed(self) -> tuple[int, ...] | None:
-        """The shape, if no size of it is open."""
-        return None if self.shape is None or OPEN in self.shape else self.shape
-
-
 class _Lane(Protocol):
     """One thread's way through the session."""
 
@@ -145,9 +132,7 @@ class _Lane(Protocol):
 class _BoundLane:
     """Fixed sizes: buffers are written by the session and used again, because fresh memory is slow to touch."""
 
-    def __init__(
-        self, ort: Any, session: Any, source: _Port, outputs: Sequence[_Port], device: tuple[str, int]
-    ) -> None:
+    def __init__(self, ort: Any, session: Any, source: Port, outputs: Sequence[Port], device: tuple[str, int]) -> None:
         self._session = session
         self._source = source
         self._binding = session.io_binding()
@@ -184,7 +169,7 @@ class _BoundLane:
 class _FreeLane:
     """Open sizes: every answer is a new array."""
 
-    def __init__(self, session: Any, source: _Port, outputs: Sequence[_Port]) -> None:
+    def __init__(self, session: Any, source: Port, outputs: Sequence[Port]) -> None:
         self._session = session
         self._input = source.name
         self._outputs = [port.name for port in outputs]
@@ -473,7 +458,7 @@ def _graph_precision(session: Any) -> str:
     return str(record.get("precision", "")) if isinstance(record, dict) else ""
 
 
-def _input(ports: Any, graph: Path) -> _Port:
+def _input(ports: Any, graph: Path) -> Port:
     """The only input: a number of axes, some of them perhaps open.
 
     Raises:
@@ -488,13 +473,13 @@ def _input(ports: Any, graph: Path) -> _Port:
     return port
 
 
-def _outputs(ports: Any, graph: Path) -> list[_Port]:
+def _outputs(ports: Any, graph: Path) -> list[Port]:
     return [_port(port, graph) for port in ports]
 
 
-def _port(port: Any, graph: Path) -> _Port:
+def _port(port: Any, graph: Path) -> Port:
     if port.type not in _TYPES:
         raise BundleError(f"{graph}: {port.name} is {port.type}, expected one of {', '.join(OUTPUT_TYPES)}")
     # ONNX Runtime gives an open size as its name or None, and an open rank as no axes at all - as it does for a scalar.
     shape = tuple(size if isinstance(size, int) and size > 0 else OPEN for size in port.shape) or None
-    return _Port(str(port.name), shape, _TYPES[port.type])
+    return Port(str(port.name), shape, _TYPES[port.type])

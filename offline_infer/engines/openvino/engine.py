@@ -14,7 +14,7 @@ import os
 import sys
 import time
 from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -42,6 +42,7 @@ from offline_infer.engines.openvino.bf16_norms import VERSION as BF16_NORMS_VERS
 from offline_infer.engines.openvino.bf16_norms import keep_ends_float32, make_norms_float32, rounded_node
 from offline_infer.engines.openvino.norms import VERSION as NORMS_VERSION
 from offline_infer.engines.openvino.norms import make_norms_exact
+from offline_infer.engines.ports import Port
 from offline_infer.engines.self_test import check_arithmetic
 from offline_infer.errors import BundleError, EngineFailed, EngineUnavailable
 from offline_infer.graph.admission import admit
@@ -119,24 +120,10 @@ class OpenVinoEngine:
 ENGINE = OpenVinoEngine()
 
 
-@dataclass(frozen=True)
-class _Port:
-    """An input or output of the compiled graph. ``shape``: ``OPEN`` for open sizes, None where the rank is open too."""
-
-    name: str
-    shape: tuple[int, ...] | None
-    dtype: np.dtype[Any]
-
-    @property
-    def fixed(self) -> tuple[int, ...] | None:
-        """The shape, if no size of it is open."""
-        return None if self.shape is None or OPEN in self.shape else self.shape
-
-
 class _Lane:
     """One thread's request with its buffers, which live as long as the session: fresh memory is slow to touch."""
 
-    def __init__(self, ov: Any, compiled: Any, source: _Port, outputs: Sequence[_Port]) -> None:
+    def __init__(self, ov: Any, compiled: Any, source: Port, outputs: Sequence[Port]) -> None:
         self._ov = ov
         self._request = compiled.create_infer_request()
         self._source = source
@@ -436,7 +423,7 @@ def _lacks(precision: str, capabilities: list[str]) -> str:
     )
 
 
-def _input(ports: Any, graph: Path) -> _Port:
+def _input(ports: Any, graph: Path) -> Port:
     """The only input: a number of axes, some of them perhaps open.
 
     Raises:
@@ -451,7 +438,7 @@ def _input(ports: Any, graph: Path) -> _Port:
     return port
 
 
-def _outputs(ports: Any, names: Sequence[str], graph: Path) -> list[_Port]:
+def _outputs(ports: Any, names: Sequence[str], graph: Path) -> list[Port]:
     found = [replace(_port(port), name=name) for port, name in zip(ports, names, strict=True)]
     for port in found:
         if port.dtype.name not in OUTPUT_TYPES:
@@ -459,9 +446,9 @@ def _outputs(ports: Any, names: Sequence[str], graph: Path) -> list[_Port]:
     return found
 
 
-def _port(port: Any) -> _Port:
+def _port(port: Any) -> Port:
     partial = port.partial_shape
     shape = None
     if not partial.rank.is_dynamic:
         shape = tuple(OPEN if size.is_dynamic else int(size.get_length()) for size in partial)
-    return _Port(str(port.any_name), shape, np.dtype(port.element_type.to_dtype()))
+    return Port(str(port.any_name), shape, np.dtype(port.element_type.to_dtype()))
