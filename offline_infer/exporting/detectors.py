@@ -6,8 +6,6 @@ installed: pairs of detections, not raw numbers, because a rounding error may ex
 
 from __future__ import annotations
 
-import io
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +17,7 @@ import numpy.typing as npt
 from offline_infer import graph as passes
 from offline_infer.engines.base import EngineOptions, get_engine
 from offline_infer.errors import ExportError, OfflineInferError
-from offline_infer.exporting.tracing import import_torch
+from offline_infer.exporting.torch_export import import_torch, write_onnx
 
 if TYPE_CHECKING:
     from torch import nn
@@ -72,30 +70,9 @@ def trace_detector(network: nn.Module, shapes: DetectorShapes, opset: int) -> An
     example = torch.randn((1, shapes.channels, *(shapes.canvas or _TRACED)), generator=generator)
     example[:, -1] = 1
     axes = None if shapes.canvas else {INPUT: {2: "height", 3: "width"}}
-    buffer = io.BytesIO()
-    try:
-        with warnings.catch_warnings(), torch.no_grad():
-            warnings.simplefilter("ignore")  # of sizes taken as constants; the result is run at other sizes below
-            torch.onnx.export(
-                network,
-                (example,),
-                buffer,
-                dynamo=False,  # the default has changed between torch releases
-                opset_version=opset,
-                input_names=[INPUT],
-                output_names=list(NAMES),
-                dynamic_axes=axes,
-                do_constant_folding=True,
-            )
-    except OfflineInferError:
-        raise
-    except Exception as error:  # whatever a network or the exporter may raise
-        text = " ".join(str(error).split())[:400]
-        raise ExportError(
-            f"torch {torch.__version__} cannot export {type(network).__name__} at opset {opset}: {text}"
-        ) from error
+    written = write_onnx(network, example, opset, INPUT, NAMES, axes)
     onnx = passes.onnx_package()
-    model = passes.clean(onnx.load_from_string(buffer.getvalue()))
+    model = passes.clean(onnx.load_from_string(written))
     declare_outputs(model, shapes.outputs)
     try:
         onnx.checker.check_model(model, full_check=True)

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import gc
-import io
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,10 +15,11 @@ from offline_infer import graph as passes
 from offline_infer.bundles import bundle as bundles
 from offline_infer.bundles.bundle import Bundle
 from offline_infer.engines.base import EngineOptions, get_engine
-from offline_infer.errors import EngineFailed, ExportError, OfflineInferError
+from offline_infer.errors import EngineFailed, ExportError
 from offline_infer.events import Event, Sink, silent
 from offline_infer.exporting.comparing import usable_engines
-from offline_infer.exporting.tracing import OPSETS, import_torch
+from offline_infer.exporting.torch_export import import_torch, write_onnx
+from offline_infer.exporting.tracing import OPSETS
 from offline_infer.files import sha256_file
 from offline_infer.spec import BundleSpec, GraphRecord, OutputSpec
 
@@ -128,31 +127,8 @@ def trace_named(network: nn.Module, image: FloatArray, input_name: str, names: S
     axes = {0: "batch", 2: "height", 3: "width"}
     del axes[0]  # one image at a time, on every engine and device alike
     free = {input_name: axes, **{name: axes for name in names if name == "mask"}} if job.free_axes else None
-    buffer = io.BytesIO()
-    try:
-        with warnings.catch_warnings(), torch.no_grad():
-            warnings.simplefilter(
-                "ignore"
-            )  # it warns of shapes taken as constants; what was written is checked instead
-            torch.onnx.export(
-                network,
-                (torch.from_numpy(image),),
-                buffer,
-                dynamo=False,  # the default has changed between torch releases
-                opset_version=job.opset,
-                input_names=[input_name],
-                output_names=list(names),
-                dynamic_axes=free,
-                do_constant_folding=True,
-            )
-    except OfflineInferError:
-        raise
-    except Exception as error:  # whatever a network or the exporter may raise
-        text = " ".join(str(error).split())[:400]
-        raise ExportError(
-            f"torch {torch.__version__} cannot export the network at opset {job.opset}: {text}"
-        ) from error
-    model = passes.clean(passes.onnx_package().load_from_string(buffer.getvalue()))
+    written = write_onnx(network, torch.from_numpy(image), job.opset, input_name, names, free)
+    model = passes.clean(passes.onnx_package().load_from_string(written))
     if not job.free_axes:
         model = passes.fix_shapes(model, image.shape)
     try:

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from offline_infer.errors import ExportError
-from offline_infer.exporting.tracing import import_torch
+from offline_infer.exporting.torch_export import import_torch
 from offline_infer.exporting.verification import HALF_MAX
 
 if TYPE_CHECKING:

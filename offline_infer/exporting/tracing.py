@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import io
-import warnings
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from offline_infer import graph as passes
-from offline_infer.errors import ExportError, OfflineInferError
+from offline_infer.errors import ExportError
+from offline_infer.exporting.torch_export import import_torch, write_onnx
 from offline_infer.spec import VolumeSpec
 
 if TYPE_CHECKING:
@@ -58,30 +57,9 @@ def trace(network: nn.Module, spec: VolumeSpec, opset: int, *, all_heads: bool =
 def _trace_at(network: nn.Module, spec: VolumeSpec, patch: Sequence[int], opset: int, all_heads: bool) -> Any:
     torch = import_torch()
     image = torch.zeros((1, spec.input_channels, *patch), dtype=torch.float32)
-    buffer = io.BytesIO()
-    try:
-        with warnings.catch_warnings(), torch.no_grad():
-            # It warns of shapes taken as constants (they are) and of instance norm "in training mode", which is how it
-            # calls a norm without running statistics. What was written is checked instead.
-            warnings.simplefilter("ignore")
-            torch.onnx.export(
-                network,
-                (image,),
-                buffer,
-                dynamo=False,  # the default has changed between torch releases
-                opset_version=opset,
-                input_names=[spec.input_name],
-                do_constant_folding=True,
-            )
-    except OfflineInferError:
-        raise
-    except Exception as error:  # whatever a network or the exporter may raise
-        text = " ".join(str(error).split())[:400]
-        raise ExportError(
-            f"torch {torch.__version__} cannot export {type(network).__name__} at opset {opset}: {text}"
-        ) from error
+    written = write_onnx(network, image, opset, spec.input_name)
     onnx = passes.onnx_package()
-    model = onnx.load_from_string(buffer.getvalue())
+    model = onnx.load_from_string(written)
     heads = [value.name for value in model.graph.output]
     if not all_heads:
         model = passes.select_outputs(model, heads[:1])
@@ -110,17 +88,3 @@ def check_graph(model: Any, spec: VolumeSpec) -> None:
     bad = [advice for advice in facts.advice if "eval mode" in advice]
     if bad:
         raise ExportError(f"the graph is not fit for inference: {'; '.join(bad)}")
-
-
-def import_torch() -> Any:
-    """torch, or a readable refusal.
-
-    Raises:
-        ExportError: it is not installed.
-    """
-    try:
-        import torch
-        import torch.onnx
-    except ImportError as error:
-        raise ExportError(f"export needs torch, which cannot be imported ({error})", remedy="install-export") from error
-    return torch

@@ -74,7 +74,7 @@ def export_own_model(
         load_model_class,
         output_names,
     )
-    from offline_infer.exporting.tracing import import_torch
+    from offline_infer.exporting.torch_export import import_torch
 
     torch = import_torch()
     cls = load_model_class(model.code, model.name)
