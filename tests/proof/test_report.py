@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import importlib
+import inspect
 import json
 import math
+import pkgutil
 import re
 import sys
 from html.parser import HTMLParser
@@ -16,10 +19,10 @@ from offline_infer.errors import UsageError
 from offline_infer.proof.comparison.arrays import compare_arrays
 from offline_infer.proof.comparison.differences import Place
 from offline_infer.proof.comparison.records import CaseComparison, ComparisonReport, Margins
-from offline_infer.proof.report import write_report
-from offline_infer.proof.report.charts import bars, heat, strip_plot
-from offline_infer.proof.report.inputs import PNG_MAGIC, recognise
-from offline_infer.proof.report.values import figure
+from offline_infer.proof.report import sections, write_report
+from offline_infer.proof.report.charts import bars, heat, line_plot, strip_plot
+from offline_infer.proof.report.registry import KINDS, ORDER, recognise
+from offline_infer.proof.report.values import PNG_MAGIC, figure
 
 
 def summary(dice: list[list[float]], names: list[str] | None = None) -> dict:
@@ -42,6 +45,11 @@ def put(folder: Path, name: str, content: object) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / name).write_text(json.dumps(content))
     return folder / name
+
+
+def name_of_kind(content: object) -> str | None:
+    kind = recognise(content)
+    return None if kind is None else kind.name
 
 
 class Page(HTMLParser):
@@ -209,8 +217,28 @@ def test_what_cannot_be_shown_is_named_and_the_rest_is_shown(tmp_path: Path) -> 
 def test_recognition() -> None:
     assert recognise([1]) is None
     assert recognise({"results": []}) is None
-    assert recognise({"results": [{"a": 1}]}) == "measurements"
-    assert recognise({"metric_per_case": [], "mean": {}}) == "summary"
+    assert name_of_kind({"results": [{"a": 1}]}) == "measurements"
+    assert name_of_kind({"metric_per_case": [], "mean": {}}) == "summary"
+    # What a record says of itself counts before what it looks like.
+    assert name_of_kind({"metric_per_case": [], "mean": {}, "kind": "offline_infer.statistics"}) == "statistics"
+    assert name_of_kind({"kind": "offline_infer.of_a_later_release"}) == "record"
+
+
+def test_every_section_has_its_place_on_the_page() -> None:
+    modules = [
+        importlib.import_module(f"{sections.__name__}.{m.name}") for m in pkgutil.iter_modules(sections.__path__)
+    ]
+    made = {kind for module in modules for kind in re.findall(r'kind="([a-z_]+)"', inspect.getsource(module))}
+    assert made == set(ORDER)
+    assert len({kind.name for kind in KINDS}) == len(KINDS)
+    assert len({kind.named for kind in KINDS if kind.named}) == sum(bool(kind.named) for kind in KINDS)
+
+
+def test_curves_over_two_axes() -> None:
+    plot = line_plot("precision", {"a": [(0.0, 1.0), (1.0, 0.5)], "b": [(0.5, math.nan)]}, "recall", "precision")
+    assert plot is not None
+    assert plot.curves == (("a", "0.00,0.00 100.00,83.33"),)  # the axis goes from 0.4 to 1
+    assert line_plot("none", {"a": []}, "x", "y") is None
 
 
 def test_charts() -> None:

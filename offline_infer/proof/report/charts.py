@@ -169,6 +169,36 @@ def growth_plot(title: str, curves: Mapping[str, Sequence[float]], x_label: str,
     )
 
 
+def line_plot(
+    title: str, curves: Mapping[str, Sequence[tuple[float, float]]], x_label: str, y_label: str
+) -> Plot | None:
+    """Curves over two linear axes; None where no point is finite.
+
+    Args:
+        curves: name -> points (x, y), in the order in which they are joined; a point that is not finite is left out.
+    """
+    known = {
+        name: [(x, y) for x, y in points if math.isfinite(x) and math.isfinite(y)] for name, points in curves.items()
+    }
+    every = [point for points in known.values() for point in points]
+    if not every:
+        return None
+    x_axis = _Axis.over(min(x for x, _ in every), max(x for x, _ in every))
+    y_axis = _Axis.over(min(y for _, y in every), max(y for _, y in every))
+    return Plot(
+        title=title,
+        x_label=x_label,
+        y_label=y_label,
+        x_ticks=x_axis.ticks(),
+        y_ticks=tuple((round(100 - place, 2), text) for place, text in y_axis.ticks()),
+        curves=tuple(
+            (name, " ".join(f"{x_axis.place(x):.2f},{100 - y_axis.place(y):.2f}" for x, y in points))
+            for name, points in known.items()
+            if points
+        ),
+    )
+
+
 def bars(values: Sequence[tuple[str, float, str]]) -> tuple[Bar, ...]:
     """Horizontal bars, the longest 100: (name, size, text)."""
     longest = max((size for _, size, _ in values if math.isfinite(size)), default=0.0)

@@ -2,54 +2,18 @@
 
 from __future__ import annotations
 
-import base64
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from offline_infer.errors import UsageError
-from offline_infer.proof.evaluation.summary import layout_of
+from offline_infer.proof.report.records import RecordKind
+from offline_infer.proof.report.registry import KINDS, recognise
+from offline_infer.proof.report.values import PNG_MAGIC, Content, png_address
 
-Content = Mapping[str, Any]
-
-PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
-TABLE_KEYS = ("results", "records", "rows", "engines", "measurements")
-"""Where a benchmark record may keep its list of measurements."""
-
-KINDS: Mapping[str, str] = {
-    "run": "run of predict",
-    "bundle": "bundle",
-    "checks": "precision checks of a bundle",
-    "comparison": "comparison of two prediction folders",
-    "arrays": "comparison of engine outputs",
-    "layers": "comparison inside a graph",
-    "benchmark": "benchmark",
-    "performance": "device performance",
-    "stage": "run of a stage",
-    "summary": "evaluation (nnU-Net summary.json)",
-    "slices": "slices of the worst cases",
-    "details": "volumes and lesions of an evaluation",
-    "surface": "surface distances",
-    "statistics": "statistics of a cohort",
-    "problems": "cases left out of an evaluation",
-    "measurements": "list of measurements",
-    "record": "another record of this program",
-}
-_NAMED: Mapping[str, str] = {
-    "offline_infer.evaluation.surface_distances": "surface",
-    "offline_infer.evaluation_problems": "problems",
-    "offline_infer.evaluation": "details",
-    "offline_infer.error_slices": "slices",
-    "offline_infer.comparison": "comparison",
-    "offline_infer.comparison.arrays": "arrays",
-    "offline_infer.comparison.layers": "layers",
-    "offline_infer.precision_checks": "checks",
-    "offline_infer.benchmark": "benchmark",
-    "offline_infer.statistics": "statistics",
-}
 _DEEPEST = 6
 _MOST_FILES = 5000
 _MOST_PICTURES = 12
@@ -63,7 +27,7 @@ class Item:
     """One recognised file."""
 
     path: Path
-    kind: str
+    kind: RecordKind
     content: Content
 
 
@@ -83,8 +47,8 @@ class Inputs:
     pictures: list[Picture] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
 
-    def of(self, kind: str) -> list[Item]:
-        return [item for item in self.items if item.kind == kind]
+    def of(self, kind: RecordKind) -> list[Item]:
+        return [item for item in self.items if item.kind is kind]
 
 
 def read_inputs(runs: Sequence[Path]) -> Inputs:
@@ -121,34 +85,6 @@ def read_inputs(runs: Sequence[Path]) -> Inputs:
         reasons = "; ".join(inputs.problems) or "no file was named"
         raise UsageError(f"nothing to report: {reasons}")
     return inputs
-
-
-def recognise(content: Any) -> str | None:
-    """The kind of a parsed JSON file, one of :data:`KINDS`, or None."""
-    if not isinstance(content, dict):
-        return None
-    named = _NAMED.get(str(content.get("kind")))
-    if named:
-        return named
-    tests: tuple[tuple[str, Callable[[Content], bool]], ...] = (
-        ("summary", lambda c: layout_of(c) is not None),
-        ("bundle", lambda c: isinstance(c.get("graphs"), list) and isinstance(c.get("source"), dict)),
-        ("run", lambda c: c.get("program") == "offline_infer" and "engine" in c and isinstance(c.get("cases"), list)),
-        ("performance", lambda c: "throughput_total_per_s" in c and isinstance(c.get("devices"), list)),
-        ("stage", lambda c: isinstance(c.get("stage"), str) and isinstance(c.get("cases"), list)),
-        ("measurements", lambda c: measurements_of(c) is not None),
-        ("record", lambda c: str(c.get("kind")).startswith("offline_infer.")),
-    )
-    return next((kind for kind, test in tests if test(content)), None)
-
-
-def measurements_of(content: Content) -> list[Content] | None:
-    """The list of measurements of a benchmark record: a non-empty list of objects under one of :data:`TABLE_KEYS`."""
-    for key in TABLE_KEYS:
-        value = content.get(key)
-        if isinstance(value, list) and value and all(isinstance(row, dict) for row in value):
-            return value
-    return None
 
 
 def parse(data: bytes) -> Any:
@@ -223,9 +159,8 @@ def _add_picture(inputs: Inputs, path: Path, data: bytes) -> None:
             f"{path}: a report shows {_MOST_PICTURES} pictures; this one and later ones are left out"
         )
     if len(inputs.pictures) < _MOST_PICTURES:
-        encoded = base64.b64encode(data).decode("ascii")
-        inputs.pictures.append(Picture(path.stem, f"data:image/png;base64,{encoded}"))
+        inputs.pictures.append(Picture(path.stem, png_address(data)))
 
 
 def _expected() -> str:
-    return "expected " + ", ".join(KINDS.values()) + ", or PNG pictures"
+    return "expected " + ", ".join(kind.title for kind in KINDS) + ", or PNG pictures"

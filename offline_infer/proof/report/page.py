@@ -2,68 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Any
 
 from offline_infer._version import __version__
 from offline_infer.errors import UsageError
 from offline_infer.files import write_bytes
-from offline_infer.proof.report.charts import heat
-from offline_infer.proof.report.inputs import KINDS, Inputs, Item, read_inputs
+from offline_infer.proof.report.charts import colour_of, heat
+from offline_infer.proof.report.inputs import Inputs, Item, read_inputs
 from offline_infer.proof.report.parts import Section
-from offline_infer.proof.report.sections.accuracy import (
-    details_section,
-    slices_section,
-    summary_section,
-    surface_section,
-)
-from offline_infer.proof.report.sections.agreement import arrays_section, comparison_section, layers_section
-from offline_infer.proof.report.sections.provenance import (
-    bundle_section,
-    checks_section,
-    problems_section,
-    run_section,
-    stage_section,
-)
-from offline_infer.proof.report.sections.speed import (
-    benchmark_section,
-    measurements_section,
-    performance_section,
-    record_section,
-)
-from offline_infer.proof.report.sections.statistics import statistics_section
+from offline_infer.proof.report.registry import KINDS, ORDER
 from offline_infer.proof.report.values import figure
 
-Builder = Callable[[Mapping[str, Any], Mapping[str, str]], list[Section]]
-
-_BUILDERS: Mapping[str, Builder] = {
-    "run": run_section,
-    "bundle": bundle_section,
-    "checks": checks_section,
-    "comparison": comparison_section,
-    "arrays": arrays_section,
-    "layers": layers_section,
-    "benchmark": benchmark_section,
-    "performance": performance_section,
-    "stage": stage_section,
-    "summary": summary_section,
-    "slices": slices_section,
-    "details": details_section,
-    "surface": surface_section,
-    "statistics": statistics_section,
-    "problems": problems_section,
-    "measurements": measurements_section,
-    "record": record_section,
-}
-_ORDER = (
-    *("summary", "slices", "lesions", "volumes", "surface", "problems"),
-    *("bundle", "comparison", "arrays", "layers", "precision", "checks"),
-    *("speed", "performance", "measurements", "statistics", "run", "stage", "record"),
-)
-"""How the page reads: is it right, where is it wrong, is it the same model, how fast, and what exactly was run."""
 _GENERIC_NAMES = ("summary", "surface", "comparison", "bundle", "offline_infer_run", "precision_checks", "statistics")
 
 
@@ -109,6 +61,7 @@ def write_report(
     )
     environment.filters["heat"] = heat
     environment.filters["figure"] = figure
+    environment.filters["colour"] = colour_of
     page = environment.get_template("report.html.j2").render(
         title=title,
         made=datetime.now().strftime("%Y-%m-%d %H:%M"),
@@ -127,15 +80,15 @@ def write_report(
 def _sections(inputs: Inputs, names: Mapping[str, str]) -> list[Section]:
     """The sections of every item, in reading order; an item with a hole in it becomes a problem."""
     built: list[tuple[Item, Section]] = []
-    for kind, build in _BUILDERS.items():
+    for kind in KINDS:
         for item in inputs.of(kind):
             try:
-                found = build(item.content, names)
+                found = kind.build(item.content, names)
             except (KeyError, TypeError, ValueError, AttributeError, IndexError, ArithmeticError, UsageError) as error:
                 inputs.problems.append(_complaint(item, error))
                 continue
             built += [(item, section) for section in found]
-    built.sort(key=lambda pair: _ORDER.index(pair[1].kind))
+    built.sort(key=lambda pair: ORDER.index(pair[1].kind))
     sections = []
     for number, (item, section) in enumerate(built):
         several = sum(other.kind == section.kind for _, other in built) > 1
@@ -144,29 +97,17 @@ def _sections(inputs: Inputs, names: Mapping[str, str]) -> list[Section]:
 
 
 def _names_found(inputs: Inputs) -> dict[str, str]:
-    """Label key -> name, as far as the records say it; the first one counts."""
+    """Label key -> name, as far as the records say it; the first one counts. A record with a hole in it is named elsewhere."""
     found: dict[str, str] = {}
     for item in inputs.items:
-        content = item.content
-        pairs: list[tuple[Any, Any]] = []
-        if item.kind == "details" and isinstance(content.get("labels"), list):
-            pairs = [(row.get("label"), row.get("name")) for row in content["labels"] if isinstance(row, dict)]
-        elif item.kind == "bundle" and isinstance(content.get("labels"), dict):
-            names = content["labels"].get("names")
-            pairs = [(_key(value), name) for name, value in names.items()] if isinstance(names, dict) else []
-        elif item.kind == "comparison" and isinstance(content.get("label_names"), dict):
-            pairs = list(content["label_names"].items())
-        for key, name in pairs:
-            if isinstance(key, str) and isinstance(name, str):
-                found.setdefault(key, name)
+        if item.kind.labels is None:
+            continue
+        try:
+            known = item.kind.labels(item.content)
+        except (KeyError, TypeError, ValueError, AttributeError):
+            continue
+        found.update({key: str(name) for key, name in known.items() if key not in found})
     return found
-
-
-def _key(value: Any) -> str:
-    """A label's value as the summary names it: ``1``, or ``(1, 2)`` for a region."""
-    if isinstance(value, list):
-        return str(tuple(value))
-    return str(value)
 
 
 def _short_name(path: Path) -> str:
@@ -177,4 +118,4 @@ def _short_name(path: Path) -> str:
 
 def _complaint(item: Item, error: Exception) -> str:
     what = f"misses {error}" if isinstance(error, KeyError) else str(error)
-    return f"{item.path}: looks like {KINDS[item.kind]}, but cannot be shown: {what}"
+    return f"{item.path}: looks like {item.kind.title}, but cannot be shown: {what}"

@@ -81,6 +81,15 @@ class SliceCase:
 
 
 @dataclass(frozen=True)
+class Thumb:
+    """One picture of a gallery. ``address``: a ``data:`` address, as :func:`values.png_of` makes it."""
+
+    heading: str
+    text: str
+    address: str
+
+
+@dataclass(frozen=True)
 class Section:
     """One part of the page, ready to draw. ``kind`` decides its place."""
 
@@ -98,6 +107,7 @@ class Section:
     bars_caption: str = ""
     tables: tuple[Table, ...] = ()
     cases: tuple[SliceCase, ...] = ()
+    gallery: tuple[Thumb, ...] = ()
     legend: tuple[tuple[str, str], ...] = ()
     folds: tuple[Fold, ...] = ()
     notes: tuple[str, ...] = field(default=())

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import binascii
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -11,6 +13,7 @@ from offline_infer.proof.report.parts import Table
 Content = Mapping[str, Any]
 Names = Mapping[str, str]
 
+PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
 _LONGEST = 400
 
 
@@ -107,3 +110,25 @@ def table_of(rows: Sequence[Content], caption: str = "") -> tuple[Table, tuple[t
     head = [key for key in keys if key not in same] or keys
     table = Table(tuple(head), tuple(tuple(row.get(k) for k in head) for row in entries), caption=caption)
     return table, tuple((key, short(entries[0].get(key))) for key in same if key not in head)
+
+
+def png_address(data: bytes) -> str:
+    """A PNG as a ``data:`` address."""
+    return f"data:image/png;base64,{base64.b64encode(data).decode('ascii')}"
+
+
+def png_of(text: Any) -> str:
+    """The ``data:`` address of a PNG that a record holds in base64; empty for None.
+
+    Raises:
+        ValueError: no base64, or no PNG.
+    """
+    if text is None:
+        return ""
+    try:
+        data = base64.b64decode(str(text), validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise ValueError("a picture is no base64") from error
+    if not data.startswith(PNG_MAGIC):
+        raise ValueError("a picture is no PNG")
+    return png_address(data)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import binascii
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -14,9 +12,9 @@ import numpy as np
 from offline_infer.proof.evaluation.summary import layout_of
 from offline_infer.proof.evaluation.tables import MEAN, dice_table
 from offline_infer.proof.report.charts import bland_altman, colour_of, strip_plot
-from offline_infer.proof.report.inputs import PNG_MAGIC
 from offline_infer.proof.report.parts import Fold, Outline, Section, SliceCase, SliceView, Table, Tile
-from offline_infer.proof.report.values import Content, Names, count, figure, name_of, real, whole
+from offline_infer.proof.report.records import RecordKind
+from offline_infer.proof.report.values import Content, Names, count, figure, name_of, png_of, real, whole
 
 _COLUMNS = 10
 _PLOTS = 6
@@ -304,7 +302,7 @@ def _view(entry: Content, widest: float) -> SliceView:
         width_mm=width,
         height_mm=height,
         share=round(100 * width / widest, 2),
-        address=_address(entry.get("png")),
+        address=png_of(entry.get("png")),
         error=_path(entry.get("error") or ""),
         outlines=outlines,
     )
@@ -317,18 +315,22 @@ def _path(value: Any) -> str:
     return text
 
 
-def _address(text: Any) -> str:
-    if text is None:
-        return ""
-    try:
-        data = base64.b64decode(str(text), validate=True)
-    except (binascii.Error, ValueError) as error:
-        raise ValueError("a picture is no base64") from error
-    if not data.startswith(PNG_MAGIC):
-        raise ValueError("a picture is no PNG")
-    return f"data:image/png;base64,{base64.b64encode(data).decode('ascii')}"
-
-
 def _last(value: float) -> float:
     """A key for sorting that puts undefined figures last."""
     return math.inf if math.isnan(value) else value
+
+
+RECORDS = (
+    RecordKind(
+        "summary", "evaluation (nnU-Net summary.json)", summary_section, like=lambda c: layout_of(c) is not None
+    ),
+    RecordKind("slices", "slices of the worst cases", slices_section, named="offline_infer.error_slices"),
+    RecordKind(
+        "details",
+        "volumes and lesions of an evaluation",
+        details_section,
+        named="offline_infer.evaluation",
+        labels=lambda c: {row["label"]: row["name"] for row in c["labels"]},
+    ),
+    RecordKind("surface", "surface distances", surface_section, named="offline_infer.evaluation.surface_distances"),
+)

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 
 from offline_infer.proof.report.charts import growth_plot
 from offline_infer.proof.report.parts import Fold, Section, Table, Tile
+from offline_infer.proof.report.records import RecordKind
 from offline_infer.proof.report.values import Content, Names, flat, name_of, percent, real, short, whole
 
 _VERDICTS: Mapping[str, tuple[str, str]] = {
@@ -220,3 +221,16 @@ def _positive(value: object) -> float:
 
 def _sortable(value: float) -> float:
     return math.inf if math.isnan(value) else value
+
+
+RECORDS = (
+    RecordKind(
+        "comparison",
+        "comparison of two prediction folders",
+        comparison_section,
+        named="offline_infer.comparison",
+        labels=lambda c: dict(c.get("label_names") or {}),
+    ),
+    RecordKind("arrays", "comparison of engine outputs", arrays_section, named="offline_infer.comparison.arrays"),
+    RecordKind("layers", "comparison inside a graph", layers_section, named="offline_infer.comparison.layers"),
+)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from offline_infer.proof.report.parts import Section, Table, Tile
+from offline_infer.proof.report.records import RecordKind
 from offline_infer.proof.report.values import Content, Names, count, flat, real, short, table_of, whole
 
 _COLUMNS = 8
@@ -238,3 +239,37 @@ def _common(records: Sequence[Content]) -> tuple[tuple[tuple[str, str], ...], tu
 def _release(version: Any) -> str:
     """``2026.4.1`` of ``2026.4.1-22982-e213a147257-releases/2026/4``."""
     return str(version).partition("-")[0][:40]
+
+
+def _is_run(content: Content) -> bool:
+    return content.get("program") == "offline_infer" and "engine" in content and isinstance(content.get("cases"), list)
+
+
+def _labels_of_bundle(content: Content) -> Names:
+    """A region is named in the summary by the labels it holds: ``(1, 2)``."""
+    names: Content = content["labels"]["names"]
+    return {str(tuple(key)) if isinstance(key, list) else str(key): str(name) for name, key in names.items()}
+
+
+RECORDS = (
+    RecordKind(
+        "bundle",
+        "bundle",
+        bundle_section,
+        like=lambda c: isinstance(c.get("graphs"), list) and isinstance(c.get("source"), dict),
+        labels=_labels_of_bundle,
+    ),
+    RecordKind("checks", "precision checks of a bundle", checks_section, named="offline_infer.precision_checks"),
+    RecordKind("run", "run of predict", run_section, like=_is_run),
+    RecordKind(
+        "problems", "cases left out of an evaluation", problems_section, named="offline_infer.evaluation_problems"
+    ),
+)
+STAGES = (
+    RecordKind(
+        "stage",
+        "run of a stage",
+        stage_section,
+        like=lambda c: isinstance(c.get("stage"), str) and isinstance(c.get("cases"), list),
+    ),
+)

@@ -6,9 +6,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from offline_infer.proof.report.charts import Bar, bars
-from offline_infer.proof.report.inputs import measurements_of
 from offline_infer.proof.report.parts import Section, Table, Tile
+from offline_infer.proof.report.records import RecordKind
 from offline_infer.proof.report.values import Content, Names, flat, name_of, real, short, table_of, whole
+
+TABLE_KEYS = ("results", "records", "rows", "engines", "measurements")
+"""Where a record may keep its list of measurements."""
 
 
 def benchmark_section(content: Content, names: Names) -> list[Section]:
@@ -171,6 +174,15 @@ def record_section(content: Mapping[str, Any], names: Names) -> list[Section]:
     return [Section(kind="record", heading=kind.capitalize(), facts=facts[:60], tables=tuple(tables))]
 
 
+def measurements_of(content: Content) -> list[Content] | None:
+    """The list of measurements of a record: a non-empty list of objects under one of :data:`TABLE_KEYS`."""
+    for key in TABLE_KEYS:
+        value = content.get(key)
+        if isinstance(value, list) and value and all(isinstance(row, dict) for row in value):
+            return value
+    return None
+
+
 def _column(head: Sequence[str]) -> int | None:
     """The column worth drawing: a median or a rate first; never the time to open an engine."""
     wanted = ("p50 s", "median s", "median", "seconds median", "throughput", "seconds", "latency", "mean", "ms", "s")
@@ -190,3 +202,23 @@ def _pair(row: Content) -> str:
 
 def _share(agreement: float) -> str:
     return "-" if agreement != agreement else f"{100 * (1 - agreement):.4f} %"
+
+
+RECORDS = (
+    RecordKind("benchmark", "benchmark", benchmark_section, named="offline_infer.benchmark"),
+    RecordKind(
+        "performance",
+        "device performance",
+        performance_section,
+        like=lambda c: "throughput_total_per_s" in c and isinstance(c.get("devices"), list),
+    ),
+)
+ANY_RECORDS = (
+    RecordKind("measurements", "list of measurements", measurements_section, like=lambda c: bool(measurements_of(c))),
+    RecordKind(
+        "record",
+        "another record of this program",
+        record_section,
+        like=lambda c: str(c.get("kind")).startswith("offline_infer."),
+    ),
+)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from offline_infer.proof.report.parts import Section, Table
+from offline_infer.proof.report.records import RecordKind
 from offline_infer.proof.report.values import Content, Names, name_of, real
 
 _PERCENTILES = (0, 5, 50, 95, 100)
@@ -32,3 +33,6 @@ def statistics_section(content: Content, names: Names) -> list[Section]:
         notes=tuple(f"{case}: {reason}" for case, reason in content["failed"].items()),
     )
     return [section]
+
+
+RECORDS = (RecordKind("statistics", "statistics of a cohort", statistics_section, named="offline_infer.statistics"),)
