@@ -323,6 +323,10 @@ class BundleSpec(Record):
         """Value in a result -> name, where results hold labels."""
         return {}
 
+    def label_table(self) -> dict[str, int | tuple[int, ...]]:
+        """Name -> value, a region its values, and the value that references ignore: the ``labels`` of a ``dataset.json``."""
+        return {name: value for value, name in self.label_names().items()}
+
     def contradictions(self) -> list[str]:
         """Fields that are legal one by one but do not fit each other, each as ``field: what is wrong``."""
         return []
@@ -381,6 +385,11 @@ class VolumeSpec(BundleSpec):
     def label_names(self) -> dict[int, str]:
         """See :meth:`BundleSpec.label_names`; regions have no value of their own."""
         return {value: name for name, value in self.labels.names.items() if isinstance(value, int)}
+
+    def label_table(self) -> dict[str, int | tuple[int, ...]]:
+        """See :meth:`BundleSpec.label_table`."""
+        ignored = {} if self.labels.ignore is None else {"ignore": self.labels.ignore}
+        return {**ignored, **self.labels.names}
 
     def contradictions(self) -> list[str]:
         """See :meth:`BundleSpec.contradictions`."""

@@ -98,7 +98,7 @@ def travel(journey: Journey, sink: Sink = silent) -> Outcome:
     lap("predict")
     if journey.labels is not None:
         request = EvaluationRequest(
-            outcome.predictions, journey.labels, output / "summary.json", {"allow_missing": True}
+            outcome.predictions, journey.labels, output / "summary.json", {"allow_missing": True}, journey.images
         )
         scores = task.evaluate(request, spec, sink)
         outcome.summary, outcome.table = scores.summary, scores.table()

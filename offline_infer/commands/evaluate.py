@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from offline_infer.commands.common import Subparsers, command, existing, say, share, sink_for
+from offline_infer.commands.common import Subparsers, command, existing, say, sink_for
 from offline_infer.errors import CasesFailed
 
 if TYPE_CHECKING:
@@ -33,30 +33,8 @@ def register(commands: Subparsers) -> None:
     parser.add_argument("--allow-missing", action="store_true", help="references without a prediction are left out")
     parser.add_argument("--csv", type=Path, metavar="FILE", help="also the table as CSV")
     parser.add_argument("--jobs", type=int, default=1, metavar="N", help="cases at a time, default 1")
-    _add_label_map_options(parser)
+    parser.add_argument("--images", type=Path, metavar="DIR", help="the images, to be shown behind the errors found")
     _add_task_options(parser)
-
-
-def _add_label_map_options(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("label maps")
-    group.add_argument("--format", choices=["nnunet-v2", "nnunet-v1"], help="layout of summary.json, default nnunet-v2")
-    group.add_argument("--labels", nargs="+", metavar="L", help="labels, e.g. 1 2; a region is written 1,2")
-    group.add_argument("--ignore", type=int, metavar="L", help="label of the references that is left out")
-    group.add_argument(
-        "--surface", action="store_true", help="also surface distances (HD95, ASSD, NSD), in surface.json"
-    )
-    group.add_argument(
-        "--lesions",
-        nargs="*",
-        metavar="L",
-        help="also match lesions (connected components): found, missed, invented; of these labels, default all",
-    )
-    group.add_argument(
-        "--lesion-iou", type=share, metavar="F", help="overlap (IoU) above which lesions match, default 0.1"
-    )
-    group.add_argument("--lesion-min-ml", type=float, metavar="V", help="smaller lesions are left out, default 0 mL")
-    group.add_argument("--worst", type=int, metavar="N", help="slices of the N worst cases for the report, default 3")
-    group.add_argument("--images", type=Path, metavar="DIR", help="images to show behind those slices")
 
 
 def _add_task_options(parser: argparse.ArgumentParser) -> None:
@@ -77,7 +55,9 @@ def evaluate(options: argparse.Namespace) -> dict[str, Any]:
     folder = predictions if predictions.is_dir() else predictions.parent
     output = options.output if options.output is not None else folder / "summary.json"
     task, spec = _task_of(options, folder)
-    scores = task.evaluate(EvaluationRequest(predictions, references, output, _given(options)), spec, sink_for(options))
+    images = existing(options.images) if options.images is not None else None
+    request = EvaluationRequest(predictions, references, output, _given(options), images)
+    scores = task.evaluate(request, spec, sink_for(options))
     say(options, scores.table(), *([f"written: {output}"] if scores.summary is not None else []))
     if scores.failed:
         raise CasesFailed(scores.failed, scores.total)
@@ -98,7 +78,6 @@ def _task_of(options: argparse.Namespace, folder: Path) -> tuple[Task, BundleSpe
 
 def _given(options: argparse.Namespace) -> dict[str, Any]:
     """The options that were given, by their names; a task refuses those that are not its own."""
-    names = ("allow_missing", "csv", "jobs", "format", "labels", "ignore", "surface", "lesions", "lesion_iou")
-    given = {name: getattr(options, name) for name in (*names, "lesion_min_ml", "worst", "images")}
+    given: dict[str, Any] = {name: getattr(options, name) for name in ("allow_missing", "csv", "jobs")}
     given |= {name.removeprefix(_PREFIX): value for name, value in vars(options).items() if name.startswith(_PREFIX)}
     return {name: value for name, value in given.items() if value is not None and value is not False}

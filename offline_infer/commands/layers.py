@@ -1,4 +1,4 @@
-"""``offline-infer compare BUNDLE --layers A B``: two engines, or two precisions, tensor by tensor."""
+"""``offline-infer compare BUNDLE [OTHER] --layers A B``: two engines, two precisions or two bundles, tensor by tensor."""
 
 from __future__ import annotations
 
@@ -21,21 +21,19 @@ PRECISIONS = ("fp32", "bf16", "fp16")
 
 def compare_layers(options: argparse.Namespace) -> dict[str, Any]:
     """Compare, print where the two part, and write the record and the picture."""
-    from offline_infer.bundles.bundle import Bundle
     from offline_infer.files import write_json
     from offline_infer.proof.comparison import layers
 
-    if options.b is not None:
-        raise UsageError("--layers compares two engines on one bundle; leave out the second path")
-    bundle = Bundle.load(existing(options.a))
-    fold = options.fold if options.fold is not None else bundle.folds[0]
-    if fold not in bundle.folds:
-        raise UsageError(f"{bundle.folder}: no fold {fold}; this bundle has {', '.join(bundle.folds)}")
+    bundle = _bundle(options.a, options.fold)
+    other = _bundle(options.b, options.fold) if options.b is not None else bundle
     if options.output is not None and options.output.suffix != ".json":
         raise UsageError(
             f"{options.output}: name a file that ends with .json; the picture is written beside it as .svg"
         )
-    first, second = (_side(bundle, fold, text, options.threads) for text in options.layers)
+    first, second = (
+        _side(found, options.fold, text, options.threads)
+        for found, text in zip((bundle, other), options.layers, strict=True)
+    )
     found = layers.compare_layers(
         first, second, _input(bundle, options.input), tolerance=options.layer_tolerance, sink=sink_for(options)
     )
@@ -49,8 +47,22 @@ def compare_layers(options: argparse.Namespace) -> dict[str, Any]:
     return record
 
 
-def _side(bundle: Bundle, fold: str, text: str, threads: int) -> Side:
-    """``engine`` or ``engine:precision``."""
+def _bundle(path: Path, fold: str | None) -> Bundle:
+    """A bundle that has the fold.
+
+    Raises:
+        UsageError: it has not.
+    """
+    from offline_infer.tasks.opening import open_bundle
+
+    bundle = open_bundle(existing(path))
+    if fold is not None and fold not in bundle.folds:
+        raise UsageError(f"{bundle.folder}: no fold {fold}; this bundle has {', '.join(bundle.folds)}")
+    return bundle
+
+
+def _side(bundle: Bundle, fold: str | None, text: str, threads: int) -> Side:
+    """``engine`` or ``engine:precision``, on a fold's graph, default the first."""
     from offline_infer.bundles.opening import checked_graph
     from offline_infer.engines.base import EngineOptions, get_engine
     from offline_infer.proof.comparison.layers import Side
@@ -59,7 +71,8 @@ def _side(bundle: Bundle, fold: str, text: str, threads: int) -> Side:
     precision = precision or "fp32"
     if precision not in PRECISIONS:
         raise UsageError(f"--layers {text!r}: unknown precision {precision!r}; legal names: {', '.join(PRECISIONS)}")
-    graph = checked_graph(bundle, fold, get_engine(engine).graph_precision(precision))
+    chosen = fold if fold is not None else bundle.folds[0]
+    graph = checked_graph(bundle, chosen, get_engine(engine).graph_precision(precision))
     return Side(engine, graph, EngineOptions(precision=precision, threads=threads))
 
 

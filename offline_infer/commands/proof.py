@@ -21,7 +21,12 @@ def register(commands: Subparsers) -> None:
     parser.add_argument(
         "a", type=Path, help="a folder of label maps (and .npz probabilities), or one file; a bundle with --layers"
     )
-    parser.add_argument("b", type=Path, nargs="?", help="the other one, e.g. the framework's own predictions")
+    parser.add_argument(
+        "b",
+        type=Path,
+        nargs="?",
+        help="the other one, e.g. the framework's own predictions; with --layers another bundle, default the same",
+    )
     parser.add_argument("-o", "--output", type=Path, metavar="FILE", help="write the whole comparison as JSON")
     parser.add_argument(
         "--tie-margin",
@@ -36,7 +41,7 @@ def register(commands: Subparsers) -> None:
         "--layers",
         nargs=2,
         metavar=("A", "B"),
-        help="compare tensor by tensor inside a bundle's graph, e.g. --layers openvino:bf16 onnxruntime:fp32",
+        help="compare tensor by tensor inside a graph, two engines or two bundles, e.g. --layers openvino:bf16 onnxruntime:fp32",
     )
     parser.add_argument(
         "--input", nargs="+", type=Path, metavar="IMAGE", help="with --layers: a case's channels, or one .npy"
@@ -104,15 +109,16 @@ def compare(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _label_names(bundle: Path | None, *sides: Path) -> dict[str, str]:
-    """Label key -> name, from a bundle or from a ``dataset.json`` beside either side's files."""
-    from offline_infer.proof.evaluation.labels import label_key, labels_of_bundle, labels_of_dataset
+    """Label key -> name, from a bundle or from what stands beside either side's files: a ``dataset.json``, a run record."""
+    from offline_infer.proof.evaluation.labels import label_key, labels_beside, labels_of_bundle, labels_of_run
 
     if bundle is not None:
         return {label_key(v): name for v, name in labels_of_bundle(_spec(bundle).labels).names.items()}
     for side in sides:
-        found = (side if side.is_dir() else side.parent) / "dataset.json"
-        if found.is_file():
-            return {label_key(v): name for v, name in labels_of_dataset(found).names.items()}
+        folder = side if side.is_dir() else side.parent
+        found = labels_beside(folder) or labels_of_run(folder)
+        if found is not None:
+            return {label_key(v): name for v, name in found.names.items()}
     return {}
 
 

@@ -27,12 +27,14 @@ from offline_infer.commands.common import (
     show_outcome,
     sink_for,
 )
-from offline_infer.errors import UsageError
+from offline_infer.errors import CasesFailed, UsageError
 from offline_infer.events import Event, Sink
 
 if TYPE_CHECKING:
     from offline_infer.images.cases import CaseFiles
+    from offline_infer.predict.folder import FolderJob
     from offline_infer.predict.model import Model
+    from offline_infer.tasks.reports import RunReport
     from offline_infer.tasks.settings import RunSettings
 
 _CASES_TRIED = 3
@@ -99,6 +101,11 @@ def _register_predict(commands: Subparsers) -> None:
     add_existing_options(parser)
     add_task_options(parser)
     parser.add_argument(
+        "--statistics",
+        action="store_true",
+        help="also volume, place, extent and intensity of every label, in statistics.csv and .json beside the label maps",
+    )
+    parser.add_argument(
         "--memory",
         type=byte_size,
         metavar="SIZE",
@@ -155,6 +162,7 @@ def predict(options: argparse.Namespace) -> dict[str, Any]:
         if found.cases:
             _verify(options, model, found.cases, sink)
         settings = run_settings(options, options.save_probabilities)
+        _check_statistics(options, model)
         folder, cases, lone = _target(target, found.cases, model, settings)
         job = FolderJob(
             cases=select_part(cases, options.part, options.parts),
@@ -169,6 +177,7 @@ def predict(options: argparse.Namespace) -> dict[str, Any]:
             canary=options.canary,
         )
         report = predict_folder(model, job, settings, sink)
+        measured = _write_statistics(model, job, settings, report, sink) if options.statistics else ()
     for case in report.cases:
         times = ", ".join(f"{name} {value:.1f} s" for name, value in case.seconds.items())
         say(
@@ -177,8 +186,45 @@ def predict(options: argparse.Namespace) -> dict[str, Any]:
             + (f" ({times})" if times else "")
             + (f": {case.reason}" if case.reason else ""),
         )
+    say(options, *(f"written: {path}" for path in measured))
     report.raise_failures()
     return report.to_json()
+
+
+def _check_statistics(options: argparse.Namespace, model: Model) -> None:
+    """Refuse ``--statistics`` before any work where there is nothing to measure, or only a part of it.
+
+    Raises:
+        UsageError: the model makes no label maps, or this run makes only some of them.
+    """
+    if options.statistics and not model.task.label_maps:
+        raise UsageError(f"--statistics measures label maps; a model of the task {model.task.name!r} makes none")
+    if options.statistics and options.parts > 1:
+        raise UsageError("--statistics needs all cases; when every part is done: offline-infer statistics OUTPUT")
+
+
+def _write_statistics(
+    model: Model, job: FolderJob, settings: RunSettings, report: RunReport, sink: Sink
+) -> tuple[Path, ...]:
+    """Measure the label maps that are there, with the intensities of the image's first channel.
+
+    Raises:
+        CasesFailed: a result or its image could not be read again.
+    """
+    from offline_infer.proof.statistics import StatisticsCase, cohort_statistics, write_statistics
+
+    complete = {case.case for case in report.cases if case.status != "failed"}
+    cases = []
+    for case in job.cases:
+        if case.case_id in complete:
+            result = model.task.result_files(job.output, case.case_id, model.spec, settings)[0]
+            cases.append(StatisticsCase(case.case_id, result, case.channels[0]))
+    found = cohort_statistics(cases, sink=sink)
+    name = f"{job.cases[0].case_id}_statistics" if job.lone else "statistics"
+    written = write_statistics(job.output / name, found, model.spec.label_names())
+    if found.failed:
+        raise CasesFailed(found.failed, len(cases))
+    return written
 
 
 def _paths(options: argparse.Namespace) -> tuple[Path, Path]:

@@ -31,10 +31,8 @@ def register(commands: Subparsers) -> None:
 
 def statistics(options: argparse.Namespace) -> dict[str, Any]:
     """``offline-infer statistics``."""
-    from offline_infer.files import write_json
-    from offline_infer.proof.csv_tables import write_table
     from offline_infer.proof.evaluation.outputs import refuse_replacing_inputs
-    from offline_infer.proof.statistics import find_statistics_cases, flat_rows, folder_statistics
+    from offline_infer.proof.statistics import find_statistics_cases, folder_statistics, write_statistics
 
     labels, images = existing(options.labels), existing(options.images) if options.images else None
     output = options.output or (labels if labels.is_dir() else labels.parent) / "statistics.csv"
@@ -53,8 +51,7 @@ def statistics(options: argparse.Namespace) -> dict[str, Any]:
     )
     names = _names(options.bundle, labels)
     record = found.to_json(names)
-    write_table(files[0], flat_rows(found.rows, names))
-    write_json(files[1], record)
+    write_statistics(output.with_suffix(""), found, names)
     say(options, f"{record['cases']} cases, {len(found.rows)} rows", *(f"written: {path}" for path in files))
     if found.failed:
         raise CasesFailed(found.failed, found.total)
@@ -62,14 +59,13 @@ def statistics(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _names(bundle: Path | None, labels: Path) -> dict[int, str]:
-    """Label -> name, from a bundle or from the ``dataset.json`` beside the label maps."""
-    from offline_infer.proof.evaluation.labels import labels_of_dataset
+    """Label -> name, from a bundle, or from the ``dataset.json`` or the run record beside the label maps."""
+    from offline_infer.proof.evaluation.labels import labels_beside, labels_of_run
 
     if bundle is not None:
         from offline_infer.tasks.opening import open_bundle
 
         return open_bundle(existing(bundle)).spec.label_names()
-    found = (labels if labels.is_dir() else labels.parent) / "dataset.json"
-    if not found.is_file():
-        return {}
-    return {value: name for value, name in labels_of_dataset(found).names.items() if isinstance(value, int)}
+    folder = labels if labels.is_dir() else labels.parent
+    found = labels_beside(folder) or labels_of_run(folder)
+    return {} if found is None else {value: name for value, name in found.names.items() if isinstance(value, int)}

@@ -317,6 +317,7 @@ def _run_facts(model: Model, settings: RunSettings, report: RunReport) -> dict[s
         "bundle": str(model.bundle.folder),
         "source": model.spec.source.model_dump(mode="json"),
         "folds": list(model.folds),
+        "labels": model.spec.label_table(),
         "settings": asdict(settings),
         "engine": engine,
         "precision_checks": checks,

@@ -15,6 +15,8 @@ from offline_infer.arithmetic.components import label_boxes
 from offline_infer.arithmetic.geometry import ImageGeometry
 from offline_infer.errors import GeometryError, UsageError
 from offline_infer.events import Event, Sink, silent
+from offline_infer.files import write_json
+from offline_infer.proof.csv_tables import write_table
 from offline_infer.proof.evaluation.pairs import case_of, label_files
 from offline_infer.proof.evaluation.pool import run_cases
 from offline_infer.proof.image_files import image_of
@@ -89,6 +91,17 @@ def folder_statistics(
         UsageError: a path that does not exist, holds no label map, or options that make no sense.
     """
     cases = find_statistics_cases(labels, images, channel)
+    if images is not None:
+        for case in cases:
+            if case.image is None:
+                sink(Event("note", STAGE, case.case, data={"note": f"no image in {images}; no intensities"}))
+    return cohort_statistics(cases, wanted, jobs=jobs, sink=sink)
+
+
+def cohort_statistics(
+    cases: Sequence[StatisticsCase], wanted: Sequence[int] | None = None, *, jobs: int = 1, sink: Sink = silent
+) -> Statistics:
+    """Figures of these cases; see :func:`folder_statistics`. A case that cannot be read fails alone."""
     chosen = None if wanted is None else tuple(wanted)
     outcomes = run_cases(
         case_statistics,
@@ -98,12 +111,16 @@ def folder_statistics(
         sink=sink,
         describe=lambda rows: {"labels": len(rows)},
     )
-    if images is not None:
-        for case in cases:
-            if case.image is None:
-                sink(Event("note", STAGE, case.case, data={"note": f"no image in {images}; no intensities"}))
     rows = tuple(row for found in outcomes.done.values() for row in found)
     return Statistics(rows, outcomes.failed, len(cases))
+
+
+def write_statistics(stem: Path, found: Statistics, names: Mapping[int, str] | None = None) -> tuple[Path, Path]:
+    """Write ``stem.csv`` and ``stem.json``, and give both back."""
+    table, record = (stem.with_name(f"{stem.name}{ending}") for ending in (".csv", ".json"))
+    write_table(table, flat_rows(found.rows, names))
+    write_json(record, found.to_json(names))
+    return table, record
 
 
 def find_statistics_cases(labels: Path, images: Path | None, channel: int = 0) -> list[StatisticsCase]:

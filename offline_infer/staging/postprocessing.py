@@ -152,6 +152,7 @@ def write_run_manifest(output: Path, task: Task, spec: BundleSpec, settings: Run
         "task": spec.task,
         "stage": report.stage,
         "source": spec.source.model_dump(mode="json"),
+        "labels": spec.label_table(),
         "settings": asdict(settings),
         "seconds": round(report.seconds, 3),
         **report.facts,

@@ -149,12 +149,14 @@ class EvaluationRequest:
         predictions, references: folders or files.
         output: the summary to write; None writes nothing.
         options: those that were given, by name: ``allow_missing``, ``csv``, ``jobs``, and the task's own.
+        images: what the predictions were made of, a folder or one file, for tasks that show it behind their errors.
     """
 
     predictions: Path
     references: Path
     output: Path | None
     options: Mapping[str, Any]
+    images: Path | None = None
 
 
 class Scores(Protocol):
@@ -181,10 +183,14 @@ class Scores(Protocol):
 
 
 class Task(Protocol):
-    """One kind of model. See the module for the order of the calls and the meaning of ``spec``."""
+    """One kind of model. See the module for the order of the calls and the meaning of ``spec``.
+
+    ``label_maps``: the main result of a case is a label map in the image's grid, so that it can be measured as one.
+    """
 
     name: str
     spec_type: type[BundleSpec]
+    label_maps: bool
     options: tuple[TaskOption, ...]
 
     # ---- cases -------------------------------------------------------------------------------------------------------

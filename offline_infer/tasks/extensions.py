@@ -128,7 +128,7 @@ def add_flag(group: argparse._ActionsContainer, option: TaskOption, prefix: str,
     Args:
         switches: one that is ``no`` or ``yes`` may be given without its value.
     """
-    switch: dict[str, Any] = {}
+    switch: dict[str, Any] = {} if option.values == "one" else {"nargs": "+" if option.values == "some" else "*"}
     if switches and option.choices == ("no", "yes"):
         switch = {"nargs": "?", "const": "yes"}
     group.add_argument(

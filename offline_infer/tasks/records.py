@@ -10,7 +10,6 @@ not the replaced one is the recorded one, since results appear whole or not at a
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,12 +19,12 @@ from pydantic import Field, ValidationError
 
 from offline_infer._version import __version__
 from offline_infer.files import is_partial, sha256_file, write_json
+from offline_infer.proof.run_records import RUN_RECORD, read_run_record
 from offline_infer.spec import Record, Sha256
 
-MANIFEST = "offline_infer_run.json"
+MANIFEST = RUN_RECORD
 RECORDS = ".offline_infer"
 _LARGEST = 1 << 20
-_LARGEST_MANIFEST = 1 << 30
 _OF_NOTHING = hashlib.sha256().hexdigest()
 
 Stamp = tuple[int, int]
@@ -205,14 +204,8 @@ def write_manifest(folder: Path, run: Mapping[str, Any], failed: Sequence[Mappin
 
 def task_of_results(folder: Path) -> str | None:
     """Which task's results a folder holds, as its manifest says; None where nothing says so."""
-    path = folder / MANIFEST
-    try:
-        if path.stat().st_size > _LARGEST_MANIFEST:
-            return None
-        record = json.loads(path.read_bytes())
-    except (OSError, ValueError, RecursionError):
-        return None
-    task = record.get("task") if isinstance(record, dict) else None
+    record = read_run_record(folder) or {}
+    task = record.get("task")
     return task if isinstance(task, str) else None
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from math import isfinite
+from typing import Literal
 
 from offline_infer.errors import UsageError
 
@@ -20,12 +21,14 @@ class TaskOption:
         help: one line; ends with the default.
         default: value where none is given.
         choices: legal values; empty: any text.
+        values: how many it takes: ``one``, ``some`` (one or more), or ``any`` (none too). More than one are a list of texts.
     """
 
     name: str
     help: str
     default: str
     choices: tuple[str, ...] = ()
+    values: Literal["one", "some", "any"] = "one"
 
 
 @dataclass(frozen=True)

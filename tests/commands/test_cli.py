@@ -47,6 +47,28 @@ def test_predict_writes_a_label_map_and_a_manifest(bundle: Path, tmp_path: Path)
     assert record["engine"]["name"] == "fake"
 
 
+def test_predict_measures_the_labels_on_request(bundle: Path, tmp_path: Path) -> None:
+    for seed, name in enumerate(("a", "b")):
+        write_image(tmp_path / "in" / f"{name}_0000.nii.gz", seed)
+    assert predict(bundle, tmp_path / "in", tmp_path / "out", "--statistics") == 0
+    record = json.loads((tmp_path / "out" / "statistics.json").read_text())
+    assert {row["case"] for row in record["statistics"]} == {"a", "b"}
+    assert all(row["volume_ml"] > 0 and row["intensity"]["p50"] for row in record["statistics"])
+    table = (tmp_path / "out" / "statistics.csv").read_text().splitlines()
+    assert len(table) == 1 + len(record["statistics"])
+    # It changes no result, so finished ones are skipped and measured all the same.
+    assert predict(bundle, tmp_path / "in", tmp_path / "out") == 0
+    lone = tmp_path / "lone" / "x.nii.gz"
+    assert predict(bundle, tmp_path / "in" / "a_0000.nii.gz", lone, "--statistics") == 0
+    assert {p.name for p in lone.parent.iterdir() if p.is_file()} == {
+        "x.nii.gz",
+        "x_statistics.csv",
+        "x_statistics.json",
+    }
+    assert predict(bundle, tmp_path / "in", tmp_path / "p", "--statistics", "--parts", "2") == 2
+    assert not (tmp_path / "p").exists()
+
+
 def test_one_bad_case_fails_alone(bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for name in ("a", "b", "c"):
         write_image(tmp_path / "in" / f"{name}_0000.nii.gz")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -10,8 +11,11 @@ import pytest
 
 from offline_infer.bundles.bundle import Bundle
 from offline_infer.checkpoints import read_checkpoint
+from offline_infer.cli import main
 from offline_infer.demo import run
+from offline_infer.demo.phantom import make_phantom, write_phantom_case
 from offline_infer.errors import ExportError, UsageError
+from offline_infer.tasks.records import write_manifest
 from offline_infer.workflow import Journey, Outcome
 
 PLAIN = "import sys\nfor name in ('torch', 'onnx', 'matplotlib', 'scipy', 'jinja2', 'onnxruntime'): sys.modules[name] = None\n"
@@ -69,3 +73,19 @@ def test_the_demonstration_runs_without_any_optional_package(tmp_path: Path) -> 
     assert "no picture was drawn" in done.stderr
     assert (tmp_path / "d" / "summary.json").is_file()
     assert not (tmp_path / "d" / "overlay.png").exists()
+    slices = json.loads((tmp_path / "d" / "summary.slices.json").read_text())
+    assert all(plane["png"] for plane in slices["cases"][0]["planes"])  # the image lies behind the outlines
+
+
+def test_labels_of_a_v1_model_are_named_by_the_run_record(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    phantom = make_phantom(1)
+    write_phantom_case(tmp_path / "images", tmp_path / "labels", "case", phantom)
+    spec = Bundle.load(run.demo_bundle()).spec
+    write_manifest(tmp_path / "labels", {"task": spec.task, "labels": spec.label_table()}, [])
+    assert (
+        main(["evaluate", str(tmp_path / "labels"), str(tmp_path / "labels"), "-o", str(tmp_path / "s.json")])
+        == 0
+    )
+    assert "tumour" in capsys.readouterr().out
+    details = json.loads((tmp_path / "s.details.json").read_text())
+    assert [row["name"] for row in details["labels"]] == ["liver", "tumour"]

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from offline_infer.errors import GeometryError, UsageError
-from offline_infer.proof.comparison.label_maps import compare_arrays
+from offline_infer.proof.comparison.arrays import array_distance, compare_arrays
 
 
 def pair(noise: float = 1e-3) -> tuple[np.ndarray, np.ndarray]:
@@ -114,3 +114,17 @@ def test_wrong_arrays() -> None:
         compare_arrays(a, b, class_axis=7)
     with pytest.raises(UsageError, match="legal names"):
         compare_arrays(a, b, class_axis=1, decision="max")  # type: ignore[arg-type]
+
+
+def test_the_distance_alone_is_that_of_the_whole_comparison() -> None:
+    rng = np.random.default_rng(3)
+    b = rng.normal(size=(2, 70_001)).astype(np.float32)
+    a = b + rng.normal(scale=1e-3, size=b.shape).astype(np.float32)
+    a[1, 5], b[0, 9] = np.nan, np.inf
+    for first, second in ((a, b), (a[:1], a[:1]), (a * 0, a * 0 + 1)):
+        whole, found = compare_arrays(first, second), array_distance(first, second)
+        for name in ("shape", "max_abs", "relative_euclidean", "cosine", "required_atol", "required_rtol", "finite"):
+            mine, theirs = getattr(found, name), getattr(whole, name)
+            assert mine == theirs or (mine != mine and theirs != theirs), name
+    with pytest.raises(GeometryError, match="differ in shape"):
+        array_distance(a, b[:, 1:])

@@ -445,3 +445,19 @@ def test_the_command_names_labels_and_prints_surfaces(
     text = capsys.readouterr().out
     for words in ("liver", "tumour", "cyst", "HD95", "NSD 1 mm", "invented"):
         assert words in text, words
+
+
+@pytest.mark.parametrize(
+    ("options", "complaint"),
+    [
+        (["--lesion-iou", "0.5"], "give --lesions too"),
+        (["--worst", "three"], "expected a number"),
+        (["--lesions", "--lesion-iou", "1.5"], "at least 0 and below 1"),
+        (["--task", "instances", "--surface"], "does not apply"),
+    ],
+)
+def test_options_of_label_maps_are_checked(
+    folders: tuple[Path, Path], capsys: pytest.CaptureFixture[str], options: list[str], complaint: str
+) -> None:
+    assert main(["evaluate", *(str(folder) for folder in folders), *options]) == 2
+    assert complaint in capsys.readouterr().err

@@ -23,7 +23,8 @@ NEAR_HALF_LIMIT = 65000.0
 """From here on a value is suspected of having hit the largest half-precision number, 65504."""
 
 _EPSILON = float(np.finfo(np.float32).eps)
-_CHUNK = 1 << 22
+_CHUNK = 1 << 16
+"""Elements compared at a time: few enough to stay in a core's cache."""
 
 
 @dataclass(frozen=True)
@@ -137,16 +138,13 @@ def compare_arrays(
         GeometryError: the shapes differ.
         UsageError: empty arrays, or no such axis.
     """
-    if a.shape != b.shape:
-        raise GeometryError(
-            f"the outputs differ in shape: {a.shape} and {b.shape}; are they of the same graph and input?"
-        )
-    if a.size == 0:
-        raise UsageError(f"nothing to compare: both outputs are empty {a.shape}")
+    _check_shapes(a, b)
     if class_axis is not None and not -a.ndim <= class_axis < a.ndim:
         raise UsageError(f"class axis {class_axis} does not exist in an array of shape {a.shape}")
-    difference, sums = _measure(a, b, atol, rtol)
+    difference = np.empty(a.size, np.float32)
+    sums = _measure(a, b, atol, rtol, difference)
     finite = sums.count > 0
+    difference = difference[: sums.count]
     p50, p99, p999 = (float(q) for q in np.quantile(difference, [0.5, 0.99, 0.999])) if finite else (math.nan,) * 3
     whole = sums.bad_a == 0 and sums.bad_b == 0
     return ArrayComparison(
@@ -174,6 +172,49 @@ def compare_arrays(
     )
 
 
+@dataclass(frozen=True)
+class ArrayDistance:
+    """How far ``a`` is from ``b``, in figures that one pass over both gives; see :class:`ArrayComparison`."""
+
+    shape: tuple[int, ...]
+    max_abs: float
+    relative_euclidean: float
+    cosine: float | None
+    required_atol: float | None
+    required_rtol: float | None
+    finite: bool
+
+
+def array_distance(a: npt.NDArray[Any], b: npt.NDArray[Any]) -> ArrayDistance:
+    """The distance of an engine's tensor ``a`` from the reference ``b``; several times faster than :func:`compare_arrays`.
+
+    Raises:
+        GeometryError: the shapes differ.
+        UsageError: empty arrays.
+    """
+    _check_shapes(a, b)
+    sums = _measure(a, b, 0.0, 0.0, None)
+    some, whole = sums.count > 0, sums.bad_a == 0 and sums.bad_b == 0
+    return ArrayDistance(
+        shape=tuple(a.shape),
+        max_abs=sums.max_abs if some else math.nan,
+        relative_euclidean=_relative_euclidean(sums) if some else math.nan,
+        cosine=_cosine(sums, a.ndim) if some else None,
+        required_atol=sums.max_abs if whole else None,
+        required_rtol=sums.max_rel if whole and math.isfinite(sums.max_rel) else None,
+        finite=whole,
+    )
+
+
+def _check_shapes(a: npt.NDArray[Any], b: npt.NDArray[Any]) -> None:
+    if a.shape != b.shape:
+        raise GeometryError(
+            f"the outputs differ in shape: {a.shape} and {b.shape}; are they of the same graph and input?"
+        )
+    if a.size == 0:
+        raise UsageError(f"nothing to compare: both outputs are empty {a.shape}")
+
+
 @dataclass
 class _Sums:
     count: int = 0
@@ -196,27 +237,31 @@ class _Sums:
 
 
 def _measure(
-    a: npt.NDArray[Any], b: npt.NDArray[Any], atol: float, rtol: float
-) -> tuple[npt.NDArray[np.float32], _Sums]:
-    """|a - b| of the elements finite in both, and running sums in double precision. Piecewise, to keep memory flat."""
+    a: npt.NDArray[Any], b: npt.NDArray[Any], atol: float, rtol: float, differences: npt.NDArray[np.float32] | None
+) -> _Sums:
+    """Running sums in double precision over the elements finite in both, piecewise, to keep memory flat.
+
+    Args:
+        differences: takes |a - b| of those elements, where it is wanted.
+    """
     sums = _Sums()
-    differences = np.empty(a.size, np.float32)
     for first, second in _pieces(a, b):
         ok_a, ok_b = np.isfinite(first), np.isfinite(second)
-        sums.bad_a += int(first.size - ok_a.sum())
-        sums.bad_b += int(second.size - ok_b.sum())
-        sums.near_a += int((np.abs(first[ok_a]) >= NEAR_HALF_LIMIT).sum())
-        sums.near_b += int((np.abs(second[ok_b]) >= NEAR_HALF_LIMIT).sum())
+        sums.bad_a += first.size - int(np.count_nonzero(ok_a))
+        sums.bad_b += second.size - int(np.count_nonzero(ok_b))
+        size_a, size = np.abs(first), np.abs(second)
+        sums.near_a += int(np.count_nonzero((size_a >= NEAR_HALF_LIMIT) & ok_a))
+        sums.near_b += int(np.count_nonzero((size >= NEAR_HALF_LIMIT) & ok_b))
         both = ok_a & ok_b
         if not both.all():
-            first, second = first[both], second[both]
+            first, second, size = first[both], second[both], size[both]
         if not first.size:
             continue
         gap = np.abs(first - second)
-        differences[sums.count : sums.count + gap.size] = gap
+        if differences is not None:
+            differences[sums.count : sums.count + gap.size] = gap
         sums.count += gap.size
-        size = np.abs(second)
-        sums.outside += int((gap > atol + rtol * size).sum())
+        sums.outside += int(np.count_nonzero(gap > atol + rtol * size))
         sums.abs += float(gap.sum())
         sums.square += float(gap @ gap)
         sums.aa += float(first @ first)
@@ -230,7 +275,7 @@ def _measure(
         sums.max_rel = max(sums.max_rel, float(relative.max()))
         sums.low_a, sums.high_a = min(sums.low_a, float(first.min())), max(sums.high_a, float(first.max()))
         sums.low_b, sums.high_b = min(sums.low_b, float(second.min())), max(sums.high_b, float(second.max()))
-    return differences[: sums.count], sums
+    return sums
 
 
 def _pieces(

@@ -7,7 +7,6 @@ and most of the differences are gone. Two different models differ a little every
 from __future__ import annotations
 
 import itertools
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,16 +16,15 @@ import numpy as np
 import numpy.typing as npt
 
 from offline_infer.proof.evaluation.metrics import JointHistogram
+from offline_infer.proof.run_records import read_run_record
 
 LabelArray = npt.NDArray[Any]
 
-RUN_RECORD = "offline_infer_run.json"
 _LEAST_SHARE = 0.02
 """Below this share of the labelled voxels differences are too few to tell a mistake from chance."""
 _LEFT_OVER = 0.2
 """A mistake explains the differences if undoing it leaves at most this share of them."""
 _FARTHEST = 2
-_LARGEST_RECORD = 1 << 26
 
 
 @dataclass(frozen=True)
@@ -70,7 +68,7 @@ def same_checkpoint(a: Path, b: Path) -> bool | None:
 
 def recorded_precisions(folder: Path) -> frozenset[str]:
     """The precisions a folder's predictions were computed in, as its run record says: of the run, and of each case."""
-    record = _run_record(folder) or {}
+    record = read_run_record(folder) or {}
     cases = record.get("cases")
     made = [case.get("record") for case in cases if isinstance(case, dict)] if isinstance(cases, list) else []
     found = [part.get("precision") for part in (record.get("engine"), *made) if isinstance(part, dict)]
@@ -124,21 +122,10 @@ def _labelled(histogram: JointHistogram) -> int:
 
 def _weights(folder: Path) -> frozenset[str] | None:
     """SHA-256 of the checkpoints that made a folder's predictions, as its run record says."""
-    record = _run_record(folder) or {}
+    record = read_run_record(folder) or {}
     try:
         folds = record["source"]["folds"]
         used = {str(fold) for fold in record.get("folds") or [fold["fold"] for fold in folds]}
         return frozenset(str(fold["sha256"]) for fold in folds if str(fold["fold"]) in used) or None
     except (KeyError, TypeError, AttributeError):
         return None
-
-
-def _run_record(folder: Path) -> dict[str, Any] | None:
-    path = folder / RUN_RECORD
-    try:
-        if path.stat().st_size > _LARGEST_RECORD:
-            return None
-        record = json.loads(path.read_bytes())
-    except (OSError, ValueError, RecursionError):
-        return None
-    return record if isinstance(record, dict) else None

@@ -20,9 +20,10 @@ from offline_infer.files import write_json
 from offline_infer.proof.evaluation.labels import (
     EvaluatedLabels,
     label_key,
+    labels_beside,
     labels_found,
     labels_given,
-    labels_of_dataset,
+    labels_of_run,
 )
 from offline_infer.proof.evaluation.lesions import lesion_records
 from offline_infer.proof.evaluation.metrics import joint_histogram, label_counts
@@ -176,13 +177,16 @@ def _choose_labels(predictions: Path, references: Path, options: EvaluationOptio
         return labels
     if labels is not None:
         return labels_given(labels, ignore)
-    for folder in (predictions if predictions.is_dir() else predictions.parent, references.absolute().parent):
-        found = folder / "dataset.json"
-        if found.is_file():
-            known = labels_of_dataset(found, options.format)
-            kept = tuple(v for v in known.labels if v != ignore)
-            return EvaluatedLabels(kept, known.ignore if ignore is None else ignore, known.names, known.origin)
-    return None
+    folder = predictions if predictions.is_dir() else predictions.parent
+    known = (
+        labels_beside(folder, options.format)
+        or labels_beside(references.absolute().parent, options.format)
+        or labels_of_run(folder, options.format)
+    )
+    if known is None:
+        return None
+    kept = tuple(v for v in known.labels if v != ignore)
+    return EvaluatedLabels(kept, known.ignore if ignore is None else ignore, known.names, known.origin)
 
 
 def _assemble(

@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from offline_infer.errors import UsageError
 from offline_infer.proof.evaluation.metrics import Label
+from offline_infer.proof.run_records import RUN_RECORD, read_run_record
 from offline_infer.spec import Labels
 
 Format = Literal["nnunet-v2", "nnunet-v1"]
@@ -59,6 +60,29 @@ def labels_of_dataset(path: Path, layout: Format = "nnunet-v2") -> EvaluatedLabe
             "or name the labels explicitly"
         ) from error
     return _from_names(names, ignore, layout, str(path))
+
+
+def labels_beside(folder: Path, layout: Format = "nnunet-v2") -> EvaluatedLabels | None:
+    """The labels that the ``dataset.json`` of a folder names; None where there is none.
+
+    Raises:
+        UsageError: see :func:`labels_of_dataset`.
+    """
+    dataset = folder / "dataset.json"
+    return labels_of_dataset(dataset, layout) if dataset.is_file() else None
+
+
+def labels_of_run(folder: Path, layout: Format = "nnunet-v2") -> EvaluatedLabels | None:
+    """The labels of the model that made a folder of results, as its run record names them; None where nothing does.
+
+    nnU-Net v2's results have a ``dataset.json`` beside them, those of v1 do not.
+    """
+    table = (read_run_record(folder) or {}).get("labels")
+    try:
+        names, ignore = _names_of(table)
+    except (ValueError, TypeError, AttributeError):
+        return None
+    return _from_names(names, ignore, layout, str(folder / RUN_RECORD)) if names else None
 
 
 def labels_given(labels: Sequence[Label], ignore: int | None = None) -> EvaluatedLabels:

@@ -26,7 +26,8 @@ class EvaluationOptions:
     Attributes:
         labels: what to evaluate: integers, tuples of integers for regions, or an :class:`EvaluatedLabels` from a bundle
             or a ``dataset.json``. None takes the ``dataset.json`` in the predictions' folder or above the references'
-            folder, otherwise the values found in the files (v2: without background); an event says which.
+            folder, else the labels in the predictions' run record, otherwise the values found in the files (v2:
+            without background); an event says which.
         ignore: value of the reference whose voxels are left out. (nnU-Net v1 knows no such label; it is honoured in
             both layouts.)
         format: layout of the summary.

@@ -65,6 +65,7 @@ class ImageTask:
 
     name = "image"
     spec_type = ImageSpec
+    label_maps = False
     options: tuple[TaskOption, ...] = OPTIONS
 
     # ---- cases -------------------------------------------------------------------------------------------------------

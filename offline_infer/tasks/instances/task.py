@@ -130,6 +130,7 @@ class InstancesTask:
 
     name = "instances"
     spec_type = InstancesSpec
+    label_maps = False
     options: tuple[TaskOption, ...] = OPTIONS
 
     # ---- cases -------------------------------------------------------------------------------------------------------

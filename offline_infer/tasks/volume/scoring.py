@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,13 @@ from offline_infer.tasks.base import EvaluationRequest
 WORST = 3
 """Cases whose largest errors are drawn for the report, unless the options say otherwise."""
 _OF_LESIONS = ("lesions", "lesion_iou", "lesion_min_ml")
+_NUMBERS: Mapping[str, Callable[[str], float]] = {
+    "ignore": int,
+    "worst": int,
+    "lesion_iou": float,
+    "lesion_min_ml": float,
+}
+"""Options that are numbers; a command line gives them as text."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +74,8 @@ def evaluate_label_maps(request: EvaluationRequest, spec: VolumeSpec | None, sin
     """Evaluate folders or files.
 
     Options are the fields of :class:`EvaluationOptions`, with ``labels`` as text (a region is written ``1,2``), ``lesions`` as the
-    labels whose lesions are matched, ``lesion_iou`` and ``lesion_min_ml``; and ``csv``, a file for the Dice table.
+    labels whose lesions are matched, ``lesion_iou`` and ``lesion_min_ml``; and ``csv``, a file for the Dice table. Numbers may be
+    given as text, and ``surface`` as ``yes`` or ``no``.
 
     Args:
         spec: of the model; its labels and regions are evaluated in its framework's own layout unless the options say otherwise.
@@ -81,11 +89,31 @@ def evaluate_label_maps(request: EvaluationRequest, spec: VolumeSpec | None, sin
         sides = (request.predictions, request.references)
         inputs = [file for side in sides if side.is_dir() for file in label_files(side).values()]
         refuse_replacing_inputs([Path(csv)], [*inputs, *sides])
-    options = _options(given, spec)
+    if request.images is not None:
+        given["images"] = request.images
+    options = _options({name: _parsed(name, value) for name, value in given.items()}, spec)
     found = evaluate(request.predictions, request.references, options, output=request.output, sink=sink)
     if csv is not None and found.summary is not None:
         write_csv(found.summary, Path(csv))
     return LabelMapScores(found, options)
+
+
+def _parsed(name: str, value: Any) -> Any:
+    """The value of an option, out of its text if it is one.
+
+    Raises:
+        UsageError: the text is no value of that option.
+    """
+    if not isinstance(value, str):
+        return value
+    if name == "surface":
+        return value == "yes"
+    if name not in _NUMBERS:
+        return value
+    try:
+        return _NUMBERS[name](value)
+    except ValueError:
+        raise UsageError(f"--{name.replace('_', '-')} {value!r}: expected a number") from None
 
 
 def _options(given: dict[str, Any], spec: VolumeSpec | None) -> EvaluationOptions:
@@ -102,6 +130,8 @@ def _options(given: dict[str, Any], spec: VolumeSpec | None) -> EvaluationOption
         given.setdefault("format", layout)
         given["labels"] = labels_of_bundle(spec.labels, given["format"])
     wanted, iou, least = (given.pop(name, None) for name in _OF_LESIONS)
+    if wanted is None and (iou, least) != (None, None):
+        raise UsageError("--lesion-iou and --lesion-min-ml say how lesions are matched; give --lesions too")
     if wanted is not None:
         labels = tuple(parse_label(text) for text in wanted) or None
         given["lesions"] = LesionOptions(0.1 if iou is None else iou, 0.0 if least is None else least, labels)

@@ -50,6 +50,7 @@ class VolumeTask:
 
     name = "volume"
     spec_type = VolumeSpec
+    label_maps = True
     options: tuple[TaskOption, ...] = OPTIONS
 
     # ---- cases -------------------------------------------------------------------------------------------------------

@@ -130,6 +130,7 @@ class SignalScores:
 class SignalTask:
     name = "signal"
     spec_type = SignalSpec
+    label_maps = False
     options = OPTIONS
 
     def list_cases(self, source: Path, spec: SignalSpec) -> CaseList:
