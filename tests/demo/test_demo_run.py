@@ -82,10 +82,7 @@ def test_labels_of_a_v1_model_are_named_by_the_run_record(tmp_path: Path, capsys
     write_phantom_case(tmp_path / "images", tmp_path / "labels", "case", phantom)
     spec = Bundle.load(run.demo_bundle()).spec
     write_manifest(tmp_path / "labels", {"task": spec.task, "labels": spec.label_table()}, [])
-    assert (
-        main(["evaluate", str(tmp_path / "labels"), str(tmp_path / "labels"), "-o", str(tmp_path / "s.json")])
-        == 0
-    )
+    assert main(["evaluate", str(tmp_path / "labels"), str(tmp_path / "labels"), "-o", str(tmp_path / "s.json")]) == 0
     assert "tumour" in capsys.readouterr().out
     details = json.loads((tmp_path / "s.details.json").read_text())
     assert [row["name"] for row in details["labels"]] == ["liver", "tumour"]
