@@ -199,7 +199,11 @@ def _verify_folds(model: Model, missing: Sequence[str], own: bool, case: CaseFil
         model.add_checks(checks)
         row = record["results"][-1]
         figures = {name: row[name] for name in ("label_agreement", "foreground_dice") if name in row}
-        sink(Event("note", "verify", data={"fold": fold, "precision": options.precision, **figures}))
+        told = ", ".join(
+            f"{name.replace('_', ' ')} {value:.5f}" for name, value in figures.items() if value is not None
+        )
+        text = f"{options.precision} of fold {fold} compared with float32: {told or row['status']}"
+        sink(Event("note", "verify", data={"text": text, "fold": fold, "precision": options.precision, **figures}))
 
 
 def measuring_engine() -> str:

@@ -150,6 +150,8 @@ def _laps(outcome: Outcome, sink: Sink):  # type: ignore[no-untyped-def]
         now = time.perf_counter()
         outcome.seconds[name] = round(now - last, 2)
         last = now
-        sink(Event("note", "run", data={"finished": name, "seconds": outcome.seconds[name]}))
+        seconds = outcome.seconds[name]
+        text = f"{name} finished in {seconds:.1f} s"
+        sink(Event("note", "run", data={"text": text, "finished": name, "seconds": seconds}))
 
     return lap

@@ -73,6 +73,11 @@ def register(commands: Subparsers) -> None:
     parser.add_argument("runs", type=Path, nargs="+", help="JSON files, PNG pictures, or folders of them")
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="FILE", help="the .html file")
     parser.add_argument("--title", default="Inference report")
+    parser.add_argument(
+        "--baseline",
+        metavar="NAME",
+        help='what speed is compared with, e.g. "onnxruntime fp32"; default the first measured',
+    )
     parser.add_argument("--bundle", type=Path, help="take label names from this bundle")
 
 
@@ -146,8 +151,14 @@ def report(options: argparse.Namespace) -> dict[str, Any]:
     names = {}
     if options.bundle:
         names = {str(v): name for name, v in _spec(options.bundle).labels.names.items() if isinstance(v, int)}
-    result = write_report([existing(run) for run in options.runs], options.output, title=options.title, names=names)
-    say(options, f"written: {options.output}")
+    result = write_report(
+        [existing(run) for run in options.runs],
+        options.output,
+        title=options.title,
+        names=names,
+        baseline=options.baseline,
+    )
+    say(options, f"written: {options.output}", *(f"not shown: {problem}" for problem in result.problems))
     return {"output": str(options.output), "problems": list(result.problems)}
 
 

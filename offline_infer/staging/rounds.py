@@ -182,7 +182,9 @@ class _Runner:
         # Other programs use the disk as well: never count on more than is free now.
         kept = used_bytes(job.work / "perf")  # records of earlier rounds stay, and count
         rounds = split_rounds(cost, min(job.scratch_bytes - kept, free_bytes(job.work)))
-        self._sink(Event("note", STAGE, case.case_id, data={"rounds": len(rounds), "items": cost.items}))
+        text = f"{cost.items} inputs in {len(rounds)} {'round' if len(rounds) == 1 else 'rounds'}"
+        facts = {"text": text, "rounds": len(rounds), "items": cost.items}
+        self._sink(Event("note", STAGE, case.case_id, data=facts))
         with Team(worker_count(job.threads)) as team:
             collector = task.collector(
                 prepared.geometry, self._spec, self._settings, len(self._header.folds), team=team, allocate=None

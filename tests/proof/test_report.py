@@ -19,7 +19,7 @@ from offline_infer.errors import UsageError
 from offline_infer.proof.comparison.arrays import compare_arrays
 from offline_infer.proof.comparison.differences import Place
 from offline_infer.proof.comparison.records import CaseComparison, ComparisonReport, Margins
-from offline_infer.proof.report import sections, write_report
+from offline_infer.proof.report import comparing_speed, sections, write_report
 from offline_infer.proof.report.charts import bars, heat, line_plot, strip_plot
 from offline_infer.proof.report.registry import KINDS, ORDER, recognise
 from offline_infer.proof.report.values import PNG_MAGIC, figure
@@ -228,7 +228,8 @@ def test_every_section_has_its_place_on_the_page() -> None:
     modules = [
         importlib.import_module(f"{sections.__name__}.{m.name}") for m in pkgutil.iter_modules(sections.__path__)
     ]
-    made = {kind for module in modules for kind in re.findall(r'kind="([a-z_]+)"', inspect.getsource(module))}
+    modules.append(comparing_speed)
+    made = {kind for module in modules for kind in re.findall(r'kind="([a-z_ ]+)"', inspect.getsource(module))}
     assert made == set(ORDER)
     assert len({kind.name for kind in KINDS}) == len(KINDS)
     assert len({kind.named for kind in KINDS if kind.named}) == sum(bool(kind.named) for kind in KINDS)
@@ -360,6 +361,86 @@ def test_a_benchmark_gives_precision_and_speed_apart(tmp_path: Path) -> None:
         assert words in page.text, words
     widths = [v for name, v in page.attributes if name == "style" and v is not None and v.startswith("width:")]
     assert widths == ["width:100.0%", "width:50.0%"]  # of the median call, not of opening; none for what did not run
+
+
+def speed_records(folder: Path) -> list[Path]:
+    """A benchmark, an OM tool on a card of four devices, a published-style baseline and whole cases by two precisions."""
+    device = {"tool": "msame", "kind": "pure", "throughput_per_s": 5.0, "latency_ms": {"mean": 200.0}}
+    performance = {
+        "soc": "Ascend310",
+        "throughput_per_device_per_s": 5.0,
+        "throughput_per_card_per_s": 20.0,
+        "throughput_total_per_s": 10.0,
+        "devices_per_card": 4,
+        "devices": [{**device, "device": number} for number in (0, 1)],
+    }
+    run = {
+        "program": "offline_infer",
+        "engine": {},
+        "cases": [
+            {
+                "case": name,
+                "status": "done",
+                "seconds": {"infer": seconds, "write": 1.0},
+                "record": {"engine": "openvino", "precision": precision, "device": "cpu"},
+            }
+            for name, precision, seconds in (("a", "fp32", 9.0), ("b", "fp32", 19.0), ("c", "bf16", 4.0))
+        ],
+    }
+    fast = json.loads(json.dumps(run))
+    for case in fast["cases"]:
+        case["seconds"]["infer"], case["record"]["precision"] = 4.0, "bf16"
+    return [
+        put(folder / "bench", "benchmark.json", benchmark_record()),
+        put(folder / "npu", "performance.json", performance),
+        put(folder / "npu", "baseline.json", {"average_s": 0.4, "provider": "TensorRT", "device": "tensorrt:0"}),
+        put(folder / "first", "offline_infer_run.json", run),
+        put(folder / "second", "offline_infer_run.json", fast),
+    ]
+
+
+def test_speed_of_all_records_beside_a_chosen_baseline(tmp_path: Path) -> None:
+    files = speed_records(tmp_path)
+    write_report(files, tmp_path / "r.html", baseline="TensorRT")
+    text = page_of(tmp_path / "r.html").text
+    html = (tmp_path / "r.html").read_text()
+    rows = [re.findall(r"<td[^>]*>(.*?)</td>", row) for row in re.findall(r"<tr.*?>(.*?)</tr>", html, re.DOTALL)]
+    # Of a 0.2 s call on a card of four devices and the baseline's 0.4 s: twice as fast a device, eight times a card.
+    assert ["msame Ascend310", "2 devices", "0.200", "0.2 to 0.2", "5.000", "20.000", "2.000", "8.000"] in rows
+    assert ["openvino bf16", "-", "0.500", "0.9 to 1.2", "2.000", "2.000", "0.800", "0.800"] in rows
+    assert "Speed-up over TensorRT" in text
+    assert "8 times" in text
+    # Whole cases are compared case by case, among themselves: 10 s with 5 s and 20 s with 5 s.
+    assert ["openvino bf16 (second)", "cpu", "3", "5.00", "5 to 5", "3.00", "2"] in rows
+    with pytest.raises(UsageError, match="more than one thing has that name; there are openvino fp32"):
+        write_report(files, tmp_path / "n.html", baseline="openvino")
+    with pytest.raises(UsageError, match="nothing was measured under that name"):
+        write_report(files, tmp_path / "n.html", baseline="TPU")
+    assert not (tmp_path / "n.html").exists()
+
+
+def test_one_record_of_speed_is_not_compared_with_itself(tmp_path: Path) -> None:
+    write_report(speed_records(tmp_path)[:1], tmp_path / "r.html")
+    assert "engines, devices and cards" not in page_of(tmp_path / "r.html").text
+
+
+def test_of_many_cases_the_worst_stand_first_and_all_can_be_opened(tmp_path: Path) -> None:
+    file = put(tmp_path, "summary.json", summary([[0.5 + i / 1000] for i in range(60)]))
+    write_report([file], tmp_path / "r.html")
+    text = page_of(tmp_path / "r.html").text
+    assert "The worst 20 of 60 cases" in text
+    assert "All 60 cases" in text
+    assert text.count("0.5590") == 1  # the best one stands in the long table alone
+
+
+def test_a_label_without_a_name_is_called_by_its_number(tmp_path: Path) -> None:
+    details = {"kind": "offline_infer.evaluation", "labels": [{"label": "1", "name": None}], "cases": []}
+    put(tmp_path, "summary.json", summary([[0.5]]))
+    put(tmp_path, "summary.details.json", details)
+    write_report([tmp_path], tmp_path / "r.html")
+    text = page_of(tmp_path / "r.html").text
+    assert "label 1" in text
+    assert "None" not in text
 
 
 def test_many_labels_become_rows(tmp_path: Path) -> None:

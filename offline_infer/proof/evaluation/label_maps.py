@@ -150,7 +150,9 @@ def _evaluate_pairs(
     if chosen is None:
         values = {value for result in outcomes.done.values() for value in result.histogram.values}
         chosen = labels_found(values, options.ignore, options.format)
-    sink(Event("note", STAGE, data={"labels": [label_key(v) for v in chosen.labels], "origin": chosen.origin}))
+    keys = [label_key(v) for v in chosen.labels]
+    said = f"labels evaluated: {', '.join(keys)} ({chosen.origin})"
+    sink(Event("note", STAGE, data={"text": said, "labels": keys, "origin": chosen.origin}))
     return _assemble(pairing, outcomes, chosen, options)
 
 

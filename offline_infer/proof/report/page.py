@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -11,12 +12,20 @@ from offline_infer._version import __version__
 from offline_infer.errors import UsageError
 from offline_infer.files import write_bytes
 from offline_infer.proof.report.charts import colour_of, heat
+from offline_infer.proof.report.comparing_speed import speed_section
 from offline_infer.proof.report.inputs import Inputs, Item, read_inputs
 from offline_infer.proof.report.parts import Section
+from offline_infer.proof.report.records import Timing
 from offline_infer.proof.report.registry import KINDS, ORDER
 from offline_infer.proof.report.values import figure
 
-_GENERIC_NAMES = ("summary", "surface", "comparison", "bundle", "offline_infer_run", "precision_checks", "statistics")
+_HOLES = (KeyError, TypeError, ValueError, AttributeError, IndexError, ArithmeticError, UsageError)
+"""What a record that is not as it should be may raise while its sections are made."""
+_GENERIC_NAMES = (
+    *("summary", "surface", "comparison", "bundle", "offline_infer_run", "precision_checks", "statistics"),
+    *("performance", "baseline", "benchmark", "layers"),
+)
+"""Files that everybody calls by these names: their folders tell them apart."""
 
 
 @dataclass(frozen=True)
@@ -29,7 +38,12 @@ class ReportResult:
 
 
 def write_report(
-    runs: Sequence[Path], output: Path, *, title: str = "Inference report", names: Mapping[str, str] | None = None
+    runs: Sequence[Path],
+    output: Path,
+    *,
+    title: str = "Inference report",
+    names: Mapping[str, str] | None = None,
+    baseline: str | None = None,
 ) -> ReportResult:
     """Write a report.
 
@@ -37,9 +51,11 @@ def write_report(
         runs: JSON files (summaries, comparisons, run records, benchmarks, bundles), PNG pictures, or folders of them.
         output: the HTML file.
         names: label key -> name, e.g. ``{"1": "liver"}``; names found in the records are used where it has none.
+        baseline: the engine or tool that all others are compared with in speed, by its name on the page; default the first.
 
     Raises:
-        UsageError: jinja2 is not installed, there is nothing to show at all, or the output is one of the inputs.
+        UsageError: jinja2 is not installed, there is nothing to show at all, the output is one of the inputs, or nothing was
+            measured under the baseline's name.
     """
     try:
         import jinja2
@@ -48,7 +64,7 @@ def write_report(
     if any(output.exists() and run.is_file() and output.samefile(run) for run in runs):
         raise UsageError(f"{output} is one of the files to report; name another file to write")
     inputs = read_inputs(runs)
-    sections = _sections(inputs, {**_names_found(inputs), **(names or {})})
+    sections = _sections(inputs, {**_names_found(inputs), **(names or {})}, baseline)
     if not sections and not inputs.pictures:
         raise UsageError("nothing to report: " + "; ".join(inputs.problems))
     # Everything is escaped: file names and label names come from outside.
@@ -77,23 +93,41 @@ def write_report(
     return ReportResult(output, len(sections) + len(inputs.pictures), tuple(inputs.problems))
 
 
-def _sections(inputs: Inputs, names: Mapping[str, str]) -> list[Section]:
-    """The sections of every item, in reading order; an item with a hole in it becomes a problem."""
-    built: list[tuple[Item, Section]] = []
+def _sections(inputs: Inputs, names: Mapping[str, str], baseline: str | None) -> list[Section]:
+    """The sections of every item, and those made of several, in reading order; an item with a hole in it becomes a problem."""
+    built: list[tuple[Path | None, Section]] = []
     for kind in KINDS:
         for item in inputs.of(kind):
             try:
                 found = kind.build(item.content, names)
-            except (KeyError, TypeError, ValueError, AttributeError, IndexError, ArithmeticError, UsageError) as error:
+            except _HOLES as error:
                 inputs.problems.append(_complaint(item, error))
                 continue
-            built += [(item, section) for section in found]
+            built += [(item.path, section) for section in found]
+    overview = _speed_of_all(inputs, baseline)
+    if overview is not None:
+        built.append((None, overview))
     built.sort(key=lambda pair: ORDER.index(pair[1].kind))
     sections = []
-    for number, (item, section) in enumerate(built):
+    for number, (path, section) in enumerate(built):
         several = sum(other.kind == section.kind for _, other in built) > 1
-        sections.append(section.of_file(str(item.path), number, _short_name(item.path) if several else ""))
+        label = _short_name(path) if several and path is not None else ""
+        sections.append(section.of_file("" if path is None else str(path), number, label))
     return sections
+
+
+def _speed_of_all(inputs: Inputs, baseline: str | None) -> Section | None:
+    """One table of everything that was timed, where several records say something, or a baseline was asked for."""
+    timings: list[tuple[str, Timing]] = []
+    records = 0
+    for item in inputs.items:
+        if item.kind.timings is None:
+            continue
+        with suppress(*_HOLES):  # its own section has said so
+            found = item.kind.timings(item.content)
+            timings += [(_short_name(item.path), timing) for timing in found]
+            records += bool(found)
+    return speed_section(timings, baseline) if records > 1 or baseline is not None else None
 
 
 def _names_found(inputs: Inputs) -> dict[str, str]:
@@ -104,9 +138,9 @@ def _names_found(inputs: Inputs) -> dict[str, str]:
             continue
         try:
             known = item.kind.labels(item.content)
-        except (KeyError, TypeError, ValueError, AttributeError):
+        except _HOLES:
             continue
-        found.update({key: str(name) for key, name in known.items() if key not in found})
+        found.update({key: name for key, name in known.items() if isinstance(name, str) and key not in found})
     return found
 
 

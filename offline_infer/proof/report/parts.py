@@ -7,6 +7,9 @@ from typing import Any
 
 from offline_infer.proof.report.charts import Bar, Plot, StripPlot
 
+_LONG = 40
+"""Letters that no column of figures has."""
+
 
 @dataclass(frozen=True)
 class Tile:
@@ -28,6 +31,12 @@ class Table:
     heat: frozenset[int] = frozenset()
     rule: bool = False
     digits: int = 4
+
+    @property
+    def words(self) -> frozenset[int]:
+        """Columns, but for the first, that hold sentences and long names: they are broken into lines, from the left."""
+        lengths = ((i, len(cell)) for row in self.rows for i, cell in enumerate(row) if i and isinstance(cell, str))
+        return frozenset(i for i, length in lengths if length > _LONG) - self.heat
 
 
 @dataclass(frozen=True)

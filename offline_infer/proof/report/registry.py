@@ -24,7 +24,7 @@ KINDS: tuple[RecordKind, ...] = (
 ORDER: tuple[str, ...] = (
     *("summary", "slices", "lesions", "volumes", "surface", "problems"),
     *("bundle", "comparison", "arrays", "layers", "precision", "checks"),
-    *("speed", "performance", "measurements", "statistics", "run", "stage", "record"),
+    *("performance overview", "speed", "performance", "measurements", "statistics", "run", "stage", "record"),
 )
 """Kinds of sections as the page reads: is it right, where is it wrong, is it the same model, how fast, what exactly was run."""
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,12 @@ from offline_infer.proof.report.values import Content, Names, count, figure, nam
 
 _COLUMNS = 10
 _PLOTS = 6
+_IN_LEGEND = 24
+_IN_TABLE = 40
+"""Cases that are shown at once; of more, the worst ``_WORST``."""
+_WORST = 20
+
+Cases = Sequence[Mapping[str, Any]]
 _PATH = re.compile(r"(?:M\d{1,6} \d{1,6}(?:[HV]\d{1,6})+Z)*")
 _LARGEST_SIDE = 1e5
 
@@ -32,12 +39,11 @@ def summary_section(content: Content, names: Names) -> list[Section]:
     plot = strip_plot({name_of(key, names): [(str(r["case"]), real(r.get(key))) for r in cases] for key in drawn})
     overall = real(rows[-1][MEAN])
     layout = "nnU-Net v2" if layout_of(content) == "nnunet-v2" else "nnU-Net v1"
-    wide = len(keys) <= _COLUMNS
-    tables = (
-        [_wide(cases, rows[-1], keys, names)]
-        if wide
-        else [_by_label(cases, drawn, names), _by_case(cases, drawn, names)]
-    )
+    if len(keys) <= _COLUMNS:
+        tables, folds = _shortened(lambda few: _wide(few, rows[-1], keys, names), cases)
+    else:
+        tables, folds = _shortened(lambda few: _by_case(few, drawn, names), cases)
+        tables = (_by_label(cases, drawn, names), *tables)
     section = Section(
         kind="summary",
         heading="Agreement with the references",
@@ -45,7 +51,8 @@ def summary_section(content: Content, names: Names) -> list[Section]:
         facts=(("cases", str(len(cases))), ("labels", str(len(keys))), ("layout", layout)),
         tiles=(Tile("-" if math.isnan(overall) else f"{overall:.4f}", f"mean Dice of {count(len(cases), 'case')}"),),
         strip=plot,
-        tables=tuple(tables),
+        tables=tables,
+        folds=folds,
     )
     return [section]
 
@@ -54,10 +61,12 @@ def slices_section(content: Content, names: Names) -> list[Section]:
     """Slices through the largest error of the worst cases."""
     ours, theirs = (str(side) for side in content["sides"])
     cases = tuple(_slice_case(case) for case in content["cases"])
-    found = {str(key): str(name) for key, name in dict(content.get("labels") or {}).items()}
+    found = {str(key): name for key, name in dict(content.get("labels") or {}).items() if isinstance(name, str)}
     drawn = sorted({whole(o["label"]) for case in content["cases"] for s in case["planes"] for o in s["outlines"]})
     known = {**found, **names}
-    legend = tuple((colour_of(label), known.get(str(label), f"label {label}")) for label in drawn[:24])
+    legend = tuple((colour_of(label), known.get(str(label), f"label {label}")) for label in drawn[:_IN_LEGEND])
+    if len(drawn) > _IN_LEGEND:
+        legend = (*legend, ("", f"and {len(drawn) - _IN_LEGEND} more"))
     section = Section(
         kind="slices",
         heading="The worst cases, at their largest error",
@@ -115,6 +124,15 @@ def surface_section(content: Content, names: Names) -> list[Section]:
         folds=(Fold("Each case", (every,)), Fold("Definitions and empty masks", lines=tuple(words))),
     )
     return [section]
+
+
+def _shortened(table: Callable[[Cases], Table], cases: Cases) -> tuple[tuple[Table, ...], tuple[Fold, ...]]:
+    """A table of the worst of many cases, and one of all of them to be opened."""
+    if len(cases) <= _IN_TABLE:
+        return (table(cases),), ()
+    short = table(cases[:_WORST])
+    caption = f"The worst {_WORST} of {len(cases)} cases. {short.caption}"
+    return (replace(short, caption=caption),), (Fold(f"All {len(cases)} cases", (table(cases),)),)
 
 
 def _wide(cases: Sequence[Mapping[str, Any]], means: Mapping[str, Any], keys: Sequence[str], names: Names) -> Table:
@@ -184,7 +202,7 @@ def _volumes(content: Content, names: Names) -> Section:
     every = Table(
         ("case", "label", "prediction, mL", "reference, mL", "difference, mL"),
         tuple((case, name_of(key, names), a, b, a - b) for key in keys for case, a, b in pairs[key]),
-        digits=2,
+        digits=3,
     )
     return Section(
         kind="volumes",
@@ -192,7 +210,7 @@ def _volumes(content: Content, names: Names) -> Section:
         text="Each dot is a case: how much larger or smaller the predicted volume is, over the mean of both. Lines: the "
         "mean difference, and the limits between which 95 % of differences are expected (Bland and Altman).",
         plots=tuple(plot for plot in plots if plot is not None),
-        tables=(Table(head, tuple(rows), digits=2),),
+        tables=(Table(head, tuple(rows), digits=3),),
         folds=(Fold("Each case", (every,)),),
     )
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from offline_infer.proof.report.parts import Section, Table, Tile
-from offline_infer.proof.report.records import RecordKind
+from offline_infer.proof.report.records import RecordKind, Timing
 from offline_infer.proof.report.values import Content, Names, count, flat, real, short, table_of, whole
 
 _COLUMNS = 8
@@ -241,6 +241,23 @@ def _release(version: Any) -> str:
     return str(version).partition("-")[0][:40]
 
 
+def _run_timings(content: Content) -> list[Timing]:
+    """Whole cases, apart by what ran them."""
+    found: dict[tuple[str, str], dict[str, float]] = {}
+    for case in content["cases"]:
+        if not isinstance(case.get("record"), dict) or case.get("status") == "failed":
+            continue
+        made: Content = case["record"]
+        key = (f"{made.get('engine')} {made.get('precision')}", str(made.get("device") or ""))
+        found.setdefault(key, {})[str(case["case"])] = _whole_case(case)
+    return [Timing(name, device, cases=cases) for (name, device), cases in found.items()]
+
+
+def _whole_case(case: Content) -> float:
+    """Seconds of all steps of a case."""
+    return sum(v for v in (real(value) for value in (case.get("seconds") or {}).values()) if math.isfinite(v))
+
+
 def _is_run(content: Content) -> bool:
     return content.get("program") == "offline_infer" and "engine" in content and isinstance(content.get("cases"), list)
 
@@ -260,7 +277,7 @@ RECORDS = (
         labels=_labels_of_bundle,
     ),
     RecordKind("checks", "precision checks of a bundle", checks_section, named="offline_infer.precision_checks"),
-    RecordKind("run", "run of predict", run_section, like=_is_run),
+    RecordKind("run", "run of predict", run_section, like=_is_run, timings=_run_timings),
     RecordKind(
         "problems", "cases left out of an evaluation", problems_section, named="offline_infer.evaluation_problems"
     ),

@@ -7,7 +7,7 @@ from typing import Any
 
 from offline_infer.proof.report.charts import Bar, bars
 from offline_infer.proof.report.parts import Section, Table, Tile
-from offline_infer.proof.report.records import RecordKind
+from offline_infer.proof.report.records import RecordKind, Timing
 from offline_infer.proof.report.values import Content, Names, flat, name_of, real, short, table_of, whole
 
 TABLE_KEYS = ("results", "records", "rows", "engines", "measurements")
@@ -204,13 +204,79 @@ def _share(agreement: float) -> str:
     return "-" if agreement != agreement else f"{100 * (1 - agreement):.4f} %"
 
 
+def _benchmark_timings(content: Content) -> list[Timing]:
+    rows = [row for row in content["results"] if row["status"] == "ok"]
+    return [
+        Timing(
+            _pair(row),
+            str(row.get("device") or ""),
+            call=real(row["p50_s"]),
+            low=real(row.get("p5_s")),
+            high=real(row.get("p95_s")),
+        )
+        for row in rows
+    ]
+
+
+def _device_timings(content: Content) -> list[Timing]:
+    """One row for all devices of a record: the mean, and the slowest and the fastest of them."""
+    calls = sorted(1 / real(device["throughput_per_s"]) for device in content["devices"])
+    tools = sorted({str(device["tool"]) for device in content["devices"] if device.get("tool")})
+    return [
+        Timing(
+            " ".join([*tools, str(content.get("soc") or "")]).strip() or "device",
+            f"{len(calls)} devices" if len(calls) > 1 else "1 device",
+            call=1 / real(content["throughput_per_device_per_s"]),
+            low=calls[0] if len(calls) > 1 else None,
+            high=calls[-1] if len(calls) > 1 else None,
+            devices_per_card=whole(content.get("devices_per_card", 1)),
+        )
+    ]
+
+
+def _baseline_timings(content: Content) -> list[Timing]:
+    middle = content.get("p50_s", content["average_s"])
+    spread = (
+        (real(content["min_s"]), real(content["p90_s"])) if "min_s" in content and "p90_s" in content else (None, None)
+    )
+    return [
+        Timing(
+            str(content.get("provider") or "baseline"),
+            str(content.get("device") or ""),
+            call=real(middle),
+            low=spread[0],
+            high=spread[1],
+        )
+    ]
+
+
+def baseline_section(content: Content, names: Names) -> list[Section]:
+    """A graph timed by itself, as the published guides take their baseline."""
+    facts = tuple((key, short(value)) for key, value in flat(content, depth=0))
+    return [
+        Section(
+            kind="measurements",
+            heading=f"One graph on {content.get('provider', 'its own')}",
+            facts=facts,
+            tiles=(),
+            text="Calls of the graph without data, as the published guides take their baseline.",
+        )
+    ]
+
+
 RECORDS = (
-    RecordKind("benchmark", "benchmark", benchmark_section, named="offline_infer.benchmark"),
+    RecordKind(
+        "benchmark", "benchmark", benchmark_section, named="offline_infer.benchmark", timings=_benchmark_timings
+    ),
+    RecordKind(
+        "baseline", "speed of one graph", baseline_section, like=lambda c: "average_s" in c, timings=_baseline_timings
+    ),
     RecordKind(
         "performance",
         "device performance",
         performance_section,
         like=lambda c: "throughput_total_per_s" in c and isinstance(c.get("devices"), list),
+        timings=_device_timings,
     ),
 )
 ANY_RECORDS = (
