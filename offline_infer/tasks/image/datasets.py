@@ -3,6 +3,8 @@
 * a folder with ``Tp`` (images) and ``Gt`` (masks), paired by name;
 * a JSON list of ``[image, mask]``, where ``"Negative"`` in place of a mask means an authentic image;
 * a JSON object of display names and paths of either layout: several sets;
+* a JSON list of ``["ManiDataset", folder]`` and ``["JsonDataset", list]``, as IMDL-BenCo trains on: several sets, by the
+  names of their files;
 * a folder of images, or one image: no references.
 
 Relative paths in a JSON file start at that file's folder, or else at the working directory.
@@ -28,6 +30,7 @@ NEGATIVE = "Negative"
 PAIR_BY = ("name", "order")
 
 _IMAGES, _MASKS = "Tp", "Gt"
+_DATASET_KINDS = ("ManiDataset", "JsonDataset")
 _MASK_SUFFIX = re.compile(r"_(gt|mask)$", re.IGNORECASE)
 _JSON_LIMIT = 256 << 20  # bytes
 _SHOWN = 10  # mismatches listed in full
@@ -135,6 +138,8 @@ def _named_pairs(source: Path, pair_by: str, strict: bool) -> dict[str, list[_Pa
         value = _load(source)
         if isinstance(value, dict):
             return {name: _one_of_several(source, name, place, pair_by, strict) for name, place in value.items()}
+        if _lists_datasets(value):
+            return _training_sets(source, value, pair_by, strict)
         return {source.stem: _listed(source, value)}
     if source.suffix.lower() not in ENDINGS:
         legal = ", ".join(ENDINGS)
@@ -142,6 +147,23 @@ def _named_pairs(source: Path, pair_by: str, strict: bool) -> dict[str, list[_Pa
             f"{source}: is not an image this model reads; expected one of {legal}, a folder or a JSON list"
         )
     return {source.stem: [_Pair(source, None)]}
+
+
+def _lists_datasets(value: Sequence[Any]) -> bool:
+    """Whether a list names data sets by their kind, as IMDL-BenCo's list for balanced training does."""
+    return bool(value) and all(
+        isinstance(entry, list) and len(entry) == 2 and entry[0] in _DATASET_KINDS for entry in value
+    )
+
+
+def _training_sets(file: Path, value: Sequence[Any], pair_by: str, strict: bool) -> dict[str, list[_Pair]]:
+    sets: dict[str, list[_Pair]] = {}
+    for kind, place in value:
+        name = Path(str(place)).stem if kind == "JsonDataset" else Path(str(place)).name
+        if name in sets:
+            raise UsageError(f"{file}: two data sets are called {name!r}; name them in an object, {{name: path}}")
+        sets[name] = _one_of_several(file, name, place, pair_by, strict)
+    return sets
 
 
 def _one_of_several(file: Path, name: str, place: Any, pair_by: str, strict: bool) -> list[_Pair]:
