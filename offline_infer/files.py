@@ -114,6 +114,16 @@ def write_json(path: Path | str, value: Any, *, indent: int | None = 2) -> None:
     write_text(path, json.dumps(value, indent=indent, ensure_ascii=False, allow_nan=False) + "\n")
 
 
+def keep_json(path: Path, value: Any) -> None:
+    """:func:`write_json`, but a file that says so already is left alone: it may lie where nothing can be written."""
+    try:
+        same = json.loads(path.read_text(encoding="utf-8")) == json.loads(json.dumps(value))
+    except (OSError, ValueError):
+        same = False
+    if not same:
+        write_json(path, value)
+
+
 def plain_name(text: object, what: str = "name") -> str:
     """``text``, if it can be one part of a path: the only way in which a name from an untrusted file becomes a path.
 

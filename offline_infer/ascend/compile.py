@@ -39,6 +39,7 @@ from offline_infer.processes import (
     termination_as_interrupt,
 )
 from offline_infer.spec import CompiledRecord, GraphRecord, OutputSpec
+from offline_infer.tasks.opening import open_bundle
 
 SUCCESS = "ATC run success"
 DECOMPOSED = "decompose-instance-norm"
@@ -170,7 +171,7 @@ def compile_bundle(
     """
     options = options if options is not None else CompileOptions()
     check_soc(soc, allow_unlisted=options.allow_unlisted_soc)
-    bundle = Bundle.load(bundle_folder)
+    bundle = open_bundle(bundle_folder)
     if bundle.lone is not None:
         raise UsageError(f"{bundle.name} is a single file; compile needs a bundle folder to put the OM into")
     if fold is not None and fold not in bundle.folds:
@@ -330,7 +331,7 @@ def _take_over(job: _Job, made: Path, target: Path) -> CompiledRecord:
             outputs=job.outputs,
             log=f"{COMPILED}/{job.stem}.log",
         )
-        spec = Bundle.load(job.bundle.folder).spec  # another compile may have added to it meanwhile
+        spec = open_bundle(job.bundle.folder).spec  # another compile may have added to it meanwhile
         others = tuple(each for each in spec.compiled if each.file != record.file)
         save(spec.model_copy(update={"compiled": (*others, record)}), job.bundle.folder)
     return record

@@ -57,11 +57,11 @@ def register(commands: Subparsers) -> None:
 
 def adopt(options: argparse.Namespace) -> dict[str, Any]:
     """``offline-infer adopt-outputs``."""
-    from offline_infer.bundles.bundle import Bundle
     from offline_infer.staging.adopting import adopt_outputs
+    from offline_infer.tasks.opening import open_bundle
 
     report = adopt_outputs(
-        Bundle.load(existing(options.bundle)), existing(options.work), existing(options.results), fold=options.fold
+        open_bundle(existing(options.bundle)), existing(options.work), existing(options.results), fold=options.fold
     )
     say(
         options,

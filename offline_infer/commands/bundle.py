@@ -136,11 +136,11 @@ def inspect(options: argparse.Namespace) -> dict[str, Any]:
 
 def sign(options: argparse.Namespace) -> dict[str, Any]:
     """``offline-infer sign``."""
-    from offline_infer.bundles.bundle import Bundle
     from offline_infer.bundles.signature import sign_bundle
+    from offline_infer.tasks.opening import open_bundle
 
     password = None if options.password_file is None else existing(options.password_file).read_bytes().strip()
-    path = sign_bundle(Bundle.load(existing(options.bundle)), existing(options.key), password)
+    path = sign_bundle(open_bundle(existing(options.bundle)), existing(options.key), password)
     say(
         options,
         f"{path}: signed; whoever has your public key checks it with 'offline-infer inspect --verify --public-key'",

@@ -163,6 +163,6 @@ def report(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _spec(path: Path) -> Any:
-    from offline_infer.bundles.bundle import Bundle
+    from offline_infer.tasks.opening import open_bundle
 
-    return Bundle.load(existing(path)).spec
+    return open_bundle(existing(path)).spec

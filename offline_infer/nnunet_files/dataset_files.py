@@ -9,7 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from offline_infer.files import write_json
+from offline_infer.files import keep_json
 from offline_infer.spec import VolumeSpec
 
 
@@ -17,8 +17,8 @@ def write_framework_files(folder: Path, spec: VolumeSpec) -> None:
     """Write ``dataset.json`` and ``plans.json`` for a folder of predictions of an nnU-Net v2 model; for others, nothing."""
     if spec.source.framework != "nnunet_v2":
         return
-    write_json(folder / "dataset.json", _dataset(spec))
-    write_json(folder / "plans.json", _plans(spec))
+    keep_json(folder / "dataset.json", _dataset(spec))
+    keep_json(folder / "plans.json", _plans(spec))
 
 
 def _dataset(spec: VolumeSpec) -> dict[str, Any]:

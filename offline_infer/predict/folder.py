@@ -101,13 +101,16 @@ def predict_folder(model: Model, job: FolderJob, settings: RunSettings, sink: Si
             for index in range(len(todo)):
                 outcomes[todo[index].case_id] = runner.run(index)
         ordered = [outcomes[name] for name in [*job.problems, *(case.case_id for case in job.cases)]]
+        if not job.lone:
+            # Before the manifest, and even if nothing was to do: an earlier run may have been killed at this point.
+            complete = [outcome.case for outcome in ordered if outcome.status != "failed"]
+            for text in model.task.write_shared_files(job.output, model.spec, {job.part[0]: complete}, job.part[1]):
+                sink(Event("note", STAGE, data={"text": text}))
         report = RunReport(STAGE, tuple(ordered), time.perf_counter() - started)
         # A run that found everything done leaves the manifest of the run that did it.
         if not job.lone and (todo or job.problems or not (job.output / MANIFEST).exists()):
             failed = [outcome.to_json() for outcome in ordered if outcome.status == "failed"]
             write_manifest(job.output, {**_run_facts(model, settings, report), "canaries": canaries}, failed)
-            complete = [outcome.case for outcome in ordered if outcome.status != "failed"]
-            model.task.write_shared_files(job.output, model.spec, complete, job.part[0])
     return report
 
 

@@ -111,6 +111,23 @@ def write_info(
     return InfoFiles(whole, tuple(written), tuple(counts))
 
 
+def cases_of_shards(worklist: Worklist) -> list[list[str]] | None:
+    """The cases of each list that :func:`write_info` made, in order; None where there are none, or they are out of date.
+
+    A case whose items several devices were given belongs to the device with its first one.
+    """
+    paths = sorted((worklist.work / "info").glob("shard_*"), key=lambda path: natural_key(path.name))
+    case_of = {Path(item.file).name: item.case for item in worklist.items()}
+    shares: list[list[str]] = []
+    seen: set[str] = set()
+    for path in paths:
+        listed = (case_of.get(name) for name in _listed_files(path))
+        new = list(dict.fromkeys(case for case in listed if case is not None and case not in seen))
+        seen.update(new)
+        shares.append(new)
+    return shares if seen == {record.case_id for record in worklist.cases} else None
+
+
 def write_all_shape(work: Path | str, case: str) -> Path:
     """Write ``info/all_shape.txt`` of a case of a work folder, for the published merging script and ``import-tiles``.
 
@@ -235,6 +252,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     sys.stderr.write(f"{files.whole}: {sum(files.counts)} inputs; parts of {', '.join(map(str, files.counts))}\n")
     return 0
+
+
+def _listed_files(path: Path) -> list[str]:
+    """Names of the bins of a list, in either format."""
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+        places = [json.loads(line)["path"] if path.suffix == ".jsonl" else line.split()[1] for line in lines]
+    except (OSError, ValueError, KeyError, IndexError, TypeError):
+        return []
+    return [Path(str(place)).name for place in places]
 
 
 def _vendor_text(rows: Sequence[tuple[Item, Path]]) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from offline_infer.events import Event, Sink, silent
 from offline_infer.images.cases import CaseFiles
 from offline_infer.spec import BundleSpec
 from offline_infer.staging.cutting import check_items, feed, missing_outputs, refuse_missing
+from offline_infer.staging.lists import cases_of_shards
 from offline_infer.staging.outputs import OutputsManifest
 from offline_infer.staging.worklist import CaseRecord, Worklist, WorklistHeader
 from offline_infer.tasks.base import Task
@@ -86,7 +87,7 @@ def postprocess_stage(
             return outcome
 
         report = each_case(STAGE, [case.case_id for case in worklist.cases], finish, None, sink)
-        write_run_manifest(job.output, task, spec, chosen, report)
+        write_run_manifest(job.output, task, spec, chosen, report, cases_of_shards(worklist), sink)
     return report
 
 
@@ -146,8 +147,24 @@ def run_provenance(
     }
 
 
-def write_run_manifest(output: Path, task: Task, spec: BundleSpec, settings: RunSettings, report: RunReport) -> None:
-    """Write the manifest of the folder of results, and what else the task puts there."""
+def write_run_manifest(
+    output: Path,
+    task: Task,
+    spec: BundleSpec,
+    settings: RunSettings,
+    report: RunReport,
+    shares: Sequence[Sequence[str]] | None,
+    sink: Sink,
+) -> None:
+    """Write the manifest of the folder of results, and what else the task puts there.
+
+    Args:
+        shares: the cases of each device's list; None: they were not divided.
+    """
+    complete = [case.case for case in report.cases if case.status != "failed"]
+    divided = [complete] if shares is None else [[case for case in share if case in set(complete)] for share in shares]
+    for text in task.write_shared_files(output, spec, dict(enumerate(divided)), len(divided)):
+        sink(Event("note", STAGE, data={"text": text}))
     facts = {
         "task": spec.task,
         "stage": report.stage,
@@ -160,8 +177,6 @@ def write_run_manifest(output: Path, task: Task, spec: BundleSpec, settings: Run
     if not report.failures and all(case.status == "skipped" for case in report.cases) and (output / MANIFEST).exists():
         return  # everything was done: the manifest is that of the run that did it
     write_manifest(output, facts, [case.to_json() for case in report.cases if case.status == "failed"])
-    complete = [case.case for case in report.cases if case.status != "failed"]
-    task.write_shared_files(output, spec, complete, 0)
 
 
 def _files(record: CaseRecord) -> CaseFiles:

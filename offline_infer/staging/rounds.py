@@ -137,7 +137,7 @@ def run_in_rounds(
         }
         write_json(job.work / DISK_RECORD, facts)
         report = RunReport(STAGE, tuple(outcomes), time.perf_counter() - started, facts)
-        write_run_manifest(job.output, task, spec, settings, report)
+        write_run_manifest(job.output, task, spec, settings, report, None, sink)
     text = f"at most {size_text(meter.peak)} of scratch disk were in use"
     sink(Event("note", STAGE, data={"text": text, **facts}))
     return report

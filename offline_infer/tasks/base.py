@@ -342,12 +342,18 @@ class Task(Protocol):
         """Write a result, each file whole or not at all, the main one last; returns the main one."""
         ...
 
-    def write_shared_files(self, folder: Path, spec: Any, cases: Sequence[str], part: int) -> None:
+    def write_shared_files(
+        self, folder: Path, spec: Any, shares: Mapping[int, Sequence[str]], parts: int
+    ) -> Sequence[str]:
         """Write what stands once beside all results (records that other programs look for); may do nothing.
 
         Args:
-            cases: those this run completed, or found complete.
-            part: number of this run where several share the cases of one folder, else 0.
+            shares: number of a part -> its complete cases: the part this run does where several share the cases of one
+                folder, or those the devices of a staged run were given; else part 0 alone.
+            parts: into how many parts the cases are divided.
+
+        Returns:
+            What a person should know, a sentence each.
         """
         ...
 

@@ -164,9 +164,10 @@ class ImageTask:
     def write(self, result: ImageResult, folder: Path, case_id: str, spec: ImageSpec, settings: RunSettings) -> Path:
         return write_result(result, folder, case_id, spec, settings)
 
-    def write_shared_files(self, folder: Path, spec: ImageSpec, cases: Sequence[str], part: int) -> None:
-        if any((folder / SCORES).glob("*.json")):
-            write_score_lists(folder, cases, part)
+    def write_shared_files(
+        self, folder: Path, spec: ImageSpec, shares: Mapping[int, Sequence[str]], parts: int
+    ) -> Sequence[str]:
+        return write_score_lists(folder, shares, parts) if any((folder / SCORES).glob("*.json")) else ()
 
     def describe(self, result: ImageResult, spec: ImageSpec) -> dict[str, Any]:
         facts: dict[str, Any] = {"mode": result.placed.mode, "size": list(result.frame.size)}

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from offline_infer.arithmetic.bilinear import soft_bands
 from offline_infer.errors import UsageError
-from offline_infer.files import replacing, write_json
+from offline_infer.files import keep_json, replacing, write_json
 from offline_infer.images.decoding import pillow, read_image
 from offline_infer.spec import Pixels
 from offline_infer.tasks.image.case import FloatArray, ImageResult
@@ -29,6 +29,7 @@ Bytes = npt.NDArray[np.uint8]
 
 MASKS, SCORES = "pred", "scores"
 COMBINED = "pred_label_combined.json"
+_RANK = "pred_label_rank"
 _ENDINGS = {"binary": ".png", "overlay": ".png", "png16": ".png", "npy": ".npy", "tiff": ".tif", "network": ".npz"}
 _MARK = np.array([255, 40, 40], np.float32)  # colour of a region in an overlay
 _BAND = 1 << 20  # pixels
@@ -146,20 +147,37 @@ def overlay(pixels: Bytes, mask: npt.NDArray[np.bool_]) -> Bytes:
     return picture
 
 
-def write_score_lists(folder: Path, cases: Sequence[str], part: int) -> None:
-    """``pred_label_rank{part}.json`` with the scores of this run's cases, ``pred_label_combined.json`` with all there are.
+def write_score_lists(folder: Path, shares: Mapping[int, Sequence[str]], parts: int) -> Sequence[str]:
+    """``pred_label_rank{part}.json`` with the scores of each share's cases; when there is one of every part,
+    ``pred_label_combined.json`` with all scores. Files that say so already are left alone.
+
+    Args:
+        shares, parts: see :meth:`offline_infer.tasks.base.Task.write_shared_files`.
+
+    Returns:
+        Which parts the combined list is waiting for, as a sentence; nothing if it was written.
 
     Raises:
-        UsageError: a case of this run has no score, or an image has two.
+        UsageError: a case of a share has no score, or an image has two.
     """
+    cases = [case for share in shares.values() for case in share]
     missing = [case for case in cases if not (folder / SCORES / f"{case}.json").is_file()]
     if missing:
         raise UsageError(f"{folder}: {len(missing)} images have no score, e.g. {missing[0]}; run again, overwriting")
-    write_json(folder / f"pred_label_rank{part}.json", combine_scores(folder, cases))
+    for part, share in shares.items():
+        keep_json(folder / f"{_RANK}{part}.json", combine_scores(folder, share))
+    for path in folder.glob(f"{_RANK}*.json"):  # of an earlier run in more parts
+        if path.stem.removeprefix(_RANK).isdecimal() and int(path.stem.removeprefix(_RANK)) >= parts:
+            path.unlink()
+    if _waiting(folder, parts):
+        (folder / COMBINED).unlink(missing_ok=True)
+        if waiting := _waiting(folder, parts):  # else the last part finished in between
+            return (f"{COMBINED} is written when all {parts} parts are done; still missing: {', '.join(waiting)}",)
     combined: dict[str, float] | None = None
     while combined != (found := combine_scores(folder)):  # another part may have finished in between
         combined = found
-        write_json(folder / COMBINED, found)
+        keep_json(folder / COMBINED, found)
+    return ()
 
 
 def combine_scores(folder: Path, cases: Sequence[str] | None = None) -> dict[str, float]:
@@ -202,6 +220,11 @@ def read_score(path: Path) -> dict[str, Any]:
     except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
         raise UsageError(f"{path}: is no score of a run ({error}); delete it and run again") from error
     return dict(record)
+
+
+def _waiting(folder: Path, parts: int) -> list[str]:
+    """Numbers of the parts that have no list yet."""
+    return [str(part) for part in range(parts) if not (folder / f"{_RANK}{part}.json").is_file()]
 
 
 def _write_extra(name: str, path: Path, result: ImageResult, settings: RunSettings) -> None:

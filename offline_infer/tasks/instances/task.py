@@ -260,8 +260,10 @@ class InstancesTask:
             overlay_image=picture,
         )
 
-    def write_shared_files(self, folder: Path, spec: InstancesSpec, cases: Sequence[str], part: int) -> None:
-        return None
+    def write_shared_files(
+        self, folder: Path, spec: InstancesSpec, shares: Mapping[int, Sequence[str]], parts: int
+    ) -> Sequence[str]:
+        return ()
 
     def describe(self, result: Found, spec: InstancesSpec) -> dict[str, Any]:
         found = result.instances

@@ -162,8 +162,11 @@ class VolumeTask:
     def write(self, result: Segmentation, folder: Path, case_id: str, spec: VolumeSpec, settings: RunSettings) -> Path:
         return write_result(result, folder, case_id, spec)
 
-    def write_shared_files(self, folder: Path, spec: VolumeSpec, cases: Sequence[str], part: int) -> None:
+    def write_shared_files(
+        self, folder: Path, spec: VolumeSpec, shares: Mapping[int, Sequence[str]], parts: int
+    ) -> Sequence[str]:
         write_framework_files(folder, spec)
+        return ()
 
     def describe(self, result: Segmentation, spec: VolumeSpec) -> dict[str, Any]:
         values, counts = np.unique(result.labels, return_counts=True)

@@ -203,8 +203,10 @@ class SignalTask:
         write_json(path, result)
         return path
 
-    def write_shared_files(self, folder: Path, spec: SignalSpec, cases: Sequence[str], part: int) -> None:
-        pass
+    def write_shared_files(
+        self, folder: Path, spec: SignalSpec, shares: Mapping[int, Sequence[str]], parts: int
+    ) -> Sequence[str]:
+        return ()
 
     def describe(self, result: dict[str, Any], spec: SignalSpec) -> dict[str, Any]:
         return {"label": result["label"]}

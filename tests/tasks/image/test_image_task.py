@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from ascend_specimens import use_standins
 from own_model_samples import write_model
 from photo_samples import image_spec, photo, save, write_list, write_pairs
 from PIL import Image
@@ -105,15 +107,59 @@ def test_a_bad_image_fails_alone(bundles: dict[str, Path], tmp_path: Path) -> No
 def test_parts_of_a_folder_make_one_list_of_scores(bundles: dict[str, Path], tmp_path: Path) -> None:
     source = write_pairs(tmp_path / "Set", [(40, 50)] * 7)
     run = ["predict", str(bundles["resize"]), str(source), str(tmp_path / "out"), "--quiet", "--parts", "4", "--part"]
+    combined_list = tmp_path / "out" / "pred_label_combined.json"
     for part in (2, 0, 3):  # the run of part 1 died
         assert main([*run, str(part)]) == 0
-    assert len(json.loads((tmp_path / "out" / "pred_label_combined.json").read_text())) == 5
+        assert not combined_list.exists()  # a list of all images never lacks one
     assert main([*run, "1"]) == 0
     ranks = [json.loads((tmp_path / "out" / f"pred_label_rank{part}.json").read_text()) for part in range(4)]
     assert [len(rank) for rank in ranks] == [2, 2, 2, 1]
-    combined = json.loads((tmp_path / "out" / "pred_label_combined.json").read_text())
+    combined = json.loads(combined_list.read_text())
     assert combined == {name: score for rank in ranks for name, score in rank.items()}
     assert list(combined) == [f"p{number}.png" for number in range(7)]
+    combined_list.unlink()  # a run that was killed after its last image
+    assert main([*run, "1"]) == 0
+    assert json.loads(combined_list.read_text()) == combined
+
+
+TOOL_RUNS = {"benchmark": "", "msame": "exit-after:1 device:2", "ais_bench": "crash-after:1 device:1"}
+
+
+@pytest.mark.parametrize("tool", TOOL_RUNS)
+def test_tools_give_the_same_bytes_on_four_devices(
+    bundles: dict[str, Path], tmp_path: Path, tool: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two outputs, tiles, four shards; a device that dies leaves its share to the others."""
+    use_standins(monkeypatch, fail=TOOL_RUNS[tool])
+    source, work, bundle = (
+        write_pairs(tmp_path / "Set", [(40, 50), (90, 70), (48, 64)]),
+        tmp_path / "work",
+        tmp_path / "b",
+    )
+    shutil.copytree(bundles["pad"], bundle)
+    run = ["predict", str(bundle), str(source), str(tmp_path / "one"), "--engine", "onnxruntime", "--quiet"]
+    assert main([*run, "--oversize", "tile"]) == 0
+    assert main(["compile", str(bundle), "--soc", "Ascend310P3", "--quiet"]) == 0
+    assert main(["preprocess", str(bundle), str(source), str(work), "--oversize", "tile", "--quiet"]) == 0
+    assert main(["info", str(work), "--shards", "4", "--quiet"]) == 0
+    assert main(["infer", str(bundle), str(work), "--tool", tool, "--devices", "0,1,2,3", "--quiet"]) == 0
+    assert main(["clean", str(work), "--apply", "--quiet"]) == 0
+    assert main(["postprocess", str(bundle), str(work), str(tmp_path / "two"), "--quiet"]) == 0
+    for name in ("pred/p0.png", "pred/p1.png", "pred/p2.png", "scores/p1.json", "pred_label_combined.json"):
+        assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes(), name
+    ranks = [json.loads((tmp_path / "two" / f"pred_label_rank{device}.json").read_text()) for device in range(4)]
+    assert sorted(name for rank in ranks for name in rank) == ["p0.png", "p1.png", "p2.png"]
+
+
+def test_an_image_without_an_answer_is_an_error_in_the_staged_run(bundles: dict[str, Path], tmp_path: Path) -> None:
+    source, work = write_pairs(tmp_path / "Set", [(40, 50)] * 3), tmp_path / "work"
+    bundle, out = str(bundles["resize"]), tmp_path / "out"
+    assert main(["preprocess", bundle, str(source), str(work), "--quiet"]) == 0
+    assert main(["info", str(work), "--shards", "2", "--quiet"]) == 0
+    assert main(["infer", bundle, str(work), "--engine", "onnxruntime", "--quiet"]) == 0
+    next((work / "outputs").rglob("*p1*")).unlink()
+    assert main(["postprocess", bundle, str(work), str(out), "--quiet"]) == 3
+    assert list(json.loads((out / "pred_label_combined.json").read_text())) == ["p0.png", "p2.png"]
 
 
 def test_evaluate_finds_the_task(bundles: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
