@@ -54,7 +54,9 @@ def draw(folder: Path) -> list[Path]:
     paths = []
     for number, (height, width) in enumerate(SIZES):
         y, x = np.mgrid[0:height, 0:width]
-        picture = 110 + 50 * np.sin(x[..., None] / rng.uniform(8, 40, 3)) + 40 * np.cos(y[..., None] / rng.uniform(8, 40, 3))
+        picture = (
+            110 + 50 * np.sin(x[..., None] / rng.uniform(8, 40, 3)) + 40 * np.cos(y[..., None] / rng.uniform(8, 40, 3))
+        )
         inside = (y - height / 2) ** 2 + (x - width / 3) ** 2 < (min(height, width) / 4) ** 2
         picture[inside] = 255 - picture[inside]
         pixels = np.clip(picture + rng.normal(0, 8, picture.shape), 0, 255).astype(np.uint8)

@@ -1,6 +1,6 @@
 """Memory over a long run: ten thousand small photographs through one `predict`, resident memory by the image.
 
-    python benchmarks/images/many.py --count 10000 -o many.json
+python benchmarks/images/many.py --count 10000 -o many.json
 """
 
 from __future__ import annotations
