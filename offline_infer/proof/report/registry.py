@@ -9,10 +9,11 @@ from __future__ import annotations
 from typing import Any
 
 from offline_infer.proof.report.records import RecordKind
-from offline_infer.proof.report.sections import accuracy, agreement, provenance, speed, statistics
+from offline_infer.proof.report.sections import accuracy, agreement, images, provenance, speed, statistics
 
 KINDS: tuple[RecordKind, ...] = (
     *accuracy.RECORDS,
+    *images.RECORDS,
     *provenance.RECORDS,
     *agreement.RECORDS,
     *speed.RECORDS,
@@ -22,7 +23,7 @@ KINDS: tuple[RecordKind, ...] = (
 )
 """In the order in which a record that does not name its kind is tried."""
 ORDER: tuple[str, ...] = (
-    *("summary", "slices", "lesions", "volumes", "surface", "problems"),
+    *("summary", "image_summary", "sweep", "slices", "lesions", "volumes", "surface", "problems"),
     *("bundle", "comparison", "arrays", "layers", "precision", "checks"),
     *("performance overview", "speed", "performance", "measurements", "statistics", "run", "stage", "record"),
 )

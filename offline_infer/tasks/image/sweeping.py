@@ -26,9 +26,11 @@ from offline_infer.spec import Pixels
 from offline_infer.tasks.image.attacks import ATTACKS, Attack, seed_of
 from offline_infer.tasks.image.datasets import NEGATIVE, ImageSet, check_sizes, find_sets, safe_name
 from offline_infer.tasks.image.evaluation.evaluate import NOT_AVAILABLE, EvaluationOptions, ImageScores, evaluate_folder
+from offline_infer.tasks.image.sweep_pictures import pictures_of, write_pictures
 from offline_infer.tasks.image.tensorboard import EventFile
 
 STAGE = "sweep"
+PICTURES, TENSORBOARD = "pictures", "tensorboard"
 BASELINE = "none"
 """Attack of the points that have none."""
 Predict = Callable[[Path, Path, Path], None]
@@ -128,13 +130,13 @@ def run_sweep(job: SweepJob, predict: Predict, sink: Sink = silent) -> list[dict
 
 
 def write_tables(folder: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """``sweep.json``, ``sweep.csv``, and a TensorBoard run for each dataset and attack."""
-    write_json(folder / "sweep.json", list(rows))
+    """``sweep.json``, ``sweep.csv``, and a TensorBoard run with curves and pictures for each dataset and attack."""
+    write_json(folder / "sweep.json", {"kind": "offline_infer.sweep", "rows": list(rows)})
     names = list(dict.fromkeys(name for row in rows for name in row["measures"]))
     head = ("model", "step", "dataset", "attack", "strength", "protocol", "images", "failed")
     table = [[*(row[name] for name in head), *(row["measures"].get(name) for name in names)] for row in rows]
     write_rows(folder / "sweep.csv", [[*head, *names], *table])
-    _write_curves(folder / "tensorboard", rows)
+    _write_curves(folder, rows)
 
 
 def write_rows(path: Path, rows: Sequence[Sequence[Any]]) -> None:
@@ -194,6 +196,7 @@ def _run_point(job: SweepJob, point: Point, one: ImageSet, predict: Predict) -> 
     except CaseError as error:
         failed["run"] = str(error)
     found = evaluate_folder(results, source, job.evaluation)
+    write_pictures(job.output / PICTURES / point.key, find_sets(source)[0], results)
     row = _row(job, point, found)
     if not job.keep_predictions:
         shutil.rmtree(folder, ignore_errors=True)
@@ -209,6 +212,7 @@ def _row(job: SweepJob, point: Point, found: ImageScores) -> dict[str, Any]:
         shown = values["quoted"] if kind == "pixel" else values
         measures |= {f"{kind}-level {name}": value for name, value in shown.items() if name != "used"}
     return {
+        "key": point.key,
         "model": point.bundle.name,
         "step": point.step,
         "dataset": point.dataset,
@@ -236,30 +240,38 @@ def _known_row(path: Path, job: SweepJob, point: Point) -> dict[str, Any] | None
         row = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
-    whole = isinstance(row, dict) and row.get("made_with") == _made_with(job, point)
+    whole = isinstance(row, dict) and (row.get("key"), row.get("made_with")) == (point.key, _made_with(job, point))
     return row if whole and isinstance(row.get("measures"), dict) else None
 
 
 def _write_curves(folder: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     """One run for each dataset: checkpoints as steps; one for each dataset, model and attack: strengths as steps."""
+    place_of = {row["key"]: folder / PICTURES / row["key"] for row in rows}
     runs: dict[str, list[tuple[str, int, float]]] = {}
+    pictures: dict[str, list[tuple[str, int, Path]]] = {}
     for row in rows:
         points = [(f"{name}".replace(" ", "_"), value) for name, value in row["measures"].items() if value is not None]
         if row["attack"] == BASELINE:
             place = runs.setdefault(_plain(row["dataset"]), [])
             place += [(f"checkpoints/{name}", row["step"], value) for name, value in points]
+            pictures.setdefault(_plain(row["dataset"]), []).append(("checkpoints", row["step"], place_of[row["key"]]))
             attacks = {r["attack"] for r in rows if r["attack"] != BASELINE}
         else:
             attacks = {row["attack"]}
         for attack in sorted(attacks):
-            place = runs.setdefault(_plain(f"{row['dataset']}__{row['model']}__{attack}"), [])
-            place += [(f"robustness/{name}", int(row["strength"]), value) for name, value in points]
-    if folder.exists():
-        shutil.rmtree(folder)  # made from the rows; runs of an earlier call would show twice
+            run, strength = _plain(f"{row['dataset']}__{row['model']}__{attack}"), int(row["strength"])
+            place = runs.setdefault(run, [])
+            place += [(f"robustness/{name}", strength, value) for name, value in points]
+            pictures.setdefault(run, []).append(("robustness", strength, place_of[row["key"]]))
+    if (folder / TENSORBOARD).exists():
+        shutil.rmtree(folder / TENSORBOARD)  # made from the rows; runs of an earlier call would show twice
     for run, found in runs.items():
-        with EventFile(folder / run) as events:
+        with EventFile(folder / TENSORBOARD / run) as events:
             for tag, step, value in found:
                 events.scalar(tag, step, value)
+            for tag, step, source in pictures[run]:
+                for name, png, height, width in pictures_of(source):
+                    events.picture(f"{tag}/{name}", step, png, height, width)
 
 
 def _step_of(name: str, position: int) -> int:

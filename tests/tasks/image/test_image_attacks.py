@@ -14,6 +14,7 @@ from PIL import Image
 
 from offline_infer.errors import UsageError
 from offline_infer.images.decoding import read_image
+from offline_infer.proof.report import write_report
 from offline_infer.spec import Pixels
 from offline_infer.tasks.image.attacks import ATTACKS, attacks_of_file, blur_kernel, gaussian_noise, seed_of
 from offline_infer.tasks.image.datasets import find_sets
@@ -162,7 +163,13 @@ def test_a_sweep_does_every_point_once(tmp_path: Path) -> None:
     assert len(table) == 7
     assert "benco" in table[1]
     assert not (tmp_path / "out" / "points").exists() or not any((tmp_path / "out" / "points").iterdir())
-    assert len(list((tmp_path / "out" / "tensorboard").glob("*/events*"))) == 3
+    events = list((tmp_path / "out" / "tensorboard").glob("*/events*"))
+    assert len(events) == 3
+    for tag in (b"robustness/predict_threshold", b"robustness/image"):
+        assert sum(tag in path.read_bytes() for path in events) == 2  # for each model, under its attack
+    page = tmp_path / "page.html"
+    write_report([tmp_path / "out" / "sweep.json"], page)
+    assert page.read_text().count("<polyline") == 6  # F1 and AUC: under blur for two models, over the checkpoints
 
 
 def test_attacked_sets_keep_names_and_masks(tmp_path: Path) -> None:

@@ -175,6 +175,10 @@ def test_evaluate_finds_the_task(bundles: dict[str, Path], tmp_path: Path, capsy
         summary = json.loads((tmp_path / "s.json").read_text())
         assert summary["sets"]["Set"]["pixel"]["quoted"]["F1"] > 0.8
         assert summary["protocol"]["name"] in capsys.readouterr().out
+        assert main(["report", str(tmp_path / "s.json"), "-o", str(tmp_path / "page.html"), "--quiet"]) == 0
+        page = (tmp_path / "page.html").read_text()
+        assert "Masks and scores: Set" in page
+        assert f"pixel-level F1 [{summary['protocol']['name']}]" in page
 
 
 def test_equal_names_in_a_list_stay_apart(bundles: dict[str, Path], tmp_path: Path) -> None:

@@ -154,6 +154,7 @@ def evaluate_folder(
         told[one.name] = tally.summary(one)
     protocol = get_protocol(chosen.protocol)
     summary = {
+        "kind": "offline_infer.image_summary",
         "protocol": {
             "name": _protocol_name(protocol, chosen),
             "description": protocol.description,
