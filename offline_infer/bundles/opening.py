@@ -8,7 +8,8 @@ from pathlib import Path
 from offline_infer.bundles.artefacts import compiled_graphs
 from offline_infer.bundles.bundle import Bundle
 from offline_infer.digests import FileState, digest_of, state_of
-from offline_infer.engines.base import EngineOptions, Session, get_engine
+from offline_infer.engines.base import CompiledEngine, EngineOptions, Session, get_engine
+from offline_infer.engines.compiled import CompiledGraph
 from offline_infer.errors import BundleError
 
 
@@ -50,6 +51,19 @@ def open_fold(bundle: Bundle, fold: str, engine: str, options: EngineOptions) ->
         session.close()
         raise
     return session
+
+
+def compiled_for(bundle: Bundle, fold: str, engine: str, options: EngineOptions) -> CompiledGraph | None:
+    """What an engine would run instead of a fold's graph; None for an engine that runs the graph itself.
+
+    Raises:
+        BundleError, EngineUnavailable, UsageError: see :class:`offline_infer.engines.base.CompiledEngine`.
+    """
+    chosen = get_engine(engine)
+    if not isinstance(chosen, CompiledEngine):
+        return None
+    graph = bundle.graph(fold, chosen.graph_precision(options.precision))
+    return chosen.chosen(graph.file, replace(options, compiled=options.compiled or compiled_graphs(bundle, fold)))
 
 
 def checked_graph(bundle: Bundle, fold: str, precision: str = "fp32") -> Path:

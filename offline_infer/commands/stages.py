@@ -233,6 +233,7 @@ def postprocess(options: argparse.Namespace) -> dict[str, Any]:
 def staged(options: argparse.Namespace) -> dict[str, Any]:
     """``offline-infer staged``."""
     from offline_infer.ascend.runs.device_runs import DeviceRunner
+    from offline_infer.predict.provenance import Provenances
     from offline_infer.staging.inferring import infer_stage
     from offline_infer.staging.rounds import RoundsJob, run_in_rounds
     from offline_infer.tasks.opening import open_bundle
@@ -245,15 +246,17 @@ def staged(options: argparse.Namespace) -> dict[str, Any]:
         if options.tool:
             runner = DeviceRunner(bundle, **_tool_settings(options))
             answer: Callable[[Path], object] = runner.run
-            answered_by = {"engine": options.tool, "device": "npu"}
+            answered_by = {"engine": options.tool, "device": "npu", "precision": runner.precision(folds)}
+            compiled = {fold: runner.compiled(fold).record.sha256 for fold in folds}
             redundant = runner.writes_redundant(folds)
         else:
             model = stack.enter_context(open_model(options))
             sessions = dict(zip(model.folds, model.sessions, strict=True))
             tell_precision(model, sink, "infer")
             answer = partial(infer_stage, sessions=sessions, spec=spec, sink=sink)
-            device = options.device.partition(":")[0]
-            answered_by = {"engine": options.engine, "device": device, "precision": options.precision}
+            facts = Provenances(model, run_settings(options), None).common
+            answered_by = {name: facts[name] for name in ("engine", "device", "precision")}
+            compiled = facts["compiled"]
             redundant = False
         job = RoundsJob(
             cases=found.cases,
@@ -263,6 +266,7 @@ def staged(options: argparse.Namespace) -> dict[str, Any]:
             scratch_bytes=options.scratch,
             infer=answer,
             answered_by=answered_by,
+            compiled=compiled,
             all_outputs=redundant,
             previous_folder=existing(options.previous_predictions) if options.previous_predictions else None,
             existing=on_existing(options),

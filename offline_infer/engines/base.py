@@ -119,6 +119,7 @@ class SessionInfo:
         norms: None where the engine has no such choice.
         stitching: None where the engine cannot keep its answers; it changes when the device turns out not to have the room.
         open_seconds: time it took to open the graph.
+        compiled: SHA-256 of the compiled artefact that answers instead of the graph; None where the graph itself does.
         details: further facts of this engine, for reports only; nothing is decided by them.
     """
 
@@ -135,6 +136,7 @@ class SessionInfo:
     stitching: Stitching | None = None
     cache: CacheUse = CacheUse("off")
     open_seconds: float = 0.0
+    compiled: str | None = None
     details: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -299,6 +301,23 @@ class Engine(Protocol):
         Raises:
             BundleError: the file is missing or damaged, or the graph is not admitted.
             EngineUnavailable: library or device is missing, or the option is not one of this engine's.
+        """
+        ...
+
+
+@runtime_checkable
+class CompiledEngine(Protocol):
+    """What an engine has besides :class:`Engine` if it runs what was compiled from a graph. Optional."""
+
+    def chosen(self, graph: str, options: EngineOptions) -> CompiledGraph:
+        """Which of ``options.compiled`` ``open`` would run.
+
+        Args:
+            graph: what to call the graph in messages.
+
+        Raises:
+            EngineUnavailable, UsageError: none, or it is not clear which.
+            BundleError: it was changed after it was compiled.
         """
         ...
 

@@ -9,27 +9,36 @@ from typing import Any
 
 from offline_infer._version import __version__
 from offline_infer.bundles.fingerprint import fingerprint
+from offline_infer.bundles.opening import compiled_for
 from offline_infer.engines.base import get_engine
 from offline_infer.images.cases import CaseFiles
 from offline_infer.predict.model import Model
-from offline_infer.tasks.records import Provenance, ResultRecord, SourceFile, source_files
+from offline_infer.tasks.records import Provenance, ResultRecord, SourceFile, joined, source_files
 from offline_infer.tasks.settings import RunSettings
 
 
 class Provenances:
-    """The provenance of each case of a run; what does not depend on the case is worked out once."""
+    """The provenance of each case of a run.
+
+    Attributes:
+        common: what does not depend on the case: the fields of a provenance but its sources.
+    """
 
     def __init__(self, model: Model, settings: RunSettings, previous_folder: Path | None) -> None:
         self._model, self._previous_folder = model, previous_folder
         precision = get_engine(model.engine).graph_precision(model.options.precision)
-        self._common: dict[str, Any] = {
+        found = {fold: compiled_for(model.bundle, fold, model.engine, model.options) for fold in model.folds}
+        compiled = {fold: artefact for fold, artefact in found.items() if artefact is not None}
+        self.common: dict[str, Any] = {
             "task": model.spec.task,
             "model": fingerprint(model.spec),
             "graphs": {fold: model.bundle.graph(fold, precision).sha256 for fold in model.folds},
+            "compiled": {fold: artefact.sha256 for fold, artefact in compiled.items()},
             "settings": {**asdict(settings), "options": dict(settings.options), **_first_stage(model, previous_folder)},
             "engine": model.engine,
             "device": model.options.device.partition(":")[0],
-            "precision": model.options.precision,
+            # What an artefact computes in was settled when it was compiled.
+            "precision": joined(each.precision for each in compiled.values()) or model.options.precision,
         }
 
     def sources(self, case: CaseFiles, known: ResultRecord | None = None) -> tuple[SourceFile, ...]:
@@ -51,7 +60,7 @@ class Provenances:
             known: an earlier record, so that unchanged files need not be hashed again.
         """
         files = tuple(sources) if sources is not None else self.sources(case, known)
-        return Provenance(**self._common, sources=files)
+        return Provenance(**self.common, sources=files)
 
     @property
     def versions(self) -> dict[str, str]:

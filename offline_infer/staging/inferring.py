@@ -84,6 +84,7 @@ class _Answering:
             tool="engine",
             base=0,
             pattern="{stem}_output_{number}.bin",
+            compiled={fold: digest for fold, each in sessions.items() if (digest := each.info.compiled) is not None},
             details={"engine": info.engine, "device": info.device, "precision": info.precision},
         )
         self._listed = self._writer in manifest.writers

@@ -36,6 +36,7 @@ class Writer(Record):
         base: the number the tool gives to the graph's first output.
         pattern: file name of one output; ``{stem}`` is the input's without ``.bin``, ``{number}`` the tool's number.
         folder: where in the work folder it writes; files below it are named by this writer's pattern.
+        compiled: fold -> SHA-256 of the compiled artefact it ran instead of the graph.
         details: tool version, device, command; for the record only.
     """
 
@@ -44,6 +45,7 @@ class Writer(Record):
     base: Literal[0, 1]
     pattern: str
     folder: str = "outputs"
+    compiled: dict[str, str] = Field(default_factory=dict)
     details: dict[str, str] = Field(default_factory=dict)
 
     def file_name(self, stem: str, output: int) -> str:

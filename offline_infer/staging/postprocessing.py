@@ -15,10 +15,10 @@ from offline_infer.images.cases import CaseFiles
 from offline_infer.spec import BundleSpec
 from offline_infer.staging.cutting import check_items, feed, missing_outputs, refuse_missing
 from offline_infer.staging.lists import cases_of_shards
-from offline_infer.staging.outputs import OutputsManifest
+from offline_infer.staging.outputs import OutputsManifest, Writer
 from offline_infer.staging.worklist import CaseRecord, Worklist, WorklistHeader
 from offline_infer.tasks.base import Task
-from offline_infer.tasks.records import MANIFEST, Provenance, ResultRecord, write_manifest
+from offline_infer.tasks.records import MANIFEST, Provenance, ResultRecord, joined, write_manifest
 from offline_infer.tasks.registry import get_task
 from offline_infer.tasks.reports import CaseOutcome, RunReport, each_case
 from offline_infer.tasks.results import OnExisting, ResultFolder
@@ -140,11 +140,18 @@ def run_provenance(
         "task": spec.task,
         "model": fingerprint(spec),
         "graphs": {fold: graphs.get(fold, "") for fold in header.folds},
+        "compiled": compiled_of(writers, header.folds),
         "settings": {**asdict(settings), "options": dict(settings.options)},
-        "engine": _joined(writer.details.get("engine", writer.tool) for writer in writers),
-        "device": _joined(writer.details.get("device", "").partition(":")[0] for writer in writers),
-        "precision": _joined(writer.details.get("precision", "") for writer in writers),
+        "engine": joined(writer.details.get("engine", writer.tool) for writer in writers),
+        "device": joined(writer.details.get("device", "").partition(":")[0] for writer in writers),
+        "precision": joined(writer.details.get("precision", "") for writer in writers),
     }
+
+
+def compiled_of(writers: Iterable[Writer], folds: Iterable[str]) -> dict[str, str]:
+    """Fold -> SHA-256 of what answered in the place of its graph; several, joined, where it was compiled anew meanwhile."""
+    digests = {fold: joined(writer.compiled.get(fold, "") for writer in writers) for fold in folds}
+    return {fold: digest for fold, digest in digests.items() if digest}
 
 
 def write_run_manifest(
@@ -181,7 +188,3 @@ def write_run_manifest(
 
 def _files(record: CaseRecord) -> CaseFiles:
     return CaseFiles(record.case_id, tuple(Path(file) for file in record.files))
-
-
-def _joined(words: Iterable[str]) -> str:
-    return "+".join(sorted({word for word in words if word}))

@@ -54,6 +54,7 @@ class RoundsJob:
         infer: answers the items of a round's work folder and lists the outputs in its manifest, e.g. by
             :func:`offline_infer.staging.inferring.infer_stage` or an external tool; returns when all is on disk.
         answered_by: ``engine``, ``device`` and ``precision`` of what answers, for the results' records.
+        compiled: fold -> SHA-256 of what answers in the place of its graph, for the records too.
         all_outputs: the tool writes every output of the graph, not only those that are kept.
         problems: cases that could not be listed, with the reason.
         previous_folder: for a cascade's second stage, the first stage's results.
@@ -68,6 +69,7 @@ class RoundsJob:
     scratch_bytes: int
     infer: Callable[[Path], object]
     answered_by: Mapping[str, str] = field(default_factory=dict)
+    compiled: Mapping[str, str] = field(default_factory=dict)
     all_outputs: bool = False
     problems: Mapping[str, str] | None = None
     previous_folder: Path | None = None
@@ -162,6 +164,7 @@ class _Runner:
         self._facts = {
             **run_provenance(spec, header, None, settings),
             **{name: job.answered_by.get(name, "") for name in ("engine", "device", "precision")},
+            "compiled": dict(job.compiled),
         }
         self.rounds_of: dict[str, int] = {}
 

@@ -10,7 +10,7 @@ not the replaced one is the recorded one, since results appear whole or not at a
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -47,6 +47,7 @@ class Provenance(Record):
         task, model: the bundle's task and fingerprint.
         graphs: fold -> SHA-256 of the graph that answered.
         settings: of the run, as JSON.
+        compiled: fold -> SHA-256 of what was compiled from that graph and answered in its place; empty where nothing was.
         engine, device, precision: what ran. ``device`` without its number: devices of a kind give the same answer.
         sources: the case's files.
     """
@@ -54,6 +55,7 @@ class Provenance(Record):
     task: str
     model: Sha256
     graphs: dict[str, str]
+    compiled: dict[str, str] = Field(default_factory=dict)
     settings: dict[str, Any]
     engine: str
     device: str
@@ -63,7 +65,7 @@ class Provenance(Record):
     def differences(self, other: Provenance) -> list[str]:
         """What is not the same, each as ``name: that value, not this one``."""
         found = []
-        for name in ("task", "model", "graphs", "engine", "device", "precision"):
+        for name in ("task", "model", "graphs", "compiled", "engine", "device", "precision"):
             mine, theirs = getattr(self, name), getattr(other, name)
             if mine != theirs:
                 found.append(f"{name} was {_short(theirs)}, is {_short(mine)}")
@@ -166,6 +168,11 @@ def source_files(paths: Sequence[Path], known: ResultRecord | None = None) -> tu
         digest = old.sha256 if old is not None and same else _digest(path) if found_stamp else _OF_NOTHING
         found.append(SourceFile(name=_text(path.name), bytes=size, mtime_ns=mtime, sha256=digest))
     return tuple(found)
+
+
+def joined(words: Iterable[str]) -> str:
+    """Different words as one, e.g. ``fp16+fp32`` where folds ran in different precisions; empty ones are left out."""
+    return "+".join(sorted({word for word in words if word}))
 
 
 def stamp(path: Path) -> Stamp | None:

@@ -9,10 +9,11 @@ import pytest
 import SimpleITK as sitk
 from ascend_specimens import tiny_bundle, use_binding
 
-from offline_infer.ascend.compile import compile_bundle
+from offline_infer.ascend.compile import CompileOptions, compile_bundle
 from offline_infer.bundles.bundle import Bundle
 from offline_infer.bundles.precision_checks import read_checks
 from offline_infer.cli import main
+from offline_infer.tasks.records import RecordBook
 
 SOC = "Ascend310P3"
 
@@ -65,6 +66,50 @@ def test_a_run_names_its_binding(place: Path, monkeypatch: pytest.MonkeyPatch) -
     assert predict(place, "om", "--engine", "om", "--devices", "0", "--folds", "0") == 0
     records = [path.read_text() for path in (place / "om").rglob("*.json")]
     assert any("ais_bench" in text and "v2023" in text for text in records)
+
+
+def test_a_result_of_another_om_is_not_taken_for_this_runs(
+    place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A result's record names the OM that answered and what it computes in: compiled anew, it is another model."""
+    use_binding(monkeypatch, "v2024")
+    compile_bundle(place / "bundle", SOC)
+    command = ("om", "--engine", "om", "--devices", "0", "--folds", "0")
+    assert predict(place, *command) == 0
+    spec = Bundle.load(place / "bundle").spec
+    digests = {compiled.graph: compiled.sha256 for compiled in spec.compiled}
+    [record, _] = RecordBook(place / "om").all()
+    assert record.provenance.compiled == {"0": digests["fold_0.onnx"]}
+    assert record.provenance.precision == "fp16"
+    assert predict(place, *command) == 0  # nothing to do
+    compile_bundle(place / "bundle", SOC, CompileOptions(precision_mode="allow_mix_precision"))
+    capsys.readouterr()
+    assert predict(place, *command) == 2
+    said = capsys.readouterr().err
+    assert "compiled was" in said
+    assert "precision was fp16, is allow_mix_precision" in said
+
+
+@pytest.mark.parametrize("how", [("--tool", "msame"), ("--engine", "om")])
+def test_records_of_the_staged_route_name_the_om(
+    how: tuple[str, str], place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    use_binding(monkeypatch, "v2024")
+    compile_bundle(place / "bundle", SOC)
+    spec = Bundle.load(place / "bundle").spec
+    folds = {graph.file: graph.fold for graph in spec.graphs}
+    expected = {folds[record.graph]: record.sha256 for record in spec.compiled}
+    bundle, image = str(place / "bundle"), str(place / "images" / "b_0000.nii.gz")
+    work, quiet = str(place / "work"), ["--threads", "1", "--quiet", "--no-tta"]
+    assert main(["preprocess", bundle, image, work, *quiet]) == 0
+    assert main(["infer", bundle, work, *how, "--devices", "0,1", "--quiet"]) == 0
+    assert main(["postprocess", bundle, work, str(place / "files"), "--quiet"]) == 0
+    scratch = ["--scratch", "20MB", *how, "--devices", "0,1"]
+    assert main(["staged", bundle, image, str(place / "scratch"), str(place / "rounds"), *scratch, *quiet]) == 0
+    [files], [rounds] = RecordBook(place / "files").all(), RecordBook(place / "rounds").all()
+    for record in (files, rounds):
+        assert (record.provenance.compiled, record.provenance.precision) == (expected, "fp16")
+        assert (record.provenance.engine, record.provenance.device) == (how[1], "npu")
 
 
 def test_without_an_om_the_error_says_what_to_run(

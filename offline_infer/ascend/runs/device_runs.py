@@ -33,6 +33,7 @@ from offline_infer.ascend.runs.device_session import (
 )
 from offline_infer.ascend.runs.judging import AnswerJudge
 from offline_infer.ascend.tools import Program, SessionJob, Tool, get_tool
+from offline_infer.bundles.artefacts import precision_of
 from offline_infer.bundles.bundle import Bundle
 from offline_infer.bundles.fingerprint import fingerprint
 from offline_infer.engines.om.npu_smi import DeviceQuery, list_devices
@@ -43,6 +44,7 @@ from offline_infer.staging.disk_budget import free_bytes, size_text
 from offline_infer.staging.outputs import WRITERS, OutputsManifest
 from offline_infer.staging.work_folder import safe_name
 from offline_infer.staging.worklist import Item, Worklist, output_bytes
+from offline_infer.tasks.records import joined
 
 SESSIONS = "sessions"
 PERFORMANCE_FILE = "perf/performance.json"
@@ -95,6 +97,10 @@ class DeviceRunner:
     def writes_redundant(self, folds: Sequence[str]) -> bool:
         """Whether the OMs give outputs that inference does not need: they take disk until they are cleaned."""
         return any(not output.keep for fold in folds for output in self.compiled(fold).outputs)
+
+    def precision(self, folds: Sequence[str]) -> str:
+        """What the OMs compute in."""
+        return joined(precision_of(self.compiled(fold).record) for fold in folds)
 
     def run(self, work: Path | str) -> DeviceRunReport:
         """Answer every item of a work folder that has no complete answer yet.
@@ -296,12 +302,14 @@ class _FolderRun:
     def _collector(self, fold: str, compiled: Compiled) -> Collector:
         writer = WRITERS[self._tool.name].model_copy(
             update={
+                "compiled": {fold: compiled.record.sha256},
                 "details": {
                     "command": " ".join(self._program.command),
                     "generation": self._program.generation,
                     "soc": compiled.record.soc,
-                    "om_sha256": compiled.record.sha256,
-                }
+                    "device": "npu",
+                    "precision": precision_of(compiled.record),
+                },
             }
         )
         judge = AnswerJudge(self._runner.bundle, self._worklist, fold)

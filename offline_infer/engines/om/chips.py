@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 
+from offline_infer.digests import digest_of
 from offline_infer.engines.compiled import CompiledGraph
 from offline_infer.engines.om.npu_smi import DeviceQuery, list_devices
 from offline_infer.errors import BundleError, EngineUnavailable, UsageError
-from offline_infer.files import sha256_file
 
 
 def choose(
@@ -42,7 +42,7 @@ def choose(
             f"for only; run: offline-infer compile BUNDLE --soc {wanted}"
         )
     chosen = fitting[0]
-    if not chosen.path.is_file() or sha256_file(chosen.path) != chosen.sha256:
+    if not chosen.path.is_file() or digest_of(chosen.path) != chosen.sha256:
         raise BundleError(f"{chosen.path} is missing or was changed after it was compiled; compile it again")
     return chosen
 

@@ -83,6 +83,24 @@ class OmEngine:
         finally:
             pool.close_if_unused()
 
+    def chosen(self, graph: str, options: EngineOptions) -> CompiledGraph:
+        """Which OM :meth:`open` would run; the devices are only asked where the bundle has OMs for several chips.
+
+        Raises:
+            EngineUnavailable: no fitting OM, or no device that could say its chip.
+            UsageError: the devices are of different chips, or nobody says which they are.
+            BundleError: the OM was changed after it was compiled.
+        """
+        soc = options.extra.get("soc")
+        made = {each.chip for each in options.compiled}
+        if soc is not None or len(made) < 2:
+            return choose(options.compiled, graph, {}, soc or next(iter(made), None))
+        pool = self._started(devices_of(options.device), _bindings(options), _limits(options))
+        try:
+            return choose(options.compiled, graph, pool.chips(), None)
+        finally:
+            pool.close_if_unused()
+
     def _started(self, devices: tuple[int, ...], bindings: Sequence[str], limits: Limits) -> Pool:
         """A pool with the first binding that opens a device."""
         problems = []
@@ -191,6 +209,7 @@ class OmSession:
             kept=tuple(names[position] for position in kept),
             processor=chosen.chip,
             open_seconds=round(time.perf_counter() - begun, 3),
+            compiled=chosen.sha256,
             details=self._details,
         )
 
