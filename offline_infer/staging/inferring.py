@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import lru_cache, partial
 from pathlib import Path
 
 import numpy as np
 
-from offline_infer.engines.base import Session
+from offline_infer.engines.base import FloatArray, Session
+from offline_infer.engines.queueing import Request, in_order
 from offline_infer.errors import DiskBudgetError, EngineFailed, UsageError
 from offline_infer.events import Event, Sink, silent
 from offline_infer.spec import BundleSpec, OutputSpec
@@ -91,19 +93,29 @@ class _Answering:
         self._entries: list[OutputEntry] = []
 
     def case(self, case: str, todo: Sequence[tuple[Item, list[str]]]) -> CaseOutcome:
-        """Answer some items of a case, each by the folds named with it."""
-        written = 0
+        """Answer some items of a case, each by the folds named with it. Sessions that queue get inputs ahead."""
+        written = done = 0
         try:
-            for done, (item, folds) in enumerate(todo, start=1):
-                batch = read_item(self._worklist, item)[None]
-                for fold in folds:
-                    written += self._keep(item, fold, self._sessions[fold].answer(batch))
+            for (item, fold, last), answers in in_order(self._requests(todo)):
+                written += self._keep(item, fold, answers)
                 if len(self._entries) >= _ENTRIES_PER_FLUSH:
                     self._flush()
-                self._sink(Event("progress", STAGE, case, done, len(todo)))
+                if last:
+                    done += 1
+                    self._sink(Event("progress", STAGE, case, done, len(todo)))
         finally:
             self._flush()  # what was answered stays answered, whatever happened to the next item
         return CaseOutcome(case, "done", items=len(todo), bytes=written)
+
+    def _requests(self, todo: Sequence[tuple[Item, list[str]]]) -> Iterator[Request[tuple[Item, str, bool]]]:
+        """Every item by every fold that is to answer it, tagged (item, fold, whether it is the item's last)."""
+        for item, folds in todo:
+            read = lru_cache(maxsize=1)(partial(self._batch, item))  # once for all folds
+            for fold in folds:
+                yield Request((item, fold, fold == folds[-1]), self._sessions[fold], read)
+
+    def _batch(self, item: Item) -> FloatArray:
+        return read_item(self._worklist, item)[None]
 
     def _keep(self, item: Item, fold: str, answers: Mapping[str, Array]) -> int:
         """Write the kept outputs of one item; returns their bytes."""

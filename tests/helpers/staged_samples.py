@@ -111,6 +111,33 @@ class RampSession:
         )
 
 
+class QueueingRamp(RampSession):
+    """Takes inputs ahead, as a session that spreads them over devices; notes how many were on their way at most."""
+
+    depth = 3
+
+    def __init__(self, spec: VolumeSpec, fold: int = 0) -> None:
+        super().__init__(spec, fold)
+        self.on_their_way = self.most = 0
+
+    def submit(self, batch: FloatArray) -> _Pending:
+        self.on_their_way += 1
+        self.most = max(self.most, self.on_their_way)
+        return _Pending(self, self.answer(batch))
+
+
+class _Pending:
+    def __init__(self, session: QueueingRamp, answers: dict[str, FloatArray]) -> None:
+        self._session = session
+        self._answers = answers
+
+    def result(self) -> dict[str, FloatArray]:
+        return self._answers
+
+    def release(self) -> None:
+        self._session.on_their_way -= 1
+
+
 def sessions_for(spec: VolumeSpec) -> dict[str, RampSession]:
     return {fold.fold: RampSession(spec, number) for number, fold in enumerate(spec.source.folds)}
 

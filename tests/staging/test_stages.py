@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 from staged_samples import (
+    QueueingRamp,
     RampSession,
     direct,
     five_heads,
@@ -166,6 +167,22 @@ def test_only_what_is_missing_is_inferred(tmp_path: Path, cases: Cases) -> None:
     postprocess(spec, work, tmp_path / "out").raise_failures()
     labels = read_labels(tmp_path / "out" / "liver_2.nii.gz")[0]
     np.testing.assert_array_equal(labels, direct(spec, cases[0], RunSettings()).labels)
+
+
+def test_a_session_that_queues_gets_inputs_ahead(tmp_path: Path, cases: Cases) -> None:
+    spec = staged_spec(folds=("0", "1"))
+    preprocess(spec, cases, tmp_path / "work", RunSettings(), ["0", "1"], threads=1)
+    sessions = {fold: QueueingRamp(spec, number) for number, fold in enumerate(("0", "1"))}
+    told: list[Event] = []
+    infer_stage(tmp_path / "work", sessions, spec=spec, sink=told.append).raise_failures()
+    assert all(session.most > 1 for session in sessions.values())
+    for case in cases:
+        steps = [(event.done, event.total) for event in told if event.kind == "progress" and event.case == case.case_id]
+        assert steps == [(number, len(steps)) for number in range(1, len(steps) + 1)]
+    postprocess(spec, tmp_path / "work", tmp_path / "out")
+    for case in cases:
+        found = read_labels(tmp_path / "out" / f"{case.case_id}.nii.gz")[0]
+        np.testing.assert_array_equal(found, direct(spec, case, RunSettings()).labels)
 
 
 def test_shards_and_folds_one_by_one(tmp_path: Path, cases: Cases) -> None:
