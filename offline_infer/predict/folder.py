@@ -37,6 +37,7 @@ _HEADERS_READ = 100
 """Cases whose headers are read before the first one is worked on, for the estimate."""
 _WORTH_A_CANARY = 3
 """A canary costs one network input per fold: little in a run of several cases."""
+_RECORDED_DETAILS = ("stitching", "devices", "left_out")
 
 
 @dataclass(frozen=True)
@@ -144,6 +145,7 @@ class _Runner:
         self._ahead: Future[_Ready] | None = None
         self._behind: Future[None] | None = None
         self._threads = ExitStack()
+        self._devices_told: set[int] = set()
 
     def __enter__(self) -> _Runner:
         self._reader = self._threads.enter_context(ThreadPoolExecutor(1, "prepare"))
@@ -226,7 +228,17 @@ class _Runner:
         stitching = str(model.session_info.details.get("stitching", ""))
         if stitching.startswith("host: "):  # the device could not do it
             sink(Event("note", STAGE, case.case_id, data={"text": f"stitched on the {stitching}"}))
+        self._tell_devices(case)
         return finish
+
+    def _tell_devices(self, case: CaseFiles) -> None:
+        """Say which devices do not work (any more), each once: the others do their work, and the run takes longer."""
+        for session in self._model.sessions:
+            left_out: dict[int, str] = session.info.details.get("left_out", {})
+            for device in sorted(left_out.keys() - self._devices_told):
+                self._devices_told.add(device)
+                text = f"device {device} is left out, the others do its work: {left_out[device]}"
+                self._sink(Event("note", STAGE, case.case_id, data={"text": text}))
 
     def _write(self, case: CaseFiles, ready: _Ready, finish: Finish, outcome: CaseOutcome) -> None:
         """Finish one case and write its result (runs in the thread behind); a failure is kept in the outcome.
@@ -312,8 +324,7 @@ def _run_facts(model: Model, settings: RunSettings, report: RunReport) -> dict[s
     if any(case.status == "done" for case in report.cases):
         info = model.session_info
         engine = {"name": info.engine, "version": info.version, "device": info.device, "precision": info.precision}
-        if "stitching" in info.details:
-            engine["stitching"] = info.details["stitching"]
+        engine |= {name: info.details[name] for name in _RECORDED_DETAILS if name in info.details}
         checks = model.precision_standing.to_json()
     return {
         "task": model.spec.task,

@@ -14,20 +14,23 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from offline_infer.bundles.bundle import Bundle
 from offline_infer.bundles.fingerprint import fingerprint
 from offline_infer.bundles.opening import checked_graph
+from offline_infer.engines.om.answers import Fault
 from offline_infer.errors import UsageError
+from offline_infer.staging.judging import AnswerJudge, told
 from offline_infer.staging.numbering import FileKind, decide_by_graph
 from offline_infer.staging.outputs import OutputEntry, OutputsManifest, Writer
 from offline_infer.staging.work_folder import safe_name
 from offline_infer.staging.worklist import Item, Worklist, output_bytes
 
 ADOPTED = "outputs"
+_INPUTS_TRIED = 4
 
 
 @dataclass(frozen=True)
@@ -86,7 +89,11 @@ def adopt_outputs(bundle: Bundle, work: Path | str, results: Path, *, fold: str 
         for item in worklist.items()
         if kind in (files := found.get(item.index, {})) and manifest.complete(item.index, chosen, position) is None
     ]
-    entries, wrong = _move(wanted, worklist, chosen, writer)
+    judge = AnswerJudge(bundle, worklist, chosen)
+    try:
+        entries, wrong, unusable = _move(wanted, worklist, chosen, writer, judge)
+    finally:
+        judge.close()
     manifest.append(entries, writer)
     missing = sum(manifest.complete(item.index, chosen, position) is None for item in worklist.items())
     return AdoptReport(
@@ -96,7 +103,10 @@ def adopt_outputs(bundle: Bundle, work: Path | str, results: Path, *, fold: str 
         evidence=evidence,
         other=sum(len(files) - (kind in files) for files in found.values()),
         wrong_size=tuple(wrong),
-        notes=(f"{missing} outputs are still missing; infer does what is missing",) if missing else (),
+        notes=(
+            *((told(unusable, len(wanted)),) if unusable else ()),
+            *((f"{missing} outputs are still missing; infer does what is missing",) if missing else ()),
+        ),
     )
 
 
@@ -120,16 +130,30 @@ def _check(bundle: Bundle, worklist: Worklist, results: Path, fold: str | None) 
 
 
 def _move(
-    wanted: Sequence[tuple[Item, Path]], worklist: Worklist, fold: str, writer: Writer
-) -> tuple[list[OutputEntry], list[str]]:
-    """Move complete outputs into the work folder: their entries, and the names of files whose size is wrong."""
+    wanted: Sequence[tuple[Item, Path]], worklist: Worklist, fold: str, writer: Writer, judge: AnswerJudge
+) -> tuple[list[OutputEntry], list[str], dict[str, Fault]]:
+    """Move complete outputs into the work folder.
+
+    Returns:
+        Their entries, the names of files whose size is wrong, and the stems of those whose numbers cannot be right.
+    """
     position = worklist.header.kept[0]
     single = output_bytes(worklist.header.outputs[position].model_copy(update={"dtype": "float32"}))
-    entries, wrong = [], []
+    entries: list[OutputEntry] = []
+    wrong: list[str] = []
+    unusable: dict[str, Fault] = {}
     for item, source in wanted:
         size = source.stat().st_size
         if size not in (single, single // 2):
             wrong.append(source.name)
+            continue
+        dtype: Literal["float32", "float16"] = "float32" if size == single else "float16"
+        meaning = worklist.header.outputs[position].model_copy(update={"dtype": dtype})
+        fault = judge.fault(source, item, meaning)
+        if fault == "flat":  # a suspicion: asked twice, the graph decides
+            fault = judge.fault(source, item, meaning)
+        if fault is not None:
+            unusable[item.stem] = fault
             continue
         file = f"{ADOPTED}/fold_{safe_name(fold)}/{writer.file_name(item.stem, position)}"
         target = worklist.work / file
@@ -142,11 +166,12 @@ def _move(
                 output=position,
                 file=file,
                 bytes=size,
-                dtype="float32" if size == single else "float16",
+                dtype=dtype,
                 keep=True,
+                judged=True,
             )
         )
-    return entries, wrong
+    return entries, wrong, unusable
 
 
 def _find(results: Path, worklist: Worklist) -> dict[int, dict[FileKind, Path]]:
@@ -181,17 +206,26 @@ def _find(results: Path, worklist: Worklist) -> dict[int, dict[FileKind, Path]]:
 def _numbering(
     bundle: Bundle, worklist: Worklist, fold: str, output: str, found: dict[int, dict[FileKind, Path]]
 ) -> tuple[FileKind, str]:
-    """Which file is the needed output, and how that is known."""
-    item = next((item for item in worklist.items() if item.index in found and worklist.path(item).is_file()), None)
-    if item is None:
+    """Which file is the needed output, and how that is known.
+
+    Raises:
+        UsageError: no input is left, no engine can answer one, or none of some inputs decides.
+    """
+    present = [item for item in worklist.items() if item.index in found and worklist.path(item).is_file()]
+    if not present:
         raise UsageError(f"the bins of {worklist.work} are gone; without one of them the outputs cannot be told apart")
-    batch = np.fromfile(worklist.path(item), item.dtype).astype(np.float32).reshape(1, *item.shape)
-    kind = decide_by_graph(checked_graph(bundle, fold), output, batch, found[item.index])
-    if kind is None:
-        raise UsageError(
-            "telling the outputs apart needs an engine on this machine: pip install openvino, or onnxruntime"
-        )
-    return kind, f"{item.stem} through {bundle.graph(fold).file}"
+    for item in present[:_INPUTS_TRIED]:
+        batch = np.fromfile(worklist.path(item), item.dtype).astype(np.float32).reshape(1, *item.shape)
+        try:
+            kind = decide_by_graph(checked_graph(bundle, fold), output, batch, found[item.index])
+        except UsageError:  # a device in trouble, or an input whose answers are all alike
+            if item is present[:_INPUTS_TRIED][-1]:
+                raise
+            continue
+        if kind is None:
+            break
+        return kind, f"{item.stem} through {bundle.graph(fold).file}"
+    raise UsageError("telling the outputs apart needs an engine on this machine: pip install openvino, or onnxruntime")
 
 
 def _name(kind: FileKind) -> str:

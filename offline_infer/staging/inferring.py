@@ -15,6 +15,7 @@ from offline_infer.events import Event, Sink, silent
 from offline_infer.spec import BundleSpec, OutputSpec
 from offline_infer.staging.bins import read_item, write_bin
 from offline_infer.staging.disk_budget import free_bytes, size_text
+from offline_infer.staging.judging import forget_unusable, numbers_fault, tell_unusable
 from offline_infer.staging.outputs import OutputEntry, OutputsManifest, Writer
 from offline_infer.staging.work_folder import safe_name
 from offline_infer.staging.worklist import Item, Worklist
@@ -51,6 +52,8 @@ def infer_stage(
         raise UsageError(f"{work} holds no items to answer; preprocess cases into it first")
     _check_sessions(worklist, sessions, spec)
     manifest = OutputsManifest.load(work)
+    for fold in sessions:
+        tell_unusable(forget_unusable(worklist, manifest, fold, numbers_fault), sink)
     kept = worklist.header.kept
     wanted: dict[str, list[Item]] = {case.case_id: [] for case in worklist.cases}
     for item in worklist.items() if items is None else items:
@@ -130,7 +133,16 @@ class _Answering:
             dtype = "float32" if array.dtype.kind == "f" else meaning.dtype
             size, _ = write_bin(path, array, dtype)
             self._entries.append(
-                OutputEntry(item=item.index, fold=fold, output=output, file=file, bytes=size, dtype=dtype, keep=True)
+                OutputEntry(
+                    item=item.index,
+                    fold=fold,
+                    output=output,
+                    file=file,
+                    bytes=size,
+                    dtype=dtype,
+                    keep=True,
+                    judged=True,
+                )
             )
             written += size
         return written

@@ -73,6 +73,7 @@ class OutputEntry(Record):
         bytes: size of the complete file.
         dtype: of the numbers in the file.
         keep: false for heads that inference does not need; ``clean`` may delete those.
+        judged: somebody has looked at its numbers; false in files of older releases.
     """
 
     kind: Literal["output"] = "output"
@@ -83,6 +84,7 @@ class OutputEntry(Record):
     bytes: Natural
     dtype: Literal["float32", "float16", "int64", "int32"]
     keep: bool
+    judged: bool = False
 
     @property
     def key(self) -> OutputKey:

@@ -15,6 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import psutil
 import pytest
 from ascend_specimens import STANDINS, check_answers, tiny_bundle, use_standins, work_folder
@@ -26,11 +27,13 @@ from offline_infer.ascend.runs import device_runs
 from offline_infer.ascend.runs.device_runs import DeviceRunner, doubts, run_tool, share
 from offline_infer.ascend.runs.device_session import session_stems
 from offline_infer.bundles.bundle import Bundle
+from offline_infer.engines.base import EngineOptions, get_engine
 from offline_infer.engines.om.npu_smi import Device, DeviceQuery
 from offline_infer.errors import DiskBudgetError, EngineUnavailable, ToolError, UsageError
 from offline_infer.events import Event
 from offline_infer.proof.report.inputs import recognise
 from offline_infer.staging.clean import clean_outputs
+from offline_infer.staging.inferring import infer_stage
 from offline_infer.staging.outputs import OutputsManifest
 from offline_infer.staging.worklist import Worklist, WorklistWriter, header_for
 
@@ -559,6 +562,33 @@ def test_answers_of_nonsense_everywhere_end_with_the_reason(
     use_standins(monkeypatch)  # the device is well again: the same command mends it
     run_tool(bundle, tmp_path / "work", tool="benchmark", devices=(0,))
     check_answers(bundle, Worklist.load(tmp_path / "work"), "0")
+
+
+@pytest.mark.parametrize("how", ["tool", "engine"])
+def test_unusable_answers_of_an_older_run_are_done_again(
+    how: str, compiled: Callable[..., Bundle], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody had looked at their numbers: their entries do not say that somebody has."""
+    use_standins(monkeypatch)
+    bundle, work, told = compiled(), tmp_path / "work", list[Event]()
+    work_folder(work, bundle.spec, 4)
+    run_tool(bundle, work, tool="msame", devices=(0,))
+    manifest = OutputsManifest.load(work)
+    manifest.append([entry.model_copy(update={"judged": False}) for entry in list(manifest)])
+    spoiled = [manifest.path(entry) for entry in list(manifest)[:2]]
+    for path, value in zip(spoiled, (np.nan, 65504.0), strict=True):
+        np.full(path.stat().st_size // 4, value, np.float32).tofile(path)
+    if how == "tool":
+        report = run_tool(bundle, work, tool="msame", devices=(0,), sink=told.append)
+        assert (report.reused, report.answered) == (2, 2)
+    else:
+        with get_engine("onnxruntime").open(
+            bundle.graph_path("0"), EngineOptions(threads=1, extra={"norms": "native"})
+        ) as session:
+            infer_stage(work, {"0": session}, sink=told.append).raise_failures()
+    assert any("2 answers of an earlier run cannot be used" in str(event.data.get("text")) for event in told)
+    check_answers(bundle, Worklist.load(work), "0")
+    assert all(entry.judged for entry in OutputsManifest.load(work))
 
 
 def test_an_empty_work_folder_is_refused(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -66,6 +67,21 @@ def test_a_run_names_its_binding(place: Path, monkeypatch: pytest.MonkeyPatch) -
     assert predict(place, "om", "--engine", "om", "--devices", "0", "--folds", "0") == 0
     records = [path.read_text() for path in (place / "om").rglob("*.json")]
     assert any("ais_bench" in text and "v2023" in text for text in records)
+
+
+def test_a_device_that_does_not_work_is_told_and_recorded(
+    place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    use_binding(monkeypatch, "v2024", fail="busy device:1")
+    compile_bundle(place / "bundle", SOC)
+    words = ["predict", str(place / "bundle"), str(place / "images"), str(place / "om"), "--threads", "1"]
+    assert main([*words, "--engine", "om", "--devices", "0,1", "--folds", "0"]) == 0
+    said = capsys.readouterr().err
+    assert said.count("device 1 is left out, the others do its work") == 1
+    assert "507033" in said
+    engine = json.loads((place / "om" / "offline_infer_run.json").read_text())["engine"]
+    assert engine["devices"] == [0, 1]
+    assert list(engine["left_out"]) == ["1"]
 
 
 def test_a_result_of_another_om_is_not_taken_for_this_runs(

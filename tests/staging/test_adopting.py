@@ -137,3 +137,30 @@ def test_an_empty_work_folder_is_wrong_usage(
     output = [str(tmp_path / "out")] if stage == "postprocess" else ["--engine", "onnxruntime"]
     assert main([stage, str(bundle.folder), str(tmp_path / "work"), *output, "--quiet"]) == 2
     assert "holds no" in capsys.readouterr().err
+
+
+def test_answers_that_cannot_be_right_stay_where_they_are(
+    bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first one too, though it is the one the numbering would be read from."""
+    use_standins(monkeypatch)
+    worklist = work_folder(tmp_path / "work", bundle.spec, 5)
+    by_msame(bundle, worklist, tmp_path)
+    spoiled = [path for item in worklist.items()[:2] for path in (tmp_path / "result").rglob(f"{item.stem}_output_*")]
+    for path in spoiled:
+        np.full(path.stat().st_size // 4, np.nan if path in spoiled[:5] else 0, np.float32).tofile(path)
+    report = adopt_outputs(bundle, tmp_path / "work", tmp_path / "result")
+    assert report.outputs == 3
+    assert "the answers to 2 of 5 inputs cannot be used" in report.notes[0]
+    assert all(path.exists() for path in spoiled)
+    infer = [
+        "infer",
+        str(bundle.folder),
+        str(tmp_path / "work"),
+        "--engine",
+        "onnxruntime",
+        "--engine-option",
+        "norms=native",
+    ]
+    assert main([*infer, "--threads", "1", "--quiet"]) == 0
+    check_answers(bundle, worklist, "0")

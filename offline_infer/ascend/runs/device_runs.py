@@ -31,7 +31,6 @@ from offline_infer.ascend.runs.device_session import (
     session_stems,
     unshare,
 )
-from offline_infer.ascend.runs.judging import AnswerJudge
 from offline_infer.ascend.tools import Program, SessionJob, Tool, get_tool
 from offline_infer.bundles.artefacts import precision_of
 from offline_infer.bundles.bundle import Bundle
@@ -41,6 +40,7 @@ from offline_infer.errors import DiskBudgetError, ToolError, UsageError
 from offline_infer.events import Event, Sink, silent
 from offline_infer.processes import termination_as_interrupt
 from offline_infer.staging.disk_budget import free_bytes, size_text
+from offline_infer.staging.judging import AnswerJudge, forget_unusable, tell_unusable
 from offline_infer.staging.outputs import WRITERS, OutputsManifest
 from offline_infer.staging.work_folder import safe_name
 from offline_infer.staging.worklist import Item, Worklist, output_bytes
@@ -171,9 +171,18 @@ class _FolderRun:
         self._socs.add(compiled.record.soc)
         self._check(compiled)
         collector = self._collector(fold, compiled)
+        try:
+            self._complete_fold(fold, compiled, collector)
+        finally:
+            collector.judge.close()
+
+    def _complete_fold(self, fold: str, compiled: Compiled, collector: Collector) -> None:
+        """What earlier runs left is taken over where it can be used; the rest is done."""
         for leftover in sorted(self._place.glob(f"fold_{safe_name(fold)}_*")):
             recover(leftover, self._tool, collector)
             shutil.rmtree(leftover, ignore_errors=True)
+        unusable = forget_unusable(self._worklist, self._manifest, fold, collector.judge.fault)
+        tell_unusable(unusable, self._runner.sink)
         pending = self._pending(fold)
         self._reused += len(self._worklist.items()) - len(pending)
         self._done = self._reused
@@ -181,10 +190,7 @@ class _FolderRun:
             return
         self._check_room(pending, compiled)
         self._manifest.append([], collector.writer)
-        try:
-            self._answer(fold, compiled, collector, pending)
-        finally:
-            collector.judge.close()
+        self._answer(fold, compiled, collector, pending)
 
     def _report(self, seconds: float) -> DeviceRunReport:
         soc = ", ".join(sorted(self._socs))

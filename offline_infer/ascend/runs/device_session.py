@@ -19,11 +19,11 @@ import psutil
 
 from offline_infer.ascend.compiled import Compiled
 from offline_infer.ascend.figures import DevicePerformance
-from offline_infer.ascend.runs.judging import AnswerJudge, told
 from offline_infer.ascend.tools import Program, SessionJob, Tool
 from offline_infer.engines.om.answers import Fault
 from offline_infer.files import write_json
 from offline_infer.processes import read_log, start, stop, terminate
+from offline_infer.staging.judging import AnswerJudge, told
 from offline_infer.staging.outputs import OutputEntry, OutputsManifest, Writer
 from offline_infer.staging.work_folder import safe_name
 from offline_infer.staging.worklist import Item, Worklist, output_bytes
@@ -90,6 +90,7 @@ class Collector:
                     bytes=output_bytes(meaning),
                     dtype=meaning.dtype,
                     keep=keep,
+                    judged=keep,
                 )
             )
         self.manifest.append(entries)

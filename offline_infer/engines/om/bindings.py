@@ -205,6 +205,7 @@ class AclModel:
         self.outputs = self._ports("output")
         self._input_set, self._input_buffers = self._dataset(self.inputs)
         self._output_set, self._output_buffers = self._dataset(self.outputs)
+        self._landings = [self._landing(port) for port in self.outputs]
 
     def run(self, array: npt.NDArray[Any]) -> list[npt.NDArray[Any]]:
         acl = self._acl
@@ -224,6 +225,9 @@ class AclModel:
             for pointer, buffer in buffers:
                 acl.destroy_data_buffer(buffer)
                 acl.rt.free(pointer)
+        for landing, held in self._landings:
+            if held is None:
+                acl.rt.free_host(landing)
         acl.mdl.unload(self._model)
         acl.mdl.destroy_desc(self._description)
 
@@ -254,19 +258,19 @@ class AclModel:
             buffers.append((pointer, buffer))
         return dataset, buffers
 
+    def _landing(self, port: Port) -> tuple[Any, Any]:
+        """Memory of the host for one output, kept for all answers, and what must be kept alive with it."""
+        acl = self._acl
+        if hasattr(acl.rt, "malloc_host"):
+            return _value(acl.rt.malloc_host(port.nbytes), "acl.rt.malloc_host"), None
+        return _host_pointer(acl, np.zeros(port.nbytes, np.uint8))
+
     def _fetch(self, index: int, port: Port) -> npt.NDArray[Any]:
         """One output as an array; flat where the model does not say its shape."""
         acl = self._acl
-        pointer, _ = self._output_buffers[index]
-        if hasattr(acl.rt, "malloc_host"):
-            target = _value(acl.rt.malloc_host(port.nbytes), "acl.rt.malloc_host")
-            _check(acl.rt.memcpy(target, port.nbytes, pointer, port.nbytes, _DEVICE_TO_HOST), "acl.rt.memcpy")
-            data = acl.util.ptr_to_bytes(target, port.nbytes)
-            _check(acl.rt.free_host(target), "acl.rt.free_host")
-        else:
-            target, _held = _host_pointer(acl, np.zeros(port.nbytes, np.uint8))
-            _check(acl.rt.memcpy(target, port.nbytes, pointer, port.nbytes, _DEVICE_TO_HOST), "acl.rt.memcpy")
-            data = acl.util.ptr_to_bytes(target, port.nbytes)
+        (pointer, _), (target, _) = self._output_buffers[index], self._landings[index]
+        _check(acl.rt.memcpy(target, port.nbytes, pointer, port.nbytes, _DEVICE_TO_HOST), "acl.rt.memcpy")
+        data = acl.util.ptr_to_bytes(target, port.nbytes)
         if port.dtype is None:
             raise BindingFailed(f"acl does not tell the type of output {index}")
         array = np.frombuffer(data, port.dtype)

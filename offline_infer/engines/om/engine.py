@@ -195,7 +195,7 @@ class OmSession:
             "binding": about["binding"],
             "generation": about["generation"],
             "devices": list(pool.devices),
-            "left_out": {},
+            "left_out": pool.left_out(self._model),
             "om": chosen.path.name,
             "om_sha256": chosen.sha256,
         }
@@ -259,7 +259,7 @@ class OmSession:
 
     def give_back(self, slot: int) -> None:
         """A slot whose answer was used."""
-        self._details["left_out"] = {lane.device: lane.failures[-1] for lane in self._pool.lanes if lane.out}
+        self._details["left_out"] = self._pool.left_out(self._model)
         with self._model.freed:
             self._model.free.append(slot)
             self._model.freed.notify()

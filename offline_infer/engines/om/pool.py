@@ -2,7 +2,7 @@
 
 Each device has a thread here (a :class:`Lane`) that owns its worker process. A worker has the next input at hand while it
 works on one. A failed call discards the worker, because the bindings lose device memory on errors; its inputs are done
-again elsewhere, or in a fresh worker. A device that fails twice is left out.
+again elsewhere, or in a fresh worker. A device that fails twice is left out; a worker that somebody else kills is replaced.
 """
 
 from __future__ import annotations
@@ -30,6 +30,8 @@ from offline_infer.errors import EngineUnavailable
 
 FAILURES_ALLOWED = 1
 """A device that fails more often is left out."""
+KILLS_ALLOWED = 20
+"""Workers that somebody else kills do not count as failures of the device, unless so many are killed without an answer."""
 ATTEMPTS = 4
 """An input that made so many workers fail is given up."""
 _AT_HAND = 2  # inputs a worker has: the one it works on, and the next
@@ -284,6 +286,12 @@ class Pool:
         """Why devices were left out."""
         return "; ".join(f"device {lane.device}: {lane.failures[-1]}" for lane in self.lanes if lane.failures)
 
+    def left_out(self, model: Model) -> dict[int, str]:
+        """Device -> why it does not work on a model (any more)."""
+        with self.changed:
+            unopened = {device: reason for device, reason in model.reported.items() if reason is not None}
+            return unopened | {lane.device: lane.failures[-1] for lane in self.lanes if lane.out}
+
     def wake(self) -> None:
         """Have every lane look for work."""
         for lane in self.lanes:
@@ -311,6 +319,8 @@ class Lane:
         self.failures: list[str] = []
         self.out = False
         self.idle = False
+        self._kills = 0
+        self._running = False  # the worker was sent the first of its inputs
         self.about: dict[str, Any] = {}
         self.hold = _Hold()
         self._pool = weakref.proxy(pool)
@@ -355,7 +365,7 @@ class Lane:
         try:
             act()
         except WorkerFailed as error:
-            self._fail(str(error))
+            self._fail(error)
 
     def _step(self) -> None:
         self._carry_out_orders()
@@ -420,15 +430,15 @@ class Lane:
     def _report(self, model: Model) -> None:
         """Try to open a model, twice, and say how it went. A model that cannot be opened is no fault of the device."""
         reason: str | None = None
-        for _ in range(FAILURES_ALLOWED + 1):
-            if self._pool.closed:
-                break
+        failures = 0
+        while failures <= FAILURES_ALLOWED and not self._pool.closed:
             try:
                 self._open(model)
                 reason = None
                 break
             except WorkerFailed as error:
                 reason = str(error)
+                failures += self._is_failure(error)
                 self._discard()
                 time.sleep(_PAUSE_S)
         with self._pool.changed:
@@ -455,6 +465,7 @@ class Lane:
                 self._begun = time.monotonic()
             worker = self._ready_worker()
             worker.send({"do": "run", "model": job.model.number, "slot": job.slot})
+            self._running = True
 
     def _judge(self, job: Job) -> None:
         """Look at the numbers of an answer before anybody uses them."""
@@ -463,6 +474,7 @@ class Lane:
         if fault == "flat" and (job.model.flat_is_right or is_constant(job.model.slots.input(job.slot))):
             fault = None
         if fault is None:
+            self._kills = 0
             self._blame_earlier(job)
             job.finish()
         elif job.fault is None:
@@ -505,21 +517,29 @@ class Lane:
         self._pool.give_up_if_hopeless()
         self._pool.wake()
 
-    def _fail(self, reason: str) -> None:
+    def _fail(self, error: WorkerFailed) -> None:
         """The worker failed: discard it, and have its inputs done again."""
-        if self._sent:
-            # The first one made it fail; the next only waited.
-            self._sent[0].failures.append((self.device, reason))
-        self.count(reason)
+        reason = str(error)
+        if self._is_failure(error):
+            if self._sent and self._running:
+                # The first one made it fail; the next only waited.
+                self._sent[0].failures.append((self.device, reason))
+            self.count(reason)
         self._discard(reason)
         if not self.about and not self.out and not self._pool.closed:
             self._recovering(self._start)  # somebody waits to learn what the device is
+
+    def _is_failure(self, error: WorkerFailed) -> bool:
+        """Whether it counts: a worker that somebody killed tells nothing of its device, unless it never gets to an answer."""
+        self._kills += error.killed
+        return not error.killed or self._kills > KILLS_ALLOWED
 
     def _discard(self, reason: str = "") -> None:
         """End the worker; its inputs go back into the queue, in order."""
         if self.hold.worker is not None:
             self.hold.worker.kill()
             self.hold.worker = None
+        self._running = False
         self._opened.clear()
         for job in reversed(self._sent):
             self._pool.again(job, reason)

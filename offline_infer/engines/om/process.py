@@ -16,6 +16,7 @@ from typing import Any
 
 from offline_infer.engines.om.error_codes import sentences
 from offline_infer.engines.om.worker import LARGEST_MESSAGE
+from offline_infer.guardian import GUARDIAN
 from offline_infer.processes import describe_status, last_lines
 
 _LOG_TAIL = 1 << 16
@@ -24,7 +25,15 @@ _GRACE_S = 3.0
 
 
 class WorkerFailed(Exception):
-    """A worker reported an error, died or hung; the text says what is known, with code and remedy."""
+    """A worker reported an error, died or hung; the text says what is known, with code and remedy.
+
+    Attributes:
+        killed: somebody ended it by SIGKILL, which says nothing of the device.
+    """
+
+    def __init__(self, text: str, *, killed: bool = False) -> None:
+        super().__init__(text)
+        self.killed = killed
 
 
 class WorkerProcess:
@@ -39,6 +48,7 @@ class WorkerProcess:
             WorkerFailed: it cannot be started.
         """
         self.device = device
+        self._ended = False
         self._log = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the worker
         self.channel, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         # The search path goes along as it is; the child would put its own working directory first.
@@ -61,6 +71,7 @@ class WorkerProcess:
             raise WorkerFailed(f"the worker process cannot be started: {error.strerror or error}") from error
         finally:
             theirs.close()
+        GUARDIAN.watch_group(self._process.pid)  # the kernel ends the worker with us, but not what the worker started
 
     @property
     def pid(self) -> int:
@@ -77,7 +88,7 @@ class WorkerProcess:
         try:
             socket.send_fds(self.channel, [data], [] if handle is None else [handle])
         except OSError as error:
-            raise WorkerFailed(self._death()) from error
+            raise self._death() from error
 
     def receive(self) -> dict[str, Any]:
         """The reply that is there; call it once the channel is readable.
@@ -88,9 +99,9 @@ class WorkerProcess:
         try:
             data = self.channel.recv(LARGEST_MESSAGE)
         except OSError as error:
-            raise WorkerFailed(self._death()) from error
+            raise self._death() from error
         if not data:
-            raise WorkerFailed(self._death())
+            raise self._death()
         reply: dict[str, Any] = json.loads(data)
         if not reply["ok"]:
             raise WorkerFailed(self._explained(reply["error"]))
@@ -123,18 +134,23 @@ class WorkerProcess:
 
     def kill(self) -> None:
         """End it now, with everything it may have started. May be called twice."""
-        self._process.poll()
-        self.signal()
+        if self._ended:
+            return
+        self._ended = True
+        with suppress(ProcessLookupError, PermissionError):  # even where it has crashed: its group may live on
+            os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()
+        GUARDIAN.forget_group(self._process.pid)
         self.channel.close()
         self._log.close()
 
-    def _death(self) -> str:
+    def _death(self) -> WorkerFailed:
         try:
             status: int | None = self._process.wait(_GRACE_S)
         except subprocess.TimeoutExpired:
             status = None
-        return self._explained(f"the worker process died ({describe_status(status)})")
+        said = self._explained(f"the worker process died ({describe_status(status)})")
+        return WorkerFailed(said, killed=status == -signal.SIGKILL)
 
     def _explained(self, said: str) -> str:
         """An error with what the binding printed, which is where its code stands, and the way out."""

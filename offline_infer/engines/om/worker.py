@@ -129,8 +129,18 @@ class _Worker:
                     f"output {tensor.name} came as {answer.dtype} of {answer.nbytes} bytes, "
                     f"expected {tensor.dtype} of {tensor.nbytes} bytes"
                 )
+            if not _same_layout(answer.shape, tensor.shape):
+                raise BindingFailed(
+                    f"output {tensor.name} came in the shape {answer.shape}, expected {tensor.shape}; was the OM "
+                    "compiled from another graph?"
+                )
             np.copyto(place, answer.reshape(tensor.shape))
         return {}
+
+
+def _same_layout(shape: Sequence[int], expected: Sequence[int]) -> bool:
+    """Whether the numbers lie in the expected order: axes of size 1 do not matter, and a flat array has no order of its own."""
+    return len(shape) == 1 or [size for size in shape if size != 1] == [size for size in expected if size != 1]
 
 
 def _compare(kind: str, ports: Sequence[Port], tensors: Sequence[Tensor]) -> None:

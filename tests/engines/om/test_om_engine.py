@@ -21,6 +21,7 @@ from offline_infer.bundles.artefacts import compiled_graphs
 from offline_infer.bundles.bundle import Bundle
 from offline_infer.engines import queueing
 from offline_infer.engines.base import EngineOptions, Session, get_engine
+from offline_infer.engines.om import pool
 from offline_infer.errors import BundleError, EngineFailed, EngineUnavailable
 
 BINDINGS = ("v2023", "v2024", "acl")
@@ -239,6 +240,18 @@ def test_flat_arrays_get_their_shape(compiled: Callable[..., Bundle], monkeypatc
         np.testing.assert_array_equal(session.run(inputs[0]), expected(bundle, inputs)[0])
 
 
+def test_an_answer_in_another_order_of_axes_is_refused(
+    compiled: Callable[..., Bundle], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It has the right size and type: only its shape tells."""
+    use_binding(monkeypatch, "v2024", fail="channels-last")
+    with (
+        opened(compiled()) as session,
+        pytest.raises(EngineFailed, match=r"came in the shape \(1, 4, 6, 8, 3\), expected"),
+    ):
+        session.run(batches(1)[0])
+
+
 def test_an_om_whose_input_is_of_another_type_is_refused(
     compiled: Callable[..., Bundle], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -307,16 +320,32 @@ def test_threads_share_a_session(compiled: Callable[..., Bundle], monkeypatch: p
     assert not wrong
 
 
-def test_killed_workers_are_replaced(compiled: Callable[..., Bundle], monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("devices", ["npu:0", "npu:0,1,2"])
+def test_killed_workers_are_replaced(
+    devices: str, compiled: Callable[..., Bundle], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """More often than a device may fail: who kills a worker is not the device."""
     use_binding(monkeypatch, "v2024", seconds="0.02")
-    bundle, inputs = compiled(), batches(40)
-    with opened(bundle, "npu:0,1,2") as session:
-        victims = workers()
-        timer = threading.Timer(0.15, lambda: [victim.kill() for victim in victims[:2]])
-        timer.start()
-        for got, wanted in zip(in_order(session, inputs), expected(bundle, inputs), strict=True):
-            np.testing.assert_array_equal(got, wanted)
-        timer.join()
+    bundle, inputs = compiled(), batches(24)
+    kills = 0
+    with opened(bundle, devices) as session:
+        for number, (batch, wanted) in enumerate(zip(inputs, expected(bundle, inputs), strict=True)):
+            if number % 6 == 3:
+                kills += len(victims := workers())
+                for victim in victims:
+                    victim.kill()
+            np.testing.assert_array_equal(session.run(batch), wanted)
+        assert session.info.details["left_out"] == {}
+    assert kills >= 4
+
+
+def test_a_worker_that_is_killed_again_and_again_is_given_up(
+    compiled: Callable[..., Bundle], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    use_binding(monkeypatch, "v2024", fail="killed-at:0")
+    monkeypatch.setattr(pool, "KILLS_ALLOWED", 1)
+    with opened(compiled()) as session, pytest.raises(EngineFailed, match="SIGKILL"):
+        session.run(batches(1)[0])
 
 
 _PROGRAM = """
@@ -340,7 +369,7 @@ while True:
 def test_no_worker_outlives_the_program(
     number: signal.Signals, fault: str, compiled: Callable[..., Bundle], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    use_binding(monkeypatch, "v2023", seconds="0.05", fail=fault)
+    use_binding(monkeypatch, "v2023", seconds="0.05", fail=f"{fault}; helper")
     program = _PROGRAM.format(paths=sys.path[:2], folder=str(compiled().folder), shape=(1, 1, *PATCH))
     started = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
     assert started.stdout is not None
@@ -348,6 +377,8 @@ def test_no_worker_outlives_the_program(
     time.sleep(0.5)
     mine = workers(psutil.Process(started.pid))
     assert len(mine) == 2
+    mine += [helper for worker in mine for helper in worker.children()]
+    assert len(mine) == 4
     os.kill(started.pid, number)
     started.wait(20)
     started.stdout.close()

@@ -20,7 +20,7 @@ import numpy as np
 
 from standin import BANNER
 from standin.faults import Fault, before_input, fault, faults_for, write_output
-from standin.om import Om, OmError, load, pause
+from standin.om import Om, OmError, left_of_run, load
 
 GENERATIONS = ("v2023", "v2024")
 _SAFE = re.compile(r"[A-Za-z0-9_./-]+")
@@ -194,8 +194,9 @@ def _one_device(options: argparse.Namespace, device: int, files: list[Path], par
     for position, group in enumerate(_groups(model, files) if files else [[]] * options.loop):
         before_input(faults, position)
         data = b"".join(_read(path) for path in group) if group else _fill(model, options.pure_data_type)
+        started = time.perf_counter()
         answers, spent = model.run(data)
-        pause()
+        time.sleep(left_of_run(started))
         times.append(spent)
         if len(group) > 1 and folder is not None:
             # A batch-1 model cannot give its answer back to two files.

@@ -10,7 +10,7 @@ import numpy as np
 
 from standin import BANNER, words
 from standin.faults import Fault, before_input, fault, faults_for, write_output
-from standin.om import Om, OmError, load, pause
+from standin.om import Om, OmError, left_of_run, load
 
 FLAGS = words(
     """model_type device_id batch_size om_path input_text_path input_width input_height output_binary useDvpp round"""
@@ -104,8 +104,9 @@ def _dataset(model: Om, options: dict[str, str], device: int, faults: list[Fault
         before_input(faults, position)
         if not path.is_file():
             raise RefusedError(f"input {path} does not exist")
+        started = time.perf_counter()
         outputs, spent = model.run(path.read_bytes())
-        pause()
+        time.sleep(left_of_run(started))
         times.append(spent)
         for number, data in enumerate(outputs, start=1):
             name = f"{path.name.rpartition('.')[0] or path.name}_{number}"

@@ -30,6 +30,7 @@ MODES = {
     "exit0-without-success": "ends with status 0, with neither the success text nor results",
     "missing-outputs": "leaves out the outputs of the first N inputs, reports success",
     "wrong-size": "writes the outputs of the first N inputs too short, reports success",
+    "killed-at": "bindings: is killed by SIGKILL after N inputs",
     "hang": "stops for ever after N inputs, ignoring SIGTERM",
     "disk-full": "after N inputs writes half an output, says 'No space left on device', ends with status 1",
     "no-summary": "ais_bench: no summary file",
@@ -37,6 +38,8 @@ MODES = {
     "zeros": "answers zeros everywhere to the first N inputs",
     "overflow": "half precision overflows in the answers to the first N inputs",
     "flat": "bindings: answers without a shape",
+    "channels-last": "bindings: answers with the axis of the channels moved to the end",
+    "helper": "bindings: a helper process is started with the device, as profilers do",
     "short": "bindings: the last output is cut in half",
     "fewer": "bindings: the last output is left out",
     "busy": "bindings: the device cannot be opened (507033)",
@@ -92,6 +95,8 @@ def before_call(faults: list[Fault], call: int) -> None:
     for each in faults:
         if each.mode == "crash-after" and call >= each.count:
             os.kill(os.getpid(), signal.SIGSEGV)
+        if each.mode == "killed-at" and call >= each.count:
+            os.kill(os.getpid(), signal.SIGKILL)
         if each.mode == "hang" and call >= each.count:
             hang()
 

@@ -94,6 +94,8 @@ class _Session:
         for entry, answer in zip(model.meta["outputs"], answers, strict=True):
             array = np.frombuffer(answer, entry["dtype"]).copy()
             found.append(array if fault(faults, "flat") else array.reshape(entry["shape"]))
+        if fault(faults, "channels-last"):
+            found = [np.ascontiguousarray(np.moveaxis(array, 1, -1)) for array in found]
         if fault(faults, "short"):
             found[-1] = found[-1].reshape(-1)[: found[-1].size // 2]
         return found[:-1] if fault(faults, "fewer") else found

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from standin import BANNER, words
 from standin.faults import Fault, before_input, fault, faults_for, write_output
-from standin.om import Om, OmError, load, pause
+from standin.om import Om, OmError, left_of_run, load
 
 OPTIONS = words(
     """model= input= output= outfmt= loop= device= debug= profiler= dump= dymBatch= dymHW= dymDims= dymShape=
@@ -81,12 +81,13 @@ def _run(model: Om, options: dict[str, str], faults: list[Fault]) -> None:
     times = []
     for position, (stem, data) in enumerate(_inputs(model, options)):
         before_input(faults, position)
+        started = time.perf_counter()
         try:
             outputs, spent = model.run(data)
         except OmError as error:
             print(f"[ERROR] {stem}: {error}", flush=True)  # a failing file of a folder is passed over
             continue
-        pause()
+        time.sleep(left_of_run(started))
         times.append(spent)
         print(f"Inference time: {spent:.3f}ms", flush=True)
         for number, answer in enumerate(outputs):

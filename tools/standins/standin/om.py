@@ -128,8 +128,10 @@ def tensor_bytes(entry: dict[str, Any]) -> int:
     return int(np.prod(entry["shape"], dtype=np.int64)) * np.dtype(entry["dtype"]).itemsize
 
 
-def pause() -> None:
-    """Wait, per input, as long as ``OFFLINE_INFER_STANDIN_SECONDS`` says: a device may be slower than this machine."""
+def left_of_run(begun: float) -> float:
+    """Seconds until a run that began at ``begun`` (``time.perf_counter``) has taken ``OFFLINE_INFER_STANDIN_SECONDS``.
+
+    A device may be slower than this machine; what this machine computes in its place is part of its time.
+    """
     seconds = float(os.environ.get("OFFLINE_INFER_STANDIN_SECONDS", "0"))
-    if seconds:
-        time.sleep(seconds)
+    return max(0.0, begun + seconds - time.perf_counter())

@@ -8,13 +8,14 @@ program that calls a binding beside other threads is seen to stall. ONNX Runtime
 from __future__ import annotations
 
 import ctypes
-import os
+import subprocess
+import time
 from pathlib import Path
 
 import numpy as np
 
 from standin.faults import Fault, before_call, fault, faults_for, spoiled
-from standin.om import Om, OmError, load
+from standin.om import Om, OmError, left_of_run, load
 
 _DEVICE_BUSY, _DEVICE_MEMORY, _RUN_FAILED = 507033, 207001, 507011
 
@@ -29,6 +30,8 @@ class Device:
         self._leaked = False
         if fault(self.faults, "busy"):
             raise OmError(_DEVICE_BUSY, f"open device {number} failed, the device is busy")
+        if fault(self.faults, "helper"):
+            subprocess.Popen(["sleep", "3600"])
 
     def load(self, path: Path) -> Om:
         """Put a model onto the device."""
@@ -50,8 +53,9 @@ class Device:
         if failing and call == failing.count:
             self._leaked = True
             raise OmError(_RUN_FAILED, "execute model failed, aicore exception")
+        begun = time.perf_counter()
         answers, _ = model.run_all(data)
-        hold_the_lock(float(os.environ.get("OFFLINE_INFER_STANDIN_SECONDS", "0")))
+        hold_the_lock(left_of_run(begun))
         dtypes = [output["dtype"] for output in model.meta["outputs"]]
         return [
             spoiled(self.faults, call, answer, dtype, saturates=saturates)
