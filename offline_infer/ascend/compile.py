@@ -25,7 +25,7 @@ from offline_infer.ascend.socs import check_soc
 from offline_infer.ascend.toolkit import toolkit_version
 from offline_infer.bundles.bundle import COMPILED, Bundle, save
 from offline_infer.engines.om.error_codes import explain, sentences, warnings
-from offline_infer.errors import BundleError, ToolError, UsageError
+from offline_infer.errors import BundleError, Remedy, ToolError, UsageError
 from offline_infer.events import Event, Sink, silent
 from offline_infer.files import replacing, sha256_file, write_text
 from offline_infer.guardian import GUARDIAN
@@ -44,6 +44,8 @@ from offline_infer.tasks.opening import open_bundle
 SUCCESS = "ATC run success"
 DECOMPOSED = "decompose-instance-norm"
 _STAGE = "compile"
+_NAME_IT = Remedy("name-compiler")
+_MORE_TIME = Remedy("more-compile-time")
 _LOOK_S = 600.0
 _OPTION_CODES = frozenset({"E10001", "E10007", "E10054", "E10055", "option"})
 """What ``atc`` says of an option or a mode it does not know."""
@@ -176,9 +178,7 @@ def compile_bundle(
         raise UsageError(f"{bundle.name} is a single file; compile needs a bundle folder to put the OM into")
     if fold is not None and fold not in bundle.folds:
         raise UsageError(f"{bundle.name}: no fold {fold!r}; this bundle has {', '.join(bundle.folds)}")
-    program = find_program(
-        options.atc, purpose="CANN's graph compiler", remedy="source scripts/set_env.sh, or give --atc PATH"
-    )
+    program = find_program(options.atc, purpose="CANN's graph compiler", remedy=f"source scripts/set_env.sh {_NAME_IT}")
     done = []
     for each in bundle.folds if fold is None else (fold,):
         job = _prepare(bundle, bundle.graph(each, options.graph_precision), soc, program, options)
@@ -274,7 +274,7 @@ def _compile(job: _Job, overwrite: bool, sink: Sink) -> Compilation:
 def _failure(finished: Finished, text: str, found: Sequence[Path]) -> str | None:
     """Why ``atc`` cannot be believed, or None."""
     if finished.timed_out:
-        return f"it was not ready after {finished.seconds:.0f} s; allow more with --timeout"
+        return f"it was not ready after {finished.seconds:.0f} s {_MORE_TIME}"
     known = sentences(text)
     if finished.status == 0 and SUCCESS in text and len(found) == 1 and found[0].stat().st_size > 0:
         return None

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from offline_infer.bundles.bundle import Bundle
 from offline_infer.engines.om.npu_smi import DeviceQuery
-from offline_infer.errors import BundleError, UsageError
+from offline_infer.errors import BundleError, Remedy, UsageError
 from offline_infer.files import sha256_file
 from offline_infer.spec import CompiledRecord, OutputSpec
 
@@ -49,15 +49,18 @@ def select(bundle: Bundle, fold: str, soc: str | None, query: DeviceQuery, devic
     """
     hashes = {graph.file: graph for graph in bundle.spec.graphs if graph.fold == fold}
     mine = [record for record in bundle.spec.compiled if record.graph in hashes]
-    compile_it = f"run: offline-infer compile {bundle.name} --soc {soc or 'NAME'}"
+    compile_it = Remedy("compile-for-chip", {"chip": soc} if soc else {})
     if not mine:
-        raise UsageError(f"{bundle.name}: fold {fold} has no OM; {compile_it}")
+        raise UsageError(f"{bundle.name}: fold {fold} has no OM", remedy=compile_it)
     present = {device.soc for device in query.devices if device.device in devices}
     wanted = soc or (next(iter(present)) if len(present) == 1 else None)
     if wanted is None:
         socs = sorted({record.soc for record in mine})
         if len(socs) > 1:
-            raise UsageError(f"{bundle.name} has OMs for {', '.join(socs)}; name the chip with --soc")
+            raise UsageError(
+                f"nothing says which chip the devices have; {bundle.name} has OMs for {', '.join(socs)}",
+                remedy="name-chip",
+            )
         wanted = socs[0]
     fitting = [record for record in mine if record.soc == wanted]
     if not fitting:
@@ -65,7 +68,8 @@ def select(bundle: Bundle, fold: str, soc: str | None, query: DeviceQuery, devic
         why = "" if soc else " (npu-smi)"
         raise UsageError(
             f"{bundle.name}: fold {fold} has OMs for {made}, the devices are {wanted}{why}; an OM runs on the chip it "
-            f"was compiled for only; run: offline-infer compile {bundle.name} --soc {wanted}"
+            "was compiled for only",
+            remedy=Remedy("compile-for-chip", {"chip": wanted}),
         )
     valid = [record for record in fitting if record.graph_sha256 == hashes[record.graph].sha256]
     if not valid:
@@ -76,7 +80,7 @@ def select(bundle: Bundle, fold: str, soc: str | None, query: DeviceQuery, devic
     record = min(valid, key=lambda each: hashes[each.graph].precision != "fp32")
     path = bundle.compiled_path(record)
     if sha256_file(path) != record.sha256:
-        raise BundleError(f"{path} was changed after it was compiled; {compile_it}")
+        raise BundleError(f"{path} was changed after it was compiled", remedy=compile_it)
     return _resolve(bundle, record, path)
 
 

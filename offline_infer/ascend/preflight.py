@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, cast
 
-from offline_infer.errors import UsageError
+from offline_infer.errors import Remedy, UsageError
 from offline_infer.graph.facts import GraphFacts, inspect_graph
 from offline_infer.spec import BundleSpec, OutputSpec
 
@@ -16,6 +16,9 @@ ATC_PATH = re.compile(r"[A-Za-z0-9_./\u4e00-\u9fff-]+")
 """Characters ``atc`` accepts in paths: letters, digits, ``_ - . /`` and Chinese characters; no blanks."""
 
 Dtype = Literal["float32", "float16"]
+
+_LOWER_OPSET = Remedy("export-lower-opset")
+_DECOMPOSE = Remedy("decompose-norms")
 
 
 @dataclass(frozen=True)
@@ -123,18 +126,18 @@ def _advice(facts: GraphFacts, rank: int, decomposed: bool) -> list[str]:
     found = []
     if not OLDEST_SAFE_OPSET <= facts.opset <= NEWEST_OPSET:
         found.append(
-            f"opset {facts.opset} is outside {OLDEST_SAFE_OPSET} to {NEWEST_OPSET}, which most releases read: "
-            "if atc finds no parser, export with --opset 13"
+            f"opset {facts.opset} is outside {OLDEST_SAFE_OPSET} to {NEWEST_OPSET}, which most releases read; "
+            f"change it if atc finds no parser {_LOWER_OPSET}"
         )
     elif facts.opset > NEWEST_SAFE_OPSET:
         found.append(
             f"opset {facts.opset}: releases before CANN 8.3 are safest with {OLDEST_SAFE_OPSET} to "
-            f"{NEWEST_SAFE_OPSET}; if atc finds no parser, export with --opset 13"
+            f"{NEWEST_SAFE_OPSET}; change it if atc finds no parser {_LOWER_OPSET}"
         )
     if facts.instance_norms and rank == 5 and not decomposed:
         found.append(
             f"{facts.instance_norms} InstanceNormalization nodes on volumes: atc treats them as two-dimensional, some "
             "releases have no kernel (E90003 on 5.0.4) and half-precision statistics lose accuracy; if it fails or the "
-            "comparison is bad, compile with --decompose-instance-norm"
+            f"comparison is bad, write them out {_DECOMPOSE}"
         )
     return found

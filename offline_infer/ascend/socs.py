@@ -50,7 +50,8 @@ def check_soc(soc: str, *, allow_unlisted: bool = False) -> str:
     hint = f"did you mean {near}? " if near else ""
     raise UsageError(
         f"unknown soc {soc!r}; {hint}legal names: {', '.join(SOCS)}. It is 'Ascend' + the Name column of "
-        "'npu-smi info'; for a chip newer than this list add --allow-unlisted-soc"
+        "'npu-smi info'",
+        remedy="allow-unlisted-chip",
     )
 
 

@@ -35,11 +35,12 @@ from offline_infer.ascend.figures import (
     parse_msame,
 )
 from offline_infer.engines.om.error_codes import sentences
-from offline_infer.errors import EngineUnavailable, UsageError
+from offline_infer.errors import EngineUnavailable, Remedy, UsageError
 from offline_infer.processes import ask, describe_status, find_program, last_lines
 
 RUN = "run"
 """Name of the output folder ``ais_bench`` is asked to make."""
+_NAME_IT = Remedy("name-tool")
 
 
 @dataclass(frozen=True)
@@ -142,7 +143,7 @@ class Benchmark:
         name = f"benchmark.{machine()}"
         purpose, remedy = (
             "the vendor's benchmark tool",
-            "get it for this machine and put it on PATH, or give --tool-path",
+            f"get it for this machine and put it on PATH {_NAME_IT}",
         )
         return Program((_locate(path, name, purpose, remedy),))
 
@@ -194,7 +195,7 @@ class Msame:
     collect_while_running = True
 
     def find(self, path: Path | None) -> Program:
-        return Program((_locate(path, "msame", "msame", "build it and put it on PATH, or give --tool-path"),))
+        return Program((_locate(path, "msame", "msame", f"build it and put it on PATH {_NAME_IT}"),))
 
     def prepare(self, job: SessionJob) -> None:
         (job.folder / "out").mkdir(exist_ok=True)  # older releases do not make it
@@ -349,7 +350,7 @@ def _locate(path: Path | None, name: str, purpose: str, remedy: str) -> str:
 
 
 def _find_ais_bench(path: Path | None) -> Program:
-    remedy = "install the aclruntime and ais_bench wheels, or give --tool-path: a program, a Python, or ais_infer.py"
+    remedy = f"install the aclruntime and ais_bench wheels; a program, a Python, or ais_infer.py will do {_NAME_IT}"
     if path is not None:
         if path.is_dir():
             if (path / "ais_bench" / "__main__.py").is_file() or (path / "ais_bench" / "__init__.py").is_file():

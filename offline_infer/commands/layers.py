@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,10 +31,7 @@ def compare_layers(options: argparse.Namespace) -> dict[str, Any]:
         raise UsageError(
             f"{options.output}: name a file that ends with .json; the picture is written beside it as .svg"
         )
-    first, second = (
-        _side(found, options.fold, text, options.threads)
-        for found, text in zip((bundle, other), options.layers, strict=True)
-    )
+    first, second = (_side(found, text, options) for found, text in zip((bundle, other), options.layers, strict=True))
     found = layers.compare_layers(
         first, second, _input(bundle, options.input), tolerance=options.layer_tolerance, sink=sink_for(options)
     )
@@ -61,19 +59,27 @@ def _bundle(path: Path, fold: str | None) -> Bundle:
     return bundle
 
 
-def _side(bundle: Bundle, fold: str | None, text: str, threads: int) -> Side:
-    """``engine`` or ``engine:precision``, on a fold's graph, default the first."""
+def _side(bundle: Bundle, text: str, options: argparse.Namespace) -> Side:
+    """``engine`` or ``engine:precision``, on a fold's graph, default the first.
+
+    An engine that runs compiled graphs gets the bundle's, and the devices.
+    """
+    from offline_infer.bundles.artefacts import compiled_graphs
     from offline_infer.bundles.opening import checked_graph
-    from offline_infer.engines.base import EngineOptions, get_engine
+    from offline_infer.engines.base import CompiledEngine, EngineOptions, get_engine
     from offline_infer.proof.comparison.layers import Side
 
     engine, _, precision = text.partition(":")
     precision = precision or "fp32"
     if precision not in PRECISIONS:
         raise UsageError(f"--layers {text!r}: unknown precision {precision!r}; legal names: {', '.join(PRECISIONS)}")
-    chosen = fold if fold is not None else bundle.folds[0]
-    graph = checked_graph(bundle, chosen, get_engine(engine).graph_precision(precision))
-    return Side(engine, graph, EngineOptions(precision=precision, threads=threads))
+    fold = options.fold if options.fold is not None else bundle.folds[0]
+    graph = checked_graph(bundle, fold, get_engine(engine).graph_precision(precision))
+    chosen = EngineOptions(precision=precision, threads=options.threads)
+    if isinstance(get_engine(engine), CompiledEngine):
+        devices = ",".join(map(str, options.devices or (0,)))
+        chosen = replace(chosen, device=f"npu:{devices}", compiled=compiled_graphs(bundle, fold))
+    return Side(engine, graph, chosen)
 
 
 def _input(bundle: Bundle, files: list[Path] | None) -> npt.NDArray[np.float32]:

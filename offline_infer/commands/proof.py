@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from offline_infer.commands.common import Subparsers, command, existing, say, share, sink_for
+from offline_infer.commands.common import Subparsers, command, device_list, existing, say, share, sink_for
 from offline_infer.errors import CasesFailed, UsageError
 
 
@@ -51,6 +51,9 @@ def register(commands: Subparsers) -> None:
         "--layer-tolerance", type=float, metavar="F", help="with --layers: relative distance that counts as equal"
     )
     parser.add_argument("--threads", type=int, default=0, metavar="N", help="with --layers: processor threads, 0 = all")
+    parser.add_argument(
+        "--devices", type=device_list, metavar="0,1", help="with --layers om: Ascend devices, default 0"
+    )
     parser.add_argument("--bundle", type=Path, help="take label names from this bundle")
     parser.add_argument("--jobs", type=int, default=1, metavar="N", help="cases at a time")
 

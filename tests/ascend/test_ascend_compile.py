@@ -87,7 +87,7 @@ def test_every_fold_is_compiled_or_one(standins: pytest.MonkeyPatch, tmp_path: P
 @pytest.mark.parametrize(
     ("rule", "said"),
     [
-        ("code:E90003", "--decompose-instance-norm"),
+        ("code:E90003", "decompose-norms"),
         ("code:EC0010", "numpy below 2"),
         ("code:E40000", "a Python module could not be loaded"),
         ("code:E10001", "an error that was asked for"),

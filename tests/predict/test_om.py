@@ -84,6 +84,18 @@ def test_a_device_that_does_not_work_is_told_and_recorded(
     assert list(engine["left_out"]) == ["1"]
 
 
+def test_an_om_is_compared_with_its_graph_by_the_outputs(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Inner tensors of an OM cannot be seen."""
+    use_binding(monkeypatch, "acl")
+    compile_bundle(place / "bundle", SOC)
+    words = ["compare", str(place / "bundle"), "--layers", "om", "onnxruntime", "--fold", "1", "--devices", "1"]
+    assert main([*words, "-o", str(place / "layers.json"), "--threads", "1", "--quiet"]) == 0
+    found = json.loads((place / "layers.json").read_text())
+    assert [layer["name"] for layer in found["layers"]] == ["class"]
+    assert (found["a"]["engine"], found["a"]["precision"], found["tolerance"]) == ("om", "fp16", 0.01)
+    assert found["first"] is None
+
+
 def test_a_result_of_another_om_is_not_taken_for_this_runs(
     place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -395,7 +395,8 @@ class _FolderRun:
         if need > free:
             raise DiskBudgetError(
                 f"{len(pending)} items need {size_text(need)} of disk for their outputs, {self._worklist.work} has "
-                f"{size_text(free)} free; free some disk, run in rounds with --scratch, or export one head only"
+                f"{size_text(free)} free; free some disk, or export one head only",
+                remedy="work-in-rounds",
             )
 
     def _refuse_full_disk(self, pending: Sequence[Item], compiled: Compiled) -> None:

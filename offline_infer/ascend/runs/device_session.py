@@ -236,7 +236,7 @@ class DeviceSession:
         expected = self._collector.sizes()[self._names[name][1]]
         hint = ""
         if size * 2 == expected:
-            hint = "; half the size: does the OM give float16? compile it with --output-type"
+            hint = "; half the size: does the OM give float16, unlike its record? compile it again"
         return f"{len(self._wrong)} outputs have a wrong size (first: {name}, {size} bytes, expected {expected}{hint})"
 
     def _take(self, found: Sequence[tuple[Path, Item, int]]) -> None:

@@ -11,6 +11,8 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
+from offline_infer.errors import Remedy
+
 Fault = Literal["NaN", "overflow", "flat"]
 
 LARGEST_HALF = 65504.0
@@ -21,11 +23,11 @@ EXPLANATIONS: dict[Fault, str] = {
     "overflow": f"the answer reaches {LARGEST_HALF:g} or infinity: half precision overflowed",
     "flat": "the answer is the same number everywhere",
 }
+_WIDER = Remedy("compile-wider")
 REMEDIES: dict[Fault, str] = {
-    "NaN": "check the device (npu-smi info); if every device does it, compile with --precision-mode allow_mix_precision "
-    "or --decompose-instance-norm",
-    "overflow": "compile with --precision-mode allow_mix_precision or must_keep_origin_dtype, or with "
-    "--decompose-instance-norm",
+    "NaN": "check the device (npu-smi info); if every device does it, half precision is too narrow for this model "
+    + str(_WIDER),
+    "overflow": f"half precision is too narrow for this model {_WIDER}",
     "flat": "check the device (npu-smi info) and compile again with the CANN release of this machine",
 }
 

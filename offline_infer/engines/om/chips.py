@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from offline_infer.digests import digest_of
 from offline_infer.engines.compiled import CompiledGraph
 from offline_infer.engines.om.npu_smi import DeviceQuery, list_devices
-from offline_infer.errors import BundleError, EngineUnavailable, UsageError
+from offline_infer.errors import BundleError, EngineUnavailable, Remedy, UsageError
 
 
 def choose(
@@ -32,14 +32,15 @@ def choose(
         BundleError: the file was changed after it was compiled.
     """
     if not compiled:
-        raise EngineUnavailable(f"om: {graph} has no OM; run: offline-infer compile BUNDLE --soc NAME")
+        raise EngineUnavailable(f"om: {graph} has no OM", remedy="compile-for-chip")
     made = sorted({each.chip for each in compiled})
     wanted = soc or _chip_of(chips, query, made)
     fitting = [each for each in compiled if each.chip == wanted]
     if not fitting:
         raise EngineUnavailable(
             f"om: {graph} has OMs for {', '.join(made)}, the devices are {wanted}; an OM runs on the chip it was compiled "
-            f"for only; run: offline-infer compile BUNDLE --soc {wanted}"
+            "for only",
+            remedy=Remedy("compile-for-chip", {"chip": wanted}),
         )
     chosen = fitting[0]
     if not chosen.path.is_file() or digest_of(chosen.path) != chosen.sha256:
@@ -59,6 +60,7 @@ def _chip_of(chips: Mapping[int, str | None], query: Callable[[], DeviceQuery], 
         return present[0]
     if len(made) > 1:
         raise UsageError(
-            f"om: the chip of the devices is not known; name it with --engine-option soc=NAME: {', '.join(made)}"
+            f"om: nothing says which chip the devices have; the bundle has OMs for {', '.join(made)}",
+            remedy="name-chip",
         )
     return made[0]

@@ -76,8 +76,8 @@ class OmEngine:
             chosen = choose(options.compiled, graph.name, pool.chips(), options.extra.get("soc"))
             if options.precision not in ("fp32", chosen.precision):
                 raise EngineUnavailable(
-                    f"om: {chosen.path.name} was compiled to compute in {chosen.precision}, not {options.precision}; "
-                    "leave out --precision, or compile with another --precision-mode"
+                    f"om: {chosen.path.name} was compiled to compute in {chosen.precision}, not {options.precision}",
+                    remedy="leave-precision",
                 )
             return OmSession(pool, chosen, graph, options, begun)
         finally:

@@ -9,6 +9,8 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
+from offline_infer.errors import Remedy
+
 
 @dataclass(frozen=True)
 class Explanation:
@@ -39,18 +41,18 @@ _KERNELS = (
     "or the operator does not exist on this chip"
 )
 _EXCLUSIVE = "leave out one of the two options"
-_NAMES = "the name must be one of the graph's; 'offline-infer inspect BUNDLE' shows inputs and outputs"
+_NAMES = "the name must be one of the graph's inputs or outputs"
 _GEARS = (
     "a gear list has 2 to 100 different sizes, and the shape has -1 in its place; this package compiles fixed shapes"
 )
 _FILES = "check that the file exists, is readable, and that its path has no blanks"
-_PARSER = "export with a lower opset (11 to 13 are safe): offline-infer export --opset 13"
+_PARSER = "the graph's opset may be too new for this release " + str(Remedy("export-lower-opset"))
 _PYTHON = (
     "atc runs Python inside: source set_env.sh, use a Python the CANN release supports (8.1: 3.7 to 3.10) with numpy "
     "below 2, and install decorator, attrs, psutil, sympy, protobuf, scipy, cloudpickle in that Python"
 )
-_LOGS = "look into $HOME/ascend/log/debug/plog; run again with --flag=--log=info and ASCEND_SLOG_PRINT_TO_STDOUT=1"
-_NORMALISATION = f"{_OTHER_CANN}, or compile with --decompose-instance-norm"
+_LOGS = "look into $HOME/ascend/log/debug/plog " + str(Remedy("log-compiler"))
+_NORMALISATION = f"{_OTHER_CANN} " + str(Remedy("decompose-norms"))
 
 CODES: dict[str, tuple[str, str]] = {
     "E10001": (
@@ -60,7 +62,7 @@ CODES: dict[str, tuple[str, str]] = {
     "E10002": ("the input shape is malformed", "write name:d,d,d,d,d and quote it"),
     "E10007": (
         "a required option is missing or wrong",
-        "run atc through 'offline-infer compile', which sets --framework=5",
+        "have this program run atc: it sets what is required",
     ),
     "E10009": ("two options exclude each other", _EXCLUSIVE),
     "E10011": ("the input shape is malformed", "write name:d,d,d,d,d and quote it"),
@@ -70,7 +72,7 @@ CODES: dict[str, tuple[str, str]] = {
     "E10036": ("a gear stands twice", _GEARS),
     "E10041": (
         "the model cannot be loaded",
-        "the ONNX file is damaged or too new; check with 'offline-infer inspect --verify'",
+        "the file is damaged or too new; compare it with its recorded digest",
     ),
     "E10047": ("two options exclude each other", _EXCLUSIVE),
     "E10049": (
@@ -85,14 +87,14 @@ CODES: dict[str, tuple[str, str]] = {
     "E10055": ("the operation is not supported", "leave out the option named in the line"),
     "E10056": ("two options exclude each other", _EXCLUSIVE),
     "E10410": ("a file is missing", _FILES),
-    "E10501": ("an operator has no description in this release", f"{_PARSER}; {_OTHER_CANN}"),
+    "E10501": ("an operator has no description in this release", f"{_OTHER_CANN}; {_PARSER}"),
     "E11017": ("an output node is not in the graph", _NAMES),
     "E16002": ("no ONNX parser for an operator", _PARSER),
     "E19010": ("no ONNX parser for an operator", _PARSER),
     "EZ9010": ("no ONNX parser for an operator", _PARSER),
     "E19999": ("an inner error", _LOGS),
     "EZ9999": ("an inner error", _LOGS),
-    "EZ0501": ("an operator has no description in this release", f"{_PARSER}; {_OTHER_CANN}"),
+    "EZ0501": ("an operator has no description in this release", f"{_OTHER_CANN}; {_PARSER}"),
     "EZ3002": ("an operator type is not supported", _KERNELS),
     "EZ3003": ("no kernel and no engine found for an operator", _KERNELS),
     "E40000": ("a Python module could not be loaded", _PYTHON),
@@ -111,7 +113,7 @@ CODES: dict[str, tuple[str, str]] = {
         "the run-time CANN must not be older than the one that compiled; compile again on this machine",
     ),
     "207001": ("the device has too little memory", "end other programs on the device (npu-smi info)"),
-    "500001": ("an inner error of the run time", f"{_LOGS}; often a Python module is missing"),
+    "500001": ("an inner error of the run time", f"often a Python module is missing; {_LOGS}"),
     "500002": (
         "an inner error of the run time, often an OM made for another chip or release",
         "compile for this chip with a CANN not newer than the one that runs",
@@ -148,7 +150,7 @@ _TEXTS: tuple[tuple[str, str, str, str], ...] = (
     ),
     ("No parser is registered", "parser", "no ONNX parser for an operator", _PARSER),
     ("no parser registered", "parser", "no ONNX parser for an operator", _PARSER),
-    ("No space left on device", "disk", "the disk is full", "free space, or run in rounds with --scratch"),
+    ("No space left on device", "disk", "the disk is full", "free space " + str(Remedy("work-in-rounds"))),
     ("find no cann path", "environment", "the CANN environment is not set", "source scripts/set_env.sh first"),
     (
         "No module named 'aclruntime'",

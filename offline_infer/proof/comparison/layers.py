@@ -3,6 +3,7 @@
 Tensors of the graph are made visible as outputs, a few at a time, and both sides answer the same input. A tensor that is an
 output cannot be fused with its neighbours, and an engine may compute what lies just before an output in full precision; so
 the tensors that are visible at the same time lie far apart, and each shows what the graph before it has done to the input.
+What was compiled from a graph cannot be given further outputs: there only the graph's own outputs are compared.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from offline_infer.engines.base import EngineOptions, SessionInfo, get_engine
+from offline_infer.engines.base import CompiledEngine, EngineOptions, SessionInfo, get_engine
 from offline_infer.errors import UsageError
 from offline_infer.events import Event, Sink, silent
 from offline_infer.files import write_text
@@ -115,30 +116,34 @@ def compare_layers(
         UsageError: the graphs have no tensor in common, or a tolerance that makes no sense.
         EngineUnavailable, EngineFailed: a side cannot be opened or does not answer.
     """
-    precisions = (a.options.precision, b.options.precision)
-    limit = max(TOLERANCES.get(p, 1e-2) for p in precisions) if tolerance is None else tolerance
-    if not (math.isfinite(limit) and limit >= 0):
-        raise UsageError(f"tolerance {limit} is not a relative distance; expected 0 or more")
+    if tolerance is not None and not (math.isfinite(tolerance) and tolerance >= 0):
+        raise UsageError(f"tolerance {tolerance} is not a relative distance; expected 0 or more")
     models = {side.graph: load_model(side.graph) for side in (a, b)}
+    sealed = any(isinstance(get_engine(side.engine), CompiledEngine) for side in (a, b))
     shared = {tap.name for tap in find_taps(models[b.graph])}
+    if sealed:
+        shared &= {output.name for model in models.values() for output in model.graph.output}
     taps = [tap for tap in find_taps(models[a.graph]) if tap.name in shared]
     if not taps:
         raise UsageError(f"{a.graph} and {b.graph} have no tensor in common")
     layers: dict[str, Layer] = {}
     infos: list[SessionInfo] = []
     with tempfile.TemporaryDirectory(prefix="offline_infer_layers_") as folder:
-        for group in _groups(taps, budget):
+        for group in [taps] if sealed else _groups(taps, budget):
             answers = []
             infos = []
             for number, side in enumerate((a, b)):
-                path = Path(folder) / f"{number}.onnx"
+                path = side.graph if sealed else Path(folder) / f"{number}.onnx"
                 names = tuple(tap.name for tap in group)
-                save_model(with_outputs(models[side.graph], names), path)
+                if not sealed:
+                    save_model(with_outputs(models[side.graph], names), path)
                 found, info = _answer(replace(side, graph=path), names, batch)
                 answers.append(found)
                 infos.append(info)
             layers |= {tap.name: _compare(tap, answers[0][tap.name], answers[1][tap.name]) for tap in group}
             sink(Event("progress", STAGE, done=len(layers), total=len(taps)))
+    precisions = {*(side.options.precision for side in (a, b)), *(info.precision for info in infos)}
+    limit = max(TOLERANCES.get(p, 1e-2) for p in precisions) if tolerance is None else tolerance
     return LayerComparison(infos[0], infos[1], limit, tuple(layers[tap.name] for tap in taps))
 
 
@@ -236,7 +241,7 @@ def _groups(taps: Sequence[Tap], budget: int) -> list[list[Tap]]:
 
 
 def _answer(side: Side, names: tuple[str, ...], batch: FloatArray) -> tuple[dict[str, npt.NDArray[Any]], SessionInfo]:
-    options = replace(side.options, outputs=names, cache=None, compiled=())
+    options = replace(side.options, outputs=names, cache=None)
     with get_engine(side.engine).open(side.graph, options) as session:
         return {name: array.copy() for name, array in session.answer(batch).items()}, session.info
 
