@@ -21,6 +21,11 @@ def register(commands: Subparsers) -> None:
     parser.add_argument("work", type=Path)
     parser.add_argument("results", type=Path, help="folder the tool wrote into, e.g. result")
     parser.add_argument("--fold", help="whose network answered, where the work folder has several")
+    parser.add_argument(
+        "--drop-redundant",
+        action="store_true",
+        help="delete outputs inference does not need, of tiles whose needed ones are there; also while the tool runs",
+    )
 
     parser = command(
         commands,
@@ -61,12 +66,17 @@ def adopt(options: argparse.Namespace) -> dict[str, Any]:
     from offline_infer.tasks.opening import open_bundle
 
     report = adopt_outputs(
-        open_bundle(existing(options.bundle)), existing(options.work), existing(options.results), fold=options.fold
+        open_bundle(existing(options.bundle)),
+        existing(options.work),
+        existing(options.results),
+        fold=options.fold,
+        drop_redundant=options.drop_redundant,
     )
     say(
         options,
-        f"{report.outputs} outputs taken over, of {report.needed} that are needed; the needed one is called "
-        f"{report.numbering} ({report.evidence})",
+        f"{report.outputs} outputs taken over, of {report.needed} that are needed; "
+        + (f"called {report.numbering} ({report.evidence})" if report.numbering else report.evidence),
+        *([f"{report.dropped} outputs that inference does not need were deleted"] if report.dropped else []),
         *([f"{report.other} outputs that inference does not need were left where they are"] if report.other else []),
         *(f"{name}: incomplete, or of another model" for name in report.wrong_size[:5]),
         *report.notes,

@@ -11,18 +11,20 @@ import os
 import re
 import shutil
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import numpy.typing as npt
 
 from offline_infer.bundles.bundle import Bundle
 from offline_infer.bundles.fingerprint import fingerprint
 from offline_infer.bundles.opening import checked_graph
 from offline_infer.engines.om.answers import Fault
-from offline_infer.errors import UsageError
+from offline_infer.errors import EngineUnavailable, UsageError
+from offline_infer.spec import OutputSpec
 from offline_infer.staging.judging import AnswerJudge, told
 from offline_infer.staging.numbering import FileKind, decide_by_graph
 from offline_infer.staging.outputs import OutputEntry, OutputsManifest, Writer
@@ -41,6 +43,7 @@ class AdoptReport:
         outputs: taken over, of ``needed``; those that were there before are not counted.
         numbering: what the needed output is called, e.g. ``<input>_1.bin``, and how that is known.
         other: files of the same inputs that inference does not need; they were left where they are.
+        dropped: such files that were deleted.
         wrong_size: files that are truncated or of another model.
     """
 
@@ -49,6 +52,7 @@ class AdoptReport:
     numbering: str
     evidence: str
     other: int = 0
+    dropped: int = 0
     wrong_size: tuple[str, ...] = ()
     notes: tuple[str, ...] = field(default=())
 
@@ -56,122 +60,223 @@ class AdoptReport:
         return {**self.__dict__, "wrong_size": list(self.wrong_size), "notes": list(self.notes)}
 
 
-def adopt_outputs(bundle: Bundle, work: Path | str, results: Path, *, fold: str | None = None) -> AdoptReport:
-    """Take over the outputs below a folder that belong to the items of a work folder.
+def adopt_outputs(
+    bundle: Bundle, work: Path | str, results: Path, *, fold: str | None = None, drop_redundant: bool = False
+) -> AdoptReport:
+    """Take over the outputs below a folder that belong to the items of a work folder; may be called while the tool runs.
 
     Complete files are moved (copied where they lie on another disk); everything else stays where it is.
 
     Args:
         results: any folder above the tool's output folders, e.g. ``result``.
         fold: whose network answered; needed where the work folder has several.
+        drop_redundant: delete whole files of outputs that inference does not need, of inputs whose needed ones are there.
 
     Raises:
         UsageError: the folder was made for another model, nothing belongs to its items, or the numbering is in doubt.
     """
     worklist = Worklist.load(work)
     chosen = _check(bundle, worklist, results, fold)
-    position = worklist.header.kept[0]
     found = _find(results, worklist)
     if not found:
         raise UsageError(
             f"{results} holds no outputs of the items in {work} (<input>_<n>.bin or <input>_output_<n>.bin)"
         )
-    kind, evidence = _numbering(bundle, worklist, chosen, worklist.header.outputs[position].name, found)
     manifest = OutputsManifest.load(worklist.work)
-    writer = Writer(
-        tool="adopted",
-        base=0,
-        pattern="{stem}_output_{number}.bin",
-        details={"numbering": _name(kind), "evidence": evidence},
-    )
-    wanted = [
-        (item, files[kind])
-        for item in worklist.items()
-        if kind in (files := found.get(item.index, {})) and manifest.complete(item.index, chosen, position) is None
-    ]
-    judge = AnswerJudge(bundle, worklist, chosen)
-    try:
-        entries, wrong, unusable = _move(wanted, worklist, chosen, writer, judge)
-    finally:
-        judge.close()
-    manifest.append(entries, writer)
-    missing = sum(manifest.complete(item.index, chosen, position) is None for item in worklist.items())
+    adopting = _Adopting(bundle, worklist, manifest, chosen, found)
+    notes = adopting.take_over()
+    dropped = adopting.drop_redundant() if drop_redundant else 0
+    missing = len(adopting.pending())
+    if missing:
+        notes.append(f"outputs of {missing} items are still missing; infer does what is missing")
     return AdoptReport(
-        outputs=len(entries),
-        needed=len(worklist.items()),
-        numbering=_name(kind),
-        evidence=evidence,
-        other=sum(len(files) - (kind in files) for files in found.values()),
-        wrong_size=tuple(wrong),
-        notes=(
-            *((told(unusable, len(wanted)),) if unusable else ()),
-            *((f"{missing} outputs are still missing; infer does what is missing",) if missing else ()),
-        ),
+        outputs=adopting.taken,
+        needed=len(worklist.items()) * len(worklist.header.kept),
+        numbering=", ".join(_name(kind) for kind in adopting.kinds.values()),
+        evidence=adopting.evidence,
+        other=sum(path.exists() for files in found.values() for path in files.values()) - len(adopting.wrong),
+        dropped=dropped,
+        wrong_size=tuple(adopting.wrong),
+        notes=tuple(notes),
     )
+
+
+class _Adopting:
+    """The files of one fold on their way into the work folder.
+
+    Attributes:
+        kinds: position of a needed output -> what its files are called; empty where nothing was pending.
+        evidence: how that is known.
+        taken: files that were taken over.
+        wrong: names of files whose size is wrong.
+    """
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        worklist: Worklist,
+        manifest: OutputsManifest,
+        fold: str,
+        found: Mapping[int, Mapping[FileKind, Path]],
+    ) -> None:
+        self._bundle, self._worklist, self._manifest, self._fold, self._found = bundle, worklist, manifest, fold, found
+        self.kinds: dict[int, FileKind] = {}
+        self.evidence = "nothing was missing"
+        self.taken = 0
+        self.wrong: list[str] = []
+
+    def pending(self) -> list[Item]:
+        """Items of which a needed output is missing."""
+        return [
+            item
+            for item in self._worklist.items()
+            if any(self._manifest.complete(item.index, self._fold, k) is None for k in self._worklist.header.kept)
+        ]
+
+    def take_over(self) -> list[str]:
+        """Move what is complete and can be right; returns notes on the rest."""
+        pending = [item for item in self.pending() if item.index in self._found]
+        if not pending:
+            return []
+        self._tell_apart(pending)
+        writer = Writer(
+            tool="adopted",
+            base=0,
+            pattern="{stem}_output_{number}.bin",
+            details={"numbering": ", ".join(_name(kind) for kind in self.kinds.values()), "evidence": self.evidence},
+        )
+        entries: list[OutputEntry] = []
+        unusable: dict[str, Fault] = {}
+        judge = AnswerJudge(self._bundle, self._worklist, self._fold)
+        try:
+            for item in pending:
+                for position, kind in self.kinds.items():
+                    source = self._found[item.index].get(kind)
+                    if source is not None:
+                        entries += self._move(item, position, source, writer, judge, unusable)
+        finally:
+            judge.close()
+        self._manifest.append(entries, writer)
+        self.taken = len(entries)
+        return [told(unusable, len(pending))] if unusable else []
+
+    def drop_redundant(self) -> int:
+        """Delete whole files of other outputs of items that have what they need; returns how many."""
+        sizes = {output_bytes(meaning) for meaning in self._worklist.header.outputs}
+        waiting = {item.index for item in self.pending()}
+        dropped = 0
+        for index, files in self._found.items():
+            for kind, path in files.items():
+                if index not in waiting and kind not in self.kinds.values() and _size(path) in sizes:
+                    path.unlink()
+                    dropped += 1
+        return dropped
+
+    def _tell_apart(self, pending: Sequence[Item]) -> None:
+        """Which file is which needed output: what the graph answers to one input decides.
+
+        Raises:
+            UsageError: no input is left, no engine can answer one, or none of some inputs decides.
+        """
+        present = [item for item in pending if self._worklist.path(item).is_file()][:_INPUTS_TRIED]
+        if not present:
+            raise UsageError(
+                f"the bins of {self._worklist.work} are gone; without one of them the outputs cannot be told apart"
+            )
+        graph = checked_graph(self._bundle, self._fold)
+        for item in present:
+            try:
+                for position in self._worklist.header.kept:
+                    name = self._worklist.header.outputs[position].name
+                    kind = decide_by_graph(graph, name, _batch(self._worklist, item), self._found[item.index])
+                    if kind is None:
+                        raise _no_engine()
+                    self.kinds[position] = kind
+            except UsageError:  # a device in trouble, or an input whose answers are all alike
+                if item is present[-1]:
+                    raise
+                continue
+            self.evidence = f"{item.stem} through {graph.name}"
+            return
+
+    def _move(
+        self,
+        item: Item,
+        position: int,
+        source: Path,
+        writer: Writer,
+        judge: AnswerJudge,
+        unusable: dict[str, Fault],
+    ) -> list[OutputEntry]:
+        """Move a file into the work folder: its entry, or nothing where it is not complete or cannot be right."""
+        meaning = _as_written(self._worklist.header.outputs[position], _size(source))
+        if meaning is None:
+            self.wrong.append(source.name)
+            return []
+        fault = judge.fault(source, item, meaning)
+        if fault == "flat":  # a suspicion: asked twice, the graph decides
+            fault = judge.fault(source, item, meaning)
+        if fault is not None:
+            unusable[item.stem] = fault
+            return []
+        file = f"{ADOPTED}/fold_{safe_name(self._fold)}/{writer.file_name(item.stem, position)}"
+        target = self._worklist.work / file
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.move(source, target)
+        entry = OutputEntry(
+            item=item.index,
+            fold=self._fold,
+            output=position,
+            file=file,
+            bytes=output_bytes(meaning),
+            dtype=meaning.dtype,
+            keep=True,
+            judged=True,
+        )
+        return [entry]
 
 
 def _check(bundle: Bundle, worklist: Worklist, results: Path, fold: str | None) -> str:
     """The fold that answered.
 
     Raises:
-        UsageError: the folder was made for another model, needs several outputs, or does not tell the fold.
+        UsageError: the folder was made for another model, or does not tell the fold.
     """
     header = worklist.header
     if header.fingerprint != fingerprint(bundle.spec):
         raise UsageError(f"{worklist.work} was made for another model than {bundle.name}")
     if not results.is_dir():
         raise UsageError(f"{results} is not a folder; name the folder the tool wrote its outputs into")
-    if len(header.kept) != 1:
-        raise UsageError("this model needs several outputs of the graph; run the tool through 'infer --tool'")
     chosen = fold if fold is not None else header.folds[0] if len(header.folds) == 1 else None
     if chosen is None or chosen not in header.folds:
         raise UsageError(f"say which fold answered: {', '.join(header.folds)}")
     return chosen
 
 
-def _move(
-    wanted: Sequence[tuple[Item, Path]], worklist: Worklist, fold: str, writer: Writer, judge: AnswerJudge
-) -> tuple[list[OutputEntry], list[str], dict[str, Fault]]:
-    """Move complete outputs into the work folder.
+def _as_written(meaning: OutputSpec, size: int) -> OutputSpec | None:
+    """An output in the type of a file of that size: its own, or the other precision where it is floating point."""
+    types: tuple[Literal["float32", "float16"], ...] = ("float32", "float16")
+    possible = [meaning, *(meaning.model_copy(update={"dtype": dtype}) for dtype in types)]
+    return next((each for each in possible if output_bytes(each) == size and _same_kind(each, meaning)), None)
 
-    Returns:
-        Their entries, the names of files whose size is wrong, and the stems of those whose numbers cannot be right.
-    """
-    position = worklist.header.kept[0]
-    single = output_bytes(worklist.header.outputs[position].model_copy(update={"dtype": "float32"}))
-    entries: list[OutputEntry] = []
-    wrong: list[str] = []
-    unusable: dict[str, Fault] = {}
-    for item, source in wanted:
-        size = source.stat().st_size
-        if size not in (single, single // 2):
-            wrong.append(source.name)
-            continue
-        dtype: Literal["float32", "float16"] = "float32" if size == single else "float16"
-        meaning = worklist.header.outputs[position].model_copy(update={"dtype": dtype})
-        fault = judge.fault(source, item, meaning)
-        if fault == "flat":  # a suspicion: asked twice, the graph decides
-            fault = judge.fault(source, item, meaning)
-        if fault is not None:
-            unusable[item.stem] = fault
-            continue
-        file = f"{ADOPTED}/fold_{safe_name(fold)}/{writer.file_name(item.stem, position)}"
-        target = worklist.work / file
-        target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.move(source, target)
-        entries.append(
-            OutputEntry(
-                item=item.index,
-                fold=fold,
-                output=position,
-                file=file,
-                bytes=size,
-                dtype=dtype,
-                keep=True,
-                judged=True,
-            )
-        )
-    return entries, wrong, unusable
+
+def _same_kind(one: OutputSpec, other: OutputSpec) -> bool:
+    return one.dtype.startswith("float") == other.dtype.startswith("float")
+
+
+def _batch(worklist: Worklist, item: Item) -> npt.NDArray[np.float32]:
+    return np.fromfile(worklist.path(item), item.dtype).astype(np.float32).reshape(1, *item.shape)
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except OSError:  # the tool, or somebody else, was quicker
+        return -1
+
+
+def _no_engine() -> EngineUnavailable:
+    return EngineUnavailable("telling the outputs apart needs an engine on this machine", remedy="install-engine")
 
 
 def _find(results: Path, worklist: Worklist) -> dict[int, dict[FileKind, Path]]:
@@ -201,31 +306,6 @@ def _find(results: Path, worklist: Worklist) -> dict[int, dict[FileKind, Path]]:
             if twin != path:
                 raise UsageError(f"{twin} and {path} are the same output of the same input; name the folder of one run")
     return found
-
-
-def _numbering(
-    bundle: Bundle, worklist: Worklist, fold: str, output: str, found: dict[int, dict[FileKind, Path]]
-) -> tuple[FileKind, str]:
-    """Which file is the needed output, and how that is known.
-
-    Raises:
-        UsageError: no input is left, no engine can answer one, or none of some inputs decides.
-    """
-    present = [item for item in worklist.items() if item.index in found and worklist.path(item).is_file()]
-    if not present:
-        raise UsageError(f"the bins of {worklist.work} are gone; without one of them the outputs cannot be told apart")
-    for item in present[:_INPUTS_TRIED]:
-        batch = np.fromfile(worklist.path(item), item.dtype).astype(np.float32).reshape(1, *item.shape)
-        try:
-            kind = decide_by_graph(checked_graph(bundle, fold), output, batch, found[item.index])
-        except UsageError:  # a device in trouble, or an input whose answers are all alike
-            if item is present[:_INPUTS_TRIED][-1]:
-                raise
-            continue
-        if kind is None:
-            break
-        return kind, f"{item.stem} through {bundle.graph(fold).file}"
-    raise UsageError("telling the outputs apart needs an engine on this machine: pip install openvino, or onnxruntime")
 
 
 def _name(kind: FileKind) -> str:

@@ -21,6 +21,8 @@ FileKind = tuple[str, int]
 
 CLOSE = 0.1
 """Root-mean-square difference to the graph's answer, relative to its spread, that half precision stays well below."""
+MOSTLY = 0.9
+"""Share of whole numbers, such as labels, that half precision leaves as they are."""
 CLEARLY = 3.0
 """Another file must be so many times further away."""
 
@@ -45,7 +47,7 @@ def decide_by_graph(
     if session is None:
         return None
     with session:
-        answer = np.array(session.run(np.ascontiguousarray(batch, np.float32)))
+        answer = np.array(session.answer(np.ascontiguousarray(batch, np.float32))[output])
     distances = {kind: distance(path, answer) for kind, path in candidates.items()}
     ranked = sorted(distances, key=lambda kind: distances[kind])
     told = ", ".join(f"{candidates[kind].name} {distances[kind]:.3g}" for kind in ranked)
@@ -63,8 +65,16 @@ def decide_by_graph(
 
 
 def distance(path: Path, answer: npt.NDArray[Any]) -> float:
-    """Root-mean-square difference between a bin (float32 or float16) and an answer, relative to the answer's spread."""
+    """Root-mean-square difference between a bin (float32 or float16) and an answer, relative to the answer's spread.
+
+    Whole numbers differ, or they do not: 0 where they are mostly the same, else infinity.
+    """
     size = path.stat().st_size
+    if answer.dtype.kind != "f":
+        if size != answer.nbytes:
+            return float("inf")
+        same = np.fromfile(path, answer.dtype.newbyteorder("<")) == answer.ravel()
+        return 0.0 if same.mean() > MOSTLY else float("inf")
     dtype = {4 * answer.size: "<f4", 2 * answer.size: "<f2"}.get(size)
     if dtype is None:
         return float("inf")

@@ -74,8 +74,34 @@ def test_what_a_tool_wrote_by_hand_is_taken_over(
     report = adopt_outputs(bundle, tmp_path / "work", tmp_path / "result")
     assert (report.outputs, report.needed, report.other, report.notes) == (6, 6, 24, ())
     check_answers(bundle, worklist, "0")
-    with pytest.raises(UsageError, match="none of the files of one input holds"):  # only other heads are left
-        adopt_outputs(bundle, tmp_path / "work", tmp_path / "result")
+    again = adopt_outputs(bundle, tmp_path / "work", tmp_path / "result")  # only other heads are left
+    assert (again.outputs, again.other, again.evidence, again.notes) == (0, 24, "nothing was missing", ())
+
+
+def test_other_heads_are_deleted_while_the_tool_runs(
+    bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As the published guide's user does every half hour; what the tool is still writing stays."""
+    use_standins(monkeypatch)
+    worklist = work_folder(tmp_path / "work", bundle.spec, 4)
+    by_benchmark(bundle, worklist, tmp_path)
+    later = [path for path in (tmp_path / "result").rglob("*.bin") if path.name.startswith(worklist.items()[3].stem)]
+    contents = {path: path.read_bytes() for path in later}
+    for path in later:
+        path.write_bytes(contents[path][: 100 if path.name.endswith("_5.bin") else None])
+        if path.name.endswith("_1.bin"):
+            path.unlink()
+    report = adopt_outputs(bundle, tmp_path / "work", tmp_path / "result", drop_redundant=True)
+    assert (report.outputs, report.dropped) == (3, 12)
+    assert {path.name for path in (tmp_path / "result").rglob("*.bin")} == {
+        path.name for path in later if not path.name.endswith("_1.bin")
+    }
+    for path, content in contents.items():
+        path.write_bytes(content)
+    report = adopt_outputs(bundle, tmp_path / "work", tmp_path / "result", drop_redundant=True)
+    assert (report.outputs, report.dropped, report.notes) == (1, 4, ())
+    assert not list((tmp_path / "result").rglob("*.bin"))
+    check_answers(bundle, worklist, "0")
 
 
 def test_a_head_with_the_number_of_another_tools_first_is_not_taken_for_it(
@@ -100,7 +126,7 @@ def test_cut_files_are_named_and_left(bundle: Bundle, tmp_path: Path, monkeypatc
     last.write_bytes(last.read_bytes()[:100])
     report = adopt_outputs(bundle, tmp_path / "work", tmp_path / "result")
     assert (report.outputs, report.wrong_size) == (2, (last.name,))
-    assert "1 outputs are still missing" in report.notes[0]
+    assert "outputs of 1 items are still missing" in report.notes[0]
     assert np.fromfile(last, np.uint8).size == 100
 
 
