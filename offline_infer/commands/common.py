@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from offline_infer.commands.printable import printable
+from offline_infer.commands.remedies import advise
 from offline_infer.errors import UsageError
 from offline_infer.events import Sink, silent
 
@@ -330,10 +331,10 @@ def show_outcome(options: argparse.Namespace, outcome: Outcome) -> dict[str, Any
 
 
 def say(options: argparse.Namespace, *lines: str) -> None:
-    """Print for a person; nothing when a machine listens."""
+    """Print for a person, remedy codes as options; nothing when a machine listens."""
     if not options.json:
         for line in lines:
-            print(printable(line))
+            print(printable(advise(line)))
 
 
 def verified(bundle: Bundle) -> dict[str, Any]:

@@ -30,7 +30,6 @@ from offline_infer.commands.common import (
     sink_for,
     tell_precision,
 )
-from offline_infer.commands.remedies import advise
 from offline_infer.errors import UsageError
 
 if TYPE_CHECKING:
@@ -364,7 +363,7 @@ def _tool_settings(options: argparse.Namespace) -> dict[str, Any]:
 def _device_lines(run: dict[str, Any]) -> list[str]:
     """A device run for people."""
     lines = [f"{run['tool']}: {run['answers']} answers ({run['reused']} were there) in {run['seconds']} s"]
-    lines += [f"device {session['device']}: {advise(session['problem'])}" for session in run["failures"]]
+    lines += [f"device {session['device']}: {session['problem']}" for session in run["failures"]]
     if run["excluded_devices"]:
         lines.append(f"devices not used again: {', '.join(map(str, run['excluded_devices']))}")
     return lines

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import subprocess
 import sys
@@ -297,7 +298,7 @@ def test_advice_names_opset_and_normalisation(standins: pytest.MonkeyPatch, tmp_
     tiny_bundle(tmp_path / "bundle", opset=17)
     advice = " ".join(compile_one(tmp_path / "bundle").advice)
     assert "opset 17" in advice
-    assert "--decompose-instance-norm" in advice
+    assert "decompose-norms" in advice
     plain = compile_one(tmp_path / "bundle", decompose_instance_norm=True)
     assert plain.record.passes == ("decompose-instance-norm",)
     assert not plain.reused
@@ -335,7 +336,7 @@ def _query(*socs: str) -> DeviceQuery:
 
 def test_an_om_is_never_used_for_another_chip_or_graph(standins: pytest.MonkeyPatch, tmp_path: Path) -> None:
     tiny_bundle(tmp_path / "bundle")
-    with pytest.raises(UsageError, match="has no OM; run: offline-infer compile"):
+    with pytest.raises(UsageError, match=r"has no OM \[remedy: compile-for-chip\]"):
         select(Bundle.load(tmp_path / "bundle"), "0", None, DeviceQuery(), (0,))
     compile_one(tmp_path / "bundle")
     bundle = Bundle.load(tmp_path / "bundle")
@@ -343,11 +344,11 @@ def test_an_om_is_never_used_for_another_chip_or_graph(standins: pytest.MonkeyPa
     assert select(bundle, "0", None, _query(SOC), (0,)).record.soc == SOC
     with pytest.raises(UsageError, match="the devices are Ascend310 "):
         select(bundle, "0", None, _query("Ascend310"), (0,))
-    with pytest.raises(UsageError, match=r"compile .* --soc Ascend910B3"):
+    with pytest.raises(UsageError, match="compile-for-chip chip=Ascend910B3"):
         select(bundle, "0", "Ascend910B3", DeviceQuery(), (0,))
     compile_one(tmp_path / "bundle", soc="Ascend310")
     bundle = Bundle.load(tmp_path / "bundle")
-    with pytest.raises(UsageError, match="OMs for Ascend310, Ascend310P3; name the chip"):
+    with pytest.raises(UsageError, match=r"OMs for Ascend310, Ascend310P3 \[remedy: name-chip\]"):
         select(bundle, "0", None, DeviceQuery(), (0,))
     assert select(bundle, "0", None, _query("Ascend310"), (0,)).record.soc == "Ascend310"
     # The graph is exported anew: its old OM is of no use.
@@ -457,8 +458,9 @@ def test_a_killed_compile_leaves_nothing(tmp_path: Path, monkeypatch: pytest.Mon
     compilers: list[psutil.Process] = []
     while not compilers and time.monotonic() < deadline:
         time.sleep(0.1)
-        children = psutil.Process(started.pid).children(recursive=True)
-        compilers = [child for child in children if "atc.bin" in " ".join(child.cmdline())]
+        with contextlib.suppress(psutil.Error):  # one has ended meanwhile
+            children = psutil.Process(started.pid).children(recursive=True)
+            compilers = [child for child in children if "atc.bin" in " ".join(child.cmdline())]
     assert compilers
     started.kill()
     started.wait()
