@@ -616,7 +616,9 @@ def test_the_record_of_a_resumed_run_covers_all_its_parts(
     next((work / "outputs" / "fold_0").glob("*.bin")).unlink()
     run_tool(bundle, work, tool="msame", devices=(0,))
     record = json.loads((work / "perf" / "performance.json").read_text())
-    assert recognise(record).name == "performance"
+    kind = recognise(record)
+    assert kind is not None
+    assert kind.name == "performance"
     assert [session["done"] for session in record["sessions"]] == [2, 2, 2, 1]
     assert (len(record["parts"]), record["answered"], len(record["failures"])) == (3, 7, 2)
     assert record["throughput_total_per_s"] > 0
