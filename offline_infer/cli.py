@@ -25,6 +25,7 @@ from offline_infer.commands import (
     evaluate,
     export,
     proof,
+    quantize,
     run,
     stages,
     statistics,
@@ -154,7 +155,7 @@ def build_parser() -> _MainParser:
     )
     parser.add_argument("--version", action="version", version=f"offline-infer {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=Parser)
-    for module in (export, bundle, tasks, run, stages, ascend, bench, evaluate, proof, statistics, data):
+    for module in (export, bundle, tasks, run, stages, ascend, bench, quantize, evaluate, proof, statistics, data):
         module.register(commands)
     parser.commands = commands.choices
     for command in commands.choices.values():

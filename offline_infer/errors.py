@@ -45,6 +45,7 @@ RemedyCode = Literal[
     "export-unverified",
     "install-engine",
     "install-export",
+    "install-quantize",
     "install-report",
     "keep-or-overwrite",
     "leave-precision",
@@ -61,7 +62,9 @@ RemedyCode = Literal[
     "name-tool",
     "overwrite-bundle",
     "run-in-float32",
+    "quantize",
     "save-probabilities",
+    "tune",
     "work-in-rounds",
 ]
 """Every remedy the library may name. The command line's words for them are in :mod:`offline_infer.commands.remedies`."""
@@ -145,6 +148,10 @@ class BundleError(OfflineInferError):
 
 class ExportError(OfflineInferError):
     """The graph could not be written, or it does not give the same answer as the checkpoint."""
+
+
+class QuantizationRefused(OfflineInferError):
+    """A model in INT8 would not be the same model; the message holds the figure."""
 
 
 class EngineUnavailable(OfflineInferError):

@@ -267,6 +267,11 @@ class GraphRecord(Record):
     sha256: Sha256
     verification: dict[str, Any] | None = None
 
+    @property
+    def around(self) -> Literal["fp32", "bf16"]:
+        """What is computed in around the INT8 layers of an ``int8`` graph, as it was judged."""
+        return "bf16" if (self.verification or {}).get("around") == "bf16" else "fp32"
+
 
 class CompiledRecord(Record):
     """A compiled artefact (an OM): valid only for the graph, soc and tool it was made with.

@@ -29,6 +29,10 @@ COMPILED = "compiled"
 """Folder of compiled artefacts and their logs; a failed compile leaves only a log there."""
 PRECISION_CHECKS = "precision_checks.json"
 """What is known of the precisions; no part of the bundle proper (see :mod:`offline_infer.bundles.precision_checks`)."""
+QUANTIZATION = "quantization.json"
+"""How the INT8 graphs were made and judged (see :mod:`offline_infer.bundles.kept_records`)."""
+TUNING = "tuning.json"
+"""Settings that were chosen on labelled cases, with the measurements (see :mod:`offline_infer.bundles.kept_records`)."""
 SPEC_KEY = "offline_infer.spec"
 """Metadata key of the specification (JSON, without ``graphs`` and ``compiled``) in an ONNX file."""
 GRAPH_KEY = "offline_infer.graph"
@@ -105,8 +109,8 @@ class Bundle:
     def graph(self, fold: str, precision: str = "fp32") -> GraphRecord:
         """The graph of a fold.
 
-        Where the fold has a single graph and ``fp32`` or ``bf16`` is asked for, it is that graph whatever its
-        precision: an engine can compute a half-precision graph in a wider type, but never the other way round.
+        Where the fold has a single graph besides an INT8 one and ``fp32`` or ``bf16`` is asked for, it is that graph whatever
+        its precision: an engine can compute a half-precision graph in a wider type, but never the other way round.
 
         Raises:
             UsageError: no such graph; the message lists what there is.
@@ -117,9 +121,12 @@ class Bundle:
         for graph in mine:
             if graph.precision == precision:
                 return graph
-        if len(mine) == 1 and precision in ("fp32", "bf16"):
-            return mine[0]
+        wide = [graph for graph in mine if graph.precision != "int8"]
+        if len(wide) == 1 and precision in ("fp32", "bf16"):
+            return wide[0]
         legal = ", ".join(graph.precision for graph in mine)
+        if precision == "int8":
+            raise UsageError(f"{self.name}: fold {fold} has no int8 graph, only {legal}", remedy="quantize")
         raise UsageError(
             f"{self.name}: fold {fold} has no {precision} graph, only {legal}",
             remedy=Remedy("export-precision", {"precision": precision}),
@@ -408,7 +415,9 @@ def _records(spec: BundleSpec) -> list[tuple[str, GraphRecord | CompiledRecord]]
 def _digests(spec: BundleSpec, folder: Path) -> dict[str, str]:
     """SHA-256 of every file of a bundle: as recorded, and of what no record covers."""
     digests = {record.file: record.sha256 for _, record in _records(spec)}
-    others = {BUNDLE_FILE, *(item.log for item in spec.compiled if item.log is not None)} - set(digests)
+    others = {BUNDLE_FILE, QUANTIZATION, TUNING, *(item.log for item in spec.compiled if item.log is not None)} - set(
+        digests
+    )
     return digests | {name: sha256_file(folder / name) for name in others if (folder / name).is_file()}
 
 
@@ -466,7 +475,9 @@ def _refuse_target(target: Path, overwrite: bool) -> None:
         raise UsageError(
             f"{target}: {BUNDLE_FILE} cannot be read, so what may be deleted is unknown; remove the folder yourself"
         ) from error
-    foreign = sorted(present - own - {BUNDLE_FILE, COMPILED, PRECISION_CHECKS, MANIFEST, SIGNATURE})
+    foreign = sorted(
+        present - own - {BUNDLE_FILE, COMPILED, PRECISION_CHECKS, QUANTIZATION, TUNING, MANIFEST, SIGNATURE}
+    )
     if foreign:
         raise UsageError(
             f"{target} holds files that are not the bundle's ({', '.join(foreign[:_SHOWN])}); move them away first"

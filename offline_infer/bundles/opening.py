@@ -16,7 +16,8 @@ from offline_infer.errors import BundleError
 def open_fold(bundle: Bundle, fold: str, engine: str, options: EngineOptions) -> Session:
     """Open the graph of a fold on an engine.
 
-    What the bundle knows is filled in: the outputs that are kept, the control flow its task allows, and compiled artefacts.
+    What the bundle knows is filled in: the outputs that are kept, the control flow its task allows, what is computed around
+    INT8 layers, and compiled artefacts.
 
     Args:
         engine: exact name.
@@ -35,6 +36,7 @@ def open_fold(bundle: Bundle, fold: str, engine: str, options: EngineOptions) ->
         options,
         outputs=options.outputs or bundle.spec.kept_outputs,
         control_flow=bundle.spec.control_flow,
+        around=record.around,
         compiled=options.compiled or compiled_graphs(bundle, fold),
     )
     session = chosen.open(path, options)

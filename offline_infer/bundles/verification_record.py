@@ -61,6 +61,11 @@ def lines_of(verification: Mapping[str, Any] | None) -> list[str]:
     lines = [str(entry) for entry in comparisons(verification)]
     if isinstance(verification.get("canary"), Mapping):
         lines.append("holds a canary: the checkpoint's own answer at a few points, which predict can ask again")
+    if "int8_share" in verification:
+        lines.append(
+            f"{_number(verification['int8_share']) or 0:.0%} of the multiplications in INT8, {verification.get('around')} around "
+            "them; judged on whole unseen cases"
+        )
     return lines or ["a verification record without figures"]
 
 

@@ -29,7 +29,7 @@ def register(commands: Subparsers) -> None:
     )
     parser.add_argument("bundle", type=Path, help="bundle folder or lone .onnx file")
     parser.add_argument("--engines", nargs="+", default=["openvino", "onnxruntime"], metavar="NAME", help="exact names")
-    parser.add_argument("--precisions", nargs="+", default=["fp32", "bf16"], choices=["fp32", "bf16", "fp16"])
+    parser.add_argument("--precisions", nargs="+", default=["fp32", "bf16"], choices=["fp32", "bf16", "fp16", "int8"])
     parser.add_argument(
         "--input", nargs="+", type=Path, metavar="IMAGE", help="cut real tiles from this case's channels"
     )

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from offline_infer.ascend.limits import COMPILE_TIMEOUT_S
 from offline_infer.commands.common import Subparsers, command, existing, say, sink_for, verified
+from offline_infer.commands.quantize import lines_of_quantization, lines_of_tuning
 from offline_infer.errors import UsageError
 
 if TYPE_CHECKING:
@@ -98,7 +99,9 @@ def compile_om(options: argparse.Namespace) -> dict[str, Any]:
 
 def inspect(options: argparse.Namespace) -> dict[str, Any]:
     """``offline-infer inspect``."""
+    from offline_infer.bundles.bundle import QUANTIZATION, TUNING
     from offline_infer.bundles.checking import check_bundle
+    from offline_infer.bundles.kept_records import read_record
     from offline_infer.bundles.precision_checks import line_of, read_checks
     from offline_infer.tasks.opening import open_bundle
 
@@ -107,6 +110,7 @@ def inspect(options: argparse.Namespace) -> dict[str, Any]:
     bundle = open_bundle(existing(options.bundle))
     check = check_bundle(bundle, options.public_key) if options.verify else None
     checks = read_checks(bundle)
+    kept = {name: read_record(bundle, file) for name, file in (("quantized", QUANTIZATION), ("tuned", TUNING))}
     spec = bundle.spec
     source = spec.source
     say(
@@ -123,6 +127,7 @@ def inspect(options: argparse.Namespace) -> dict[str, Any]:
         ),
         *(f"  checked      {line_of(row)}" for row in checks.rows),
         *([f"  checked      {checks.problem}; it counts as absent"] if checks.problem else []),
+        *(f"  {name:<12} {line}" for name, record in kept.items() if record for line in _LINES_OF[name](record)),
         *([] if check is None else [f"  good         {line}" for line in check.done]),
         *([] if check is None else [f"  not checked  {line}" for line in check.open]),
     )
@@ -131,6 +136,7 @@ def inspect(options: argparse.Namespace) -> dict[str, Any]:
         "verified": verified(bundle),
         **({} if check is None else {"integrity": check.to_json()}),
         "precision_checks": [row.model_dump(mode="json") for row in checks.rows],
+        **{name: record for name, record in kept.items() if record is not None},
     }
 
 
@@ -146,6 +152,10 @@ def sign(options: argparse.Namespace) -> dict[str, Any]:
         f"{path}: signed; whoever has your public key checks it with 'offline-infer inspect --verify --public-key'",
     )
     return {"signature": str(path)}
+
+
+_LINES_OF = {"quantized": lines_of_quantization, "tuned": lines_of_tuning}
+"""What a bundle keeps -> its lines for people."""
 
 
 def _graph_lines(graph: GraphRecord) -> list[str]:

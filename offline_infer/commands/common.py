@@ -39,7 +39,12 @@ def add_engine_options(parser: argparse.ArgumentParser) -> None:
         "--engine", default="openvino", help="openvino (default, CPU), onnxruntime or om; exact names only"
     )
     group.add_argument("--device", default="cpu", help="cpu (default), cuda:0, npu:0")
-    group.add_argument("--precision", default="fp32", choices=["fp32", "bf16", "fp16"], help="arithmetic of the engine")
+    group.add_argument(
+        "--precision",
+        default="fp32",
+        choices=["fp32", "bf16", "fp16", "int8"],
+        help="arithmetic of the engine; int8 where 'quantize' has put it into the bundle",
+    )
     group.add_argument("--threads", type=int, default=0, metavar="N", help="processor threads, 0 = all")
     group.add_argument("--folds", "-f", nargs="+", metavar="FOLD", help="folds to average, default all of the bundle")
     group.add_argument("--cache", type=Path, metavar="DIR", help="folder for compiled graphs; 'none' switches it off")

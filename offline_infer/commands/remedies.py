@@ -20,6 +20,7 @@ WORDS: Mapping[RemedyCode, str] = {
     "export-unverified": "export with --no-verify, which leaves the comparison out",
     "install-engine": "install an engine: pip install openvino, or pip install 'offline-infer[ort]'",
     "install-export": "install what export needs: pip install 'offline-infer[export]'",
+    "install-quantize": "install it: pip install 'offline-infer[quantize]'",
     "install-report": "install what it needs: pip install 'offline-infer[report]'",
     "keep-or-overwrite": "say --keep to keep them or --overwrite to make them anew",
     "leave-precision": "leave out --precision, or compile with another --precision-mode",
@@ -35,7 +36,9 @@ WORDS: Mapping[RemedyCode, str] = {
     "name-previous-stage": "name it with --previous BUNDLE or --previous-predictions FOLDER",
     "name-tool": "name it with --tool-path",
     "overwrite-bundle": "use --overwrite to replace it, or name another folder with --output",
+    "quantize": "make one with 'offline-infer quantize BUNDLE --cases FOLDER'",
     "save-probabilities": "predict with --save-probabilities",
+    "tune": "choose one with 'offline-infer tune BUNDLE --cases FOLDER --labels FOLDER'",
     "run-in-float32": "run with --precision fp32, or check the compiled model",
     "work-in-rounds": "work in rounds with --scratch",
 }

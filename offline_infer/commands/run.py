@@ -122,6 +122,9 @@ def _register_predict(commands: Subparsers) -> None:
         default="auto",
         help="ask the engine for the bundle's recorded answer first: auto (runs of several cases), always, or never",
     )
+    parser.add_argument(
+        "--tuned", action="store_true", help="engine, precision, mirrors, step and folds as 'tune' has chosen them"
+    )
     add_reader_options(parser)
     parser.add_argument("--part", type=int, default=0, metavar="K", help="do part K of --parts (from 0)")
     parser.add_argument("--parts", type=int, default=1, metavar="N", help="share the cases among N runs")
@@ -157,6 +160,8 @@ def predict(options: argparse.Namespace) -> dict[str, Any]:
 
     sink = sink_for(options)
     source, target = _paths(options)
+    if options.tuned:
+        _tune(options)
     with readers(options), open_model(options) as model:
         found = model.task.list_cases(existing(source), model.spec)
         if found.cases:
@@ -225,6 +230,24 @@ def _write_statistics(
     if found.failed:
         raise CasesFailed(found.failed, len(cases))
     return written
+
+
+def _tune(options: argparse.Namespace) -> None:
+    """Set the options that ``tune`` has chosen.
+
+    Raises:
+        UsageError: one of them was given as well, or nothing was chosen.
+    """
+    from offline_infer.tasks.opening import open_bundle
+    from offline_infer.tuning.setting import tuned_setting
+
+    plain = {"engine": "openvino", "precision": "fp32", "no_tta": False, "step_size": None, "folds": None}
+    given = [f"--{name.replace('_', '-')}" for name, value in plain.items() if getattr(options, name) != value]
+    if given:
+        raise UsageError(f"--tuned sets {', '.join(given)}; leave out one or the other")
+    options.engine, setting = tuned_setting(open_bundle(existing(options.bundle)))
+    options.precision, options.folds = setting.precision, list(setting.folds)
+    options.no_tta, options.step_size = not setting.mirrors, setting.step
 
 
 def _paths(options: argparse.Namespace) -> tuple[Path, Path]:

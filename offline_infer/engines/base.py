@@ -34,7 +34,9 @@ class EngineOptions:
 
     Attributes:
         device: ``cpu``, ``cuda:0``, ``npu:0``; an engine refuses a device it does not have.
-        precision: ``fp32``, ``bf16`` or ``fp16``; what the engine computes in where the graph leaves it open.
+        precision: ``fp32``, ``bf16``, ``fp16`` or ``int8``; what the engine computes in where the graph leaves it open.
+        around: with ``int8``, what is computed in where the graph does not say INT8: ``fp32``, or ``bf16`` where the engine and
+            the processor have it (float32 elsewhere, which is the more exact one).
         threads: 0 leaves it to the engine (all cores).
         cache: folder for compiled graphs, or None; it has to be the user's alone.
         shared_cache: use a ``cache`` that others may write as well; they are trusted to keep good compiled graphs there.
@@ -46,6 +48,7 @@ class EngineOptions:
 
     device: str = "cpu"
     precision: str = "fp32"
+    around: str = "fp32"
     threads: int = 0
     cache: Path | None = None
     shared_cache: bool = False
@@ -292,7 +295,7 @@ class Engine(Protocol):
         ...
 
     def graph_precision(self, precision: str) -> str:
-        """Precision of the graph to open where ``precision`` is to be computed in: ``fp32`` or ``fp16``."""
+        """Precision of the graph to open where ``precision`` is to be computed in: ``fp32``, ``fp16`` or ``int8``."""
         ...
 
     def open(self, graph: Path, options: EngineOptions) -> Session:

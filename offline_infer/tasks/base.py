@@ -17,7 +17,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -394,5 +394,47 @@ class Task(Protocol):
 
         Returns:
             ``status`` (``ok`` or ``failed`` with a ``reason``) and the figures of the comparison.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class CaseAgreement:
+    """How alike two results of a case are.
+
+    Attributes:
+        dice: of everything that was found, of whatever class: voxels that both give the same label; None where neither found
+            anything.
+        share: of the reference's voxels or pixels that are not background.
+    """
+
+    dice: float | None
+    share: float
+
+
+@runtime_checkable
+class ComparesResults(Protocol):
+    """What a task has besides :class:`Task` if one figure says how good a result is. Optional."""
+
+    def agreement(self, case_id: str, mine: Path, reference: Path, spec: Any, settings: RunSettings) -> CaseAgreement:
+        """Compare two results of a case.
+
+        Args:
+            mine, reference: folders of results, made with these settings.
+
+        Raises:
+            CaseError: a result is missing or cannot be read, or they differ in size.
+        """
+        ...
+
+    def case_scores(self, predictions: Path, labels: Path, spec: Any) -> dict[str, float]:
+        """Mean Dice (or the F1 of a binary mask, which is the same) over the classes of each case that has a reference.
+
+        Args:
+            predictions: a folder of results.
+            labels: folder of references, as :meth:`Task.evaluate` takes them.
+
+        Raises:
+            UsageError: paths that make no sense.
         """
         ...

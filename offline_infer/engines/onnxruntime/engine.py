@@ -84,8 +84,8 @@ class OnnxRuntimeEngine:
         return None
 
     def graph_precision(self, precision: str) -> str:
-        """``fp16`` for ``fp16``: half precision stands in the graph."""
-        return "fp16" if precision == "fp16" else "fp32"
+        """``fp16`` for ``fp16`` and ``int8`` for ``int8``: they stand in the graph."""
+        return precision if precision in ("fp16", "int8") else "fp32"
 
     def open(self, graph: Path, options: EngineOptions) -> OnnxRuntimeSession:
         """Open a graph; see :class:`offline_infer.engines.base.Engine`.
@@ -437,7 +437,7 @@ def _opening_failed(graph: Path, kind: str, error: Exception) -> Exception:
 
 def _check_precision(session: Any, kind: str, options: EngineOptions) -> None:
     """Half precision stands in the graph, except where a provider can convert by itself."""
-    if options.precision == "fp32":
+    if options.precision in ("fp32", "int8"):
         return
     if options.precision == "fp16" and (kind in ("tensorrt", "npu") or _graph_precision(session) == "fp16"):
         return
@@ -445,7 +445,7 @@ def _check_precision(session: Any, kind: str, options: EngineOptions) -> None:
         raise EngineUnavailable(
             "onnxruntime: fp16 was asked for, but this graph is not half precision; export the checkpoint in fp16"
         )
-    raise EngineUnavailable(f"onnxruntime: no precision {options.precision!r}; legal: fp32, fp16")
+    raise EngineUnavailable(f"onnxruntime: no precision {options.precision!r}; legal: fp32, fp16, int8")
 
 
 def _graph_precision(session: Any) -> str:

@@ -79,8 +79,8 @@ class OpenVinoEngine:
         return None
 
     def graph_precision(self, precision: str) -> str:
-        """Always ``fp32``: OpenVINO lowers the precision by itself."""
-        return "fp32"
+        """``int8`` for ``int8``; otherwise ``fp32``, for OpenVINO lowers the precision by itself."""
+        return "int8" if precision == "int8" else "fp32"
 
     def open(self, graph: Path, options: EngineOptions) -> OpenVinoSession:
         """Open a graph; see :class:`offline_infer.engines.base.Engine`.
@@ -110,7 +110,7 @@ class OpenVinoEngine:
         """Once for every precision and way of computing; with native norms nothing is kept in float32."""
         passed_on = {key: value for key, value in options.extra.items() if key not in ("output", "norms")}
         own = replace(options, cache=None, outputs=(), compiled=(), extra={**passed_on, "norms": "native"})
-        key = (own.precision, own.threads, tuple(sorted(passed_on.items())))
+        key = (own.precision, own.around, own.threads, tuple(sorted(passed_on.items())))
         if key not in self._trusted:
             what = f"openvino, {options.precision}"
             check_arithmetic(what, lambda path: OpenVinoSession(path, own, ["logits"]), half_graph=False)
@@ -189,6 +189,9 @@ class OpenVinoSession:
         start = time.perf_counter()
         core = ov.Core()
         capabilities = [str(item) for item in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")]
+        int8 = options.precision == "int8"
+        if int8:  # stands in the graph; everything around it is computed as if it were not there
+            options = replace(options, precision=_around(options, capabilities))
         config = _config(options, capabilities)
         compiled, norms, cache = _compile(ov, core, graph, config, _norms(options), options)
         _check_precision(compiled, options.precision)
@@ -204,7 +207,7 @@ class OpenVinoSession:
             engine=ENGINE.name,
             version=str(ov.__version__),
             device="cpu",
-            precision=options.precision,
+            precision=_int8_name(options.precision) if int8 else options.precision,
             input_shape=self._shape,
             output_names=self._names,
             kept=tuple(self._names[index] for index in self._kept),
@@ -297,6 +300,16 @@ def _config(options: EngineOptions, capabilities: list[str]) -> dict[str, str]:
             raise EngineUnavailable(f"openvino: {key} is set by the option {_OWN[key]}; use that")
         config[key] = value
     return config
+
+
+def _around(options: EngineOptions, capabilities: list[str]) -> str:
+    """What the layers around INT8 ones compute in: as asked for where the processor has it, else float32."""
+    return options.around if _HINTS[options.around][1] in capabilities else "fp32"
+
+
+def _int8_name(around: str) -> str:
+    """What a session calls INT8 among layers of another precision."""
+    return "int8" if around == "fp32" else f"int8+{around}"
 
 
 def _norms(options: EngineOptions) -> Norms:

@@ -199,6 +199,33 @@ def line_plot(
     )
 
 
+def trade_off_plot(
+    title: str,
+    points: Sequence[tuple[str, float, float]],
+    front: Sequence[tuple[float, float]],
+    x_label: str,
+    y_label: str,
+) -> Plot | None:
+    """Named points over two linear axes, and a line through the best of them; None with fewer than two finite points."""
+    known = [(name, x, y) for name, x, y in points if math.isfinite(x) and math.isfinite(y)]
+    if len(known) < 2:
+        return None
+    x_axis = _Axis.over(min(x for _, x, _ in known), max(x for _, x, _ in known))
+    y_axis = _Axis.over(min(y for _, _, y in known), max(y for _, _, y in known))
+    joined = " ".join(f"{x_axis.place(x):.2f},{100 - y_axis.place(y):.2f}" for x, y in front)
+    return Plot(
+        title=title,
+        x_label=x_label,
+        y_label=y_label,
+        x_ticks=x_axis.ticks(),
+        y_ticks=tuple((round(100 - place, 2), text) for place, text in y_axis.ticks()),
+        dots=tuple(
+            Dot(x_axis.place(x), round(100 - y_axis.place(y), 2), f"{name}: {x:.3g}, {y:.4f}") for name, x, y in known
+        ),
+        curves=(("the best", joined),) if len(front) > 1 else (),
+    )
+
+
 def bars(values: Sequence[tuple[str, float, str]]) -> tuple[Bar, ...]:
     """Horizontal bars, the longest 100: (name, size, text)."""
     longest = max((size for _, size, _ in values if math.isfinite(size)), default=0.0)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from offline_infer.proof.report.records import RecordKind
-from offline_infer.proof.report.sections import accuracy, agreement, images, provenance, speed, statistics
+from offline_infer.proof.report.sections import accuracy, agreement, choices, images, provenance, speed, statistics
 
 KINDS: tuple[RecordKind, ...] = (
     *accuracy.RECORDS,
@@ -17,6 +17,7 @@ KINDS: tuple[RecordKind, ...] = (
     *provenance.RECORDS,
     *agreement.RECORDS,
     *speed.RECORDS,
+    *choices.RECORDS,
     *statistics.RECORDS,
     *provenance.STAGES,
     *speed.ANY_RECORDS,
@@ -24,8 +25,8 @@ KINDS: tuple[RecordKind, ...] = (
 """In the order in which a record that does not name its kind is tried."""
 ORDER: tuple[str, ...] = (
     *("summary", "image_summary", "sweep", "slices", "lesions", "volumes", "surface", "problems"),
-    *("bundle", "comparison", "arrays", "layers", "precision", "checks"),
-    *("performance overview", "speed", "performance", "measurements", "statistics", "run", "stage", "record"),
+    *("bundle", "comparison", "arrays", "layers", "precision", "checks", "quantization"),
+    *("performance overview", "speed", "tuning", "performance", "measurements", "statistics", "run", "stage", "record"),
 )
 """Kinds of sections as the page reads: is it right, where is it wrong, is it the same model, how fast, what exactly was run."""
 

@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from offline_infer.errors import EngineFailed
+from offline_infer.errors import EngineFailed, GeometryError
 from offline_infer.images.cases import CaseFiles
 from offline_infer.images.decoding import pillow, read_image, read_mask, read_mask_values
 from offline_infer.spec import Pixels
+from offline_infer.tasks.base import CaseAgreement
 from offline_infer.tasks.image.case import FloatArray, network_batch, read
 from offline_infer.tasks.image.collecting import mask_probabilities, score_probability
 from offline_infer.tasks.image.geometry import fit, tile_of, to_content
@@ -67,6 +68,20 @@ def judge(
     if score > _SCORE:
         return {"status": "failed", "reason": f"scores change by up to {score:.3g}", **figures}
     return {"status": "ok", **figures}
+
+
+def agreement_of_masks(mine: Path, reference: Path) -> CaseAgreement:
+    """How alike two soft masks are, each divided at one half.
+
+    Raises:
+        ImageError: a mask is missing or cannot be read.
+        GeometryError: they differ in size.
+    """
+    a, b = (read_mask_values(path) >= 128 for path in (mine, reference))
+    if a.shape != b.shape:
+        raise GeometryError(f"{mine} has shape {a.shape} and {reference} {b.shape} (y, x); expected the same size")
+    found = int(a.sum()) + int(b.sum())
+    return CaseAgreement(2 * int((a & b).sum()) / found if found else None, float(b.mean()))
 
 
 def draw_case(case: CaseFiles, predictions: Path, references: Path | None, picture: Path, title: str) -> None:

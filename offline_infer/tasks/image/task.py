@@ -8,12 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from offline_infer.engines.base import Session
+from offline_infer.errors import UsageError
 from offline_infer.events import Sink
 from offline_infer.files import write_json
 from offline_infer.images.cases import CaseFiles, CaseList
 from offline_infer.tasks.base import (
     Allocate,
     Answers,
+    CaseAgreement,
     EvaluationRequest,
     Finish,
     FloatArray,
@@ -36,7 +38,7 @@ from offline_infer.tasks.image.datasets import find_sets
 from offline_infer.tasks.image.evaluation.evaluate import EvaluationOptions, evaluate_folder
 from offline_infer.tasks.image.geometry import fit
 from offline_infer.tasks.image.items import ImageCutter, ImageLayout
-from offline_infer.tasks.image.judging import draw_case, judge, sample_inputs
+from offline_infer.tasks.image.judging import agreement_of_masks, draw_case, judge, sample_inputs
 from offline_infer.tasks.image.memory import estimate_image
 from offline_infer.tasks.image.options import OPTIONS, OVERSIZE
 from offline_infer.tasks.image.spec import ImageSpec
@@ -187,6 +189,23 @@ class ImageTask:
         if request.output is not None:
             write_json(request.output, found.summary)
         return found
+
+    def agreement(
+        self, case_id: str, mine: Path, reference: Path, spec: ImageSpec, settings: RunSettings
+    ) -> CaseAgreement:
+        if spec.mask is None:
+            raise UsageError("this model gives no mask whose Dice could be compared, only a score")
+        a, b = (self.result_files(folder, case_id, spec, settings)[0] for folder in (mine, reference))
+        return agreement_of_masks(a, b)
+
+    def case_scores(self, predictions: Path, labels: Path, spec: ImageSpec) -> dict[str, float]:
+        options = EvaluationOptions(allow_missing=True)
+        rows = [
+            row
+            for told in evaluate_folder(predictions, labels, options).summary["sets"].values()
+            for row in told["items"]
+        ]
+        return {row["case"]: float(row["F1"]) for row in rows if row.get("F1") is not None}
 
     def draw(
         self, case: CaseFiles, predictions: Path, references: Path | None, spec: ImageSpec, picture: Path, title: str

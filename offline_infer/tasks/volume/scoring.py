@@ -7,8 +7,9 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from offline_infer.errors import UsageError
-from offline_infer.events import Sink
+from offline_infer.errors import GeometryError, UsageError
+from offline_infer.events import Sink, silent
+from offline_infer.images import read_labels
 from offline_infer.proof.evaluation.label_maps import evaluate
 from offline_infer.proof.evaluation.labels import Format, labels_of_bundle, parse_label
 from offline_infer.proof.evaluation.lesions import LesionOptions
@@ -17,7 +18,7 @@ from offline_infer.proof.evaluation.outputs import lesion_rows, refuse_replacing
 from offline_infer.proof.evaluation.pairs import label_files
 from offline_infer.proof.evaluation.tables import dice_table, format_table, surface_table, write_csv
 from offline_infer.spec import VolumeSpec
-from offline_infer.tasks.base import EvaluationRequest
+from offline_infer.tasks.base import CaseAgreement, EvaluationRequest
 
 WORST = 3
 """Cases whose largest errors are drawn for the report, unless the options say otherwise."""
@@ -114,6 +115,33 @@ def _parsed(name: str, value: Any) -> Any:
         return _NUMBERS[name](value)
     except ValueError:
         raise UsageError(f"--{name.replace('_', '-')} {value!r}: expected a number") from None
+
+
+def agreement_of_label_maps(mine: Path, reference: Path) -> CaseAgreement:
+    """How alike two label maps are: twice the voxels with the same label over the voxels that have one.
+
+    Raises:
+        ImageError: a file cannot be read.
+        GeometryError: they differ in size.
+    """
+    a, b = (read_labels(path)[0] for path in (mine, reference))
+    if a.shape != b.shape:
+        raise GeometryError(f"{mine} has shape {a.shape} and {reference} {b.shape} (z, y, x); expected the same grid")
+    found = int((a > 0).sum()) + int((b > 0).sum())
+    both = int(((a == b) & (b > 0)).sum())
+    return CaseAgreement(2 * both / found if found else None, float((b > 0).mean()))
+
+
+def case_scores(predictions: Path, labels: Path, spec: VolumeSpec) -> dict[str, float]:
+    """Case -> mean Dice over the labels that the prediction or the reference holds.
+
+    Raises:
+        UsageError: see :func:`evaluate_label_maps`.
+    """
+    request = EvaluationRequest(predictions, labels, None, {"allow_missing": True, "worst": 0})
+    summary = evaluate_label_maps(request, spec, silent).summary
+    rows = [] if summary is None else dice_table(summary)[:-1]
+    return {str(row["case"]): float(row["mean"]) for row in rows if float(row["mean"]) == float(row["mean"])}
 
 
 def _options(given: dict[str, Any], spec: VolumeSpec | None) -> EvaluationOptions:

@@ -1,0 +1,70 @@
+"""Records that are kept in a bundle beside its graphs: how INT8 graphs were made and judged, which settings were chosen.
+
+They are part of the bundle: ``MANIFEST.sha256`` holds their digests, and a record that does not agree with it is not used.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from offline_infer.bundles.bundle import QUANTIZATION, TUNING, Bundle, save
+from offline_infer.bundles.manifest import MANIFEST, read_manifest
+from offline_infer.errors import BundleError, UsageError
+from offline_infer.files import sha256_file, write_json
+
+KINDS = {QUANTIZATION: "offline_infer.quantization", TUNING: "offline_infer.tuning"}
+"""File -> what the record says under ``kind``."""
+_LARGEST = 1 << 24  # bytes
+
+
+def keep_record(bundle: Bundle, file: str, record: dict[str, Any]) -> None:
+    """Write a record into a bundle folder and its digest into the manifest.
+
+    Args:
+        file: one of :data:`KINDS`.
+        record: without its ``kind``.
+
+    Raises:
+        UsageError: the bundle is a lone file.
+        BundleError: the bundle's files do not agree with their records.
+    """
+    refuse_lone(bundle)
+    write_json(bundle.folder / file, {"kind": KINDS[file], "schema_version": 1, **record})
+    save(bundle.spec, bundle.folder)
+
+
+def read_record(bundle: Bundle, file: str) -> dict[str, Any] | None:
+    """A record of a bundle; None where it has none.
+
+    Raises:
+        BundleError: it is damaged, was changed since it was kept, or is of another kind.
+    """
+    path = bundle.folder / file
+    if bundle.lone is not None or not path.is_file():
+        return None
+    if path.stat().st_size > _LARGEST:
+        raise BundleError(f"{path} is too large for a record")
+    wanted = (read_manifest(bundle.folder) or {}).get(file)
+    if wanted != sha256_file(path):
+        raise BundleError(
+            f"{path} was changed after it was kept: it is not the file that {MANIFEST} lists; make it again, or copy the "
+            "bundle again"
+        )
+    try:
+        record = json.loads(path.read_bytes().decode("utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise BundleError(f"{path} is damaged: {error}") from error
+    if not isinstance(record, dict) or record.get("kind") != KINDS[file] or record.get("schema_version") != 1:
+        raise BundleError(f"{path} is not a record of the kind {KINDS[file]}, version 1")
+    return record
+
+
+def refuse_lone(bundle: Bundle) -> None:
+    """Refuse a bundle that is one file.
+
+    Raises:
+        UsageError: a lone file cannot keep a record.
+    """
+    if bundle.lone is not None:
+        raise UsageError(f"{bundle.name} is a lone file, which cannot keep records; name the bundle's folder")

@@ -1,0 +1,171 @@
+"""Commands that make a bundle faster and keep the proof that it is still the same model."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from offline_infer.commands.common import (
+    Subparsers,
+    add_reader_options,
+    add_run_settings,
+    chosen_folds,
+    command,
+    existing,
+    readers,
+    run_settings,
+    say,
+    share,
+    sink_for,
+    step_size,
+)
+
+
+def register(commands: Subparsers) -> None:
+    """Add these commands to the parser."""
+    parser = command(
+        commands,
+        "quantize",
+        quantize,
+        "INT8 for a bundle's graphs, refused unless whole unseen cases show that it is still the same model",
+    )
+    parser.add_argument("bundle", type=Path, help="bundle folder")
+    parser.add_argument(
+        "--cases", type=Path, required=True, metavar="DIR", help="at least three cases of the model's kind, better ten"
+    )
+    parser.add_argument("--labels", type=Path, metavar="DIR", help="references; task Dice is then judged as well")
+    parser.add_argument(
+        "--min-dice",
+        type=share,
+        default=0.999,
+        metavar="F",
+        help="least foreground Dice to float32 that every unseen case must reach, default 0.999",
+    )
+    parser.add_argument(
+        "--max-loss", type=share, default=0.002, metavar="F", help="of task Dice, in the mean, default 0.002"
+    )
+    parser.add_argument(
+        "--calibration",
+        default="auto",
+        choices=["auto", "nncf", "observed"],
+        help="who finds the ranges of activations: NNCF (auto: where it is installed), or this program's own observation",
+    )
+    parser.add_argument(
+        "--tiles", type=int, default=8, metavar="N", help="inputs to calibrate on, and to choose on, default 8"
+    )
+    parser.add_argument("--engine", default="openvino", help="openvino (default) or onnxruntime")
+    parser.add_argument("--threads", type=int, default=0, metavar="N", help="processor threads, 0 = all")
+    add_run_settings(parser)
+    add_reader_options(parser)
+    _register_tune(commands)
+
+
+def _register_tune(commands: Subparsers) -> None:
+    parser = command(
+        commands, "tune", tune, "Dice against time on labelled cases; keeps the fastest setting within the loss allowed"
+    )
+    parser.add_argument("bundle", type=Path, help="bundle folder")
+    parser.add_argument("--cases", type=Path, required=True, metavar="DIR", help="cases, better ten than three")
+    parser.add_argument("--labels", type=Path, required=True, metavar="DIR", help="their references")
+    parser.add_argument("--max-loss", type=share, default=0.002, metavar="F", help="of mean task Dice, default 0.002")
+    parser.add_argument(
+        "--precisions",
+        nargs="*",
+        default=["bf16", "int8"],
+        choices=["bf16", "fp16", "int8"],
+        help="to try besides fp32, default bf16 and, where the bundle has it, int8",
+    )
+    parser.add_argument(
+        "--steps",
+        nargs="*",
+        type=step_size,
+        default=[0.75],
+        metavar="F",
+        help="to try besides the model's, default 0.75",
+    )
+    parser.add_argument("--folds", "-f", nargs="+", metavar="FOLD", help="folds to average at most, default all")
+    parser.add_argument("--engine", default="openvino", help="openvino (default) or onnxruntime")
+    parser.add_argument("--threads", type=int, default=0, metavar="N", help="processor threads, 0 = all")
+    add_reader_options(parser)
+
+
+def quantize(options: argparse.Namespace) -> dict[str, Any]:
+    """``offline-infer quantize``."""
+    from offline_infer.errors import UsageError
+    from offline_infer.quantizing.quantize import QuantizeJob
+    from offline_infer.quantizing.quantize import quantize as run
+    from offline_infer.tasks.opening import open_bundle
+
+    if options.tiles < 1:
+        raise UsageError(f"--tiles {options.tiles}: expected 1 or more")
+    job = QuantizeJob(
+        cases=existing(options.cases),
+        labels=existing(options.labels) if options.labels else None,
+        min_dice=options.min_dice,
+        max_loss=options.max_loss,
+        calibration=options.calibration,
+        inputs=options.tiles,
+        engine=options.engine,
+        threads=options.threads,
+        settings=run_settings(options),
+    )
+    with readers(options):
+        record = run(open_bundle(existing(options.bundle)), job, sink_for(options))
+    say(options, *lines_of_quantization(record), "kept in the bundle; predict uses it with --precision int8")
+    return record
+
+
+def tune(options: argparse.Namespace) -> dict[str, Any]:
+    """``offline-infer tune``."""
+    from offline_infer.tasks.opening import open_bundle
+    from offline_infer.tuning.tune import TuneJob
+    from offline_infer.tuning.tune import tune as run
+
+    bundle = open_bundle(existing(options.bundle))
+    job = TuneJob(
+        cases=existing(options.cases),
+        labels=existing(options.labels),
+        max_loss=options.max_loss,
+        precisions=options.precisions,
+        steps=options.steps,
+        folds=chosen_folds(options, bundle),
+        engine=options.engine,
+        threads=options.threads,
+    )
+    with readers(options):
+        record = run(bundle, job, sink_for(options))
+    say(options, *lines_of_tuning(record), "kept in the bundle; predict uses it with --tuned")
+    return record
+
+
+def lines_of_tuning(record: dict[str, Any]) -> list[str]:
+    """The table for people, the fastest setting first; ``*`` marks those that no other one beats in both."""
+    rows = sorted(record["settings"], key=lambda row: float(row["seconds"]))
+    lines = [f"{'s a case':>9}{'Dice':>9}{'change':>10}  setting"]
+    for row in rows:
+        mark = "chosen" if row["chosen"] else "*" if row["pareto"] else ""
+        lines.append(
+            f"{row['seconds']:>9.3f}{row['dice']:>9.4f}{row['change']['mean']:>+10.5f}  {row['name']}  {mark}".rstrip()
+        )
+    return [*lines, *(f"left out: {line}" for line in record["left_out"])]
+
+
+def lines_of_quantization(record: dict[str, Any]) -> list[str]:
+    """The record for people."""
+    judged = record["judged"]
+    lines = [
+        f"fold {fold['fold']}: {len(fold['int8_layers'])} layers, {fold['int8_share']:.0%} of the multiplications in INT8, "
+        f"{fold['around']} around them; seconds an input: "
+        + ", ".join(f"{name} {value:g}" for name, value in fold["input_seconds"].items())
+        for fold in record["folds"]
+    ]
+    lines.append(
+        f"{len(judged['dice'])} unseen cases: foreground Dice to float32 lowest {judged['lowest_dice']:.5f}, mean "
+        f"{judged['mean_dice']:.5f}"
+    )
+    paired = judged["paired"]
+    if paired is not None:
+        interval = "" if paired["low"] is None else f" (95 % interval {paired['low']:+.5f} to {paired['high']:+.5f})"
+        lines.append(f"task Dice changes by {paired['mean']:+.5f}{interval} over {paired['cases']} cases")
+    return lines

@@ -1,0 +1,188 @@
+"""Which layers become INT8: as many as the budget allows, the ones that hurt least first.
+
+All convolutions in INT8 are tried first. Where that is too much, every layer is tried alone: the power of the error it puts
+into the network's answer, relative to the answer's own. Errors of different layers are nearly independent, so their powers
+add up; the layers with the largest error a multiplication are the ones to leave out, and how many of them have to stay in
+floating point is found by halving the interval, each time measured with all the others in INT8.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from offline_infer.engines.base import EngineOptions, Session, get_engine
+from offline_infer.graph import save_model
+from offline_infer.graph.model import Model
+from offline_infer.graph.quantized import Convolution, Range, quantized
+from offline_infer.tasks.base import Answers, Task
+
+FloatArray = npt.NDArray[np.float32]
+_RESERVE = 0.8
+"""Share of the budget that is used up where layers are chosen: the judges are other cases."""
+_ALONE = 2  # inputs a layer is tried alone on
+
+
+@dataclass(frozen=True)
+class Trial:
+    """What a graph with some layers in INT8 gave.
+
+    Attributes:
+        agreement: with float32, from 0 to 1: Dice of the foreground, or the share of equal decisions where a model has none;
+            None where float32 finds nothing.
+        error: power of the answers' difference from float32, relative to the power of float32's.
+        seconds: the fastest input.
+        judged: all figures of the task's comparison.
+    """
+
+    agreement: float | None
+    error: float
+    seconds: float
+    judged: Mapping[str, Any] = field(default_factory=dict)
+
+
+class Trials:
+    """Tries graphs on inputs whose float32 answers are known.
+
+    Args:
+        model: the float32 graph.
+        options: of the engine, without precision.
+        inputs: (1, c, ...) each.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        ranges: Mapping[str, Range],
+        task: Task,
+        spec: Any,
+        engine: str,
+        options: EngineOptions,
+        inputs: Sequence[FloatArray],
+        float_graph: Path,
+    ) -> None:
+        self._model, self._ranges, self._task, self._spec = model, ranges, task, spec
+        self._engine, self._options, self._inputs = get_engine(engine), options, inputs
+        with self._engine.open(float_graph, options) as session:
+            self._reference, self.float_seconds = _answers(session, inputs)
+
+    def run(self, chosen: Collection[str], around: str = "fp32", inputs: int | None = None) -> Trial:
+        """Answers with these layers in INT8, on the first ``inputs`` of the inputs, default all."""
+        options = replace(self._options, precision="int8", around=around)
+        with tempfile.TemporaryDirectory(prefix="offline_infer_") as folder:
+            path = Path(folder) / "trial.onnx"
+            save_model(quantized(self._model, self._ranges, chosen), path)
+            with self._engine.open(path, options) as session:
+                return self._compare(session, inputs)
+
+    def _compare(self, session: Session, inputs: int | None) -> Trial:
+        asked = self._inputs[:inputs]
+        answers, seconds = _answers(session, asked)
+        reference = self._reference[: len(asked)]
+        judged = self._task.judge(answers, reference, self._spec)
+        return Trial(agreement_of(judged), _relative_power(answers, reference), seconds, judged)
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Layers that become INT8, and how that was found.
+
+    Attributes:
+        chosen: names of convolutions.
+        share: of the multiplications of all convolutions that are in INT8.
+        whole: the trial with every convolution in INT8. final: the one with the chosen ones; None where none is chosen.
+        sensitivity: convolution -> error it causes alone; empty where it was not needed.
+    """
+
+    chosen: tuple[str, ...]
+    share: float
+    whole: Trial
+    final: Trial | None
+    sensitivity: Mapping[str, float] = field(default_factory=dict)
+
+
+def choose(
+    found: Sequence[Convolution], trials: Trials, min_agreement: float, tell: Callable[[int, int], None]
+) -> Choice:
+    """The layers to quantize.
+
+    Args:
+        found: convolutions that may be.
+        min_agreement: budget for the agreement with float32 on whole cases.
+        tell: called with (trials done, trials in all).
+    """
+    target = 1 - _RESERVE * (1 - min_agreement)
+    names = tuple(each.name for each in found)
+    whole = trials.run(names)
+    if whole.agreement is None or whole.agreement >= target:
+        return Choice(names, 1.0, whole, whole)
+    alone: dict[str, float] = {}
+    for done, name in enumerate(names, 1):
+        alone[name] = trials.run([name], inputs=_ALONE).error
+        tell(done, len(names))
+    # The worst bargain first: most error for the multiplications it saves.
+    order = sorted(found, key=lambda each: alone[each.name] / max(each.products, 1), reverse=True)
+    left_out, final = _fewest_left_out(order, trials, target)
+    chosen = {each.name for each in order[left_out:]}
+    kept = tuple(name for name in names if name in chosen)
+    total = sum(each.products for each in found)
+    share = sum(each.products for each in found if each.name in chosen) / max(total, 1)
+    return Choice(kept, share, whole, final, alone)
+
+
+def agreement_of(judged: Mapping[str, Any]) -> float | None:
+    """One figure from 0 to 1 of a task's comparison; None where float32 finds nothing that could be missed."""
+    if judged["status"] != "ok" and "voxels" not in judged:
+        return 0.0
+    if "foreground_dice" in judged:
+        dice = judged["foreground_dice"]
+        return None if dice is None else float(dice)
+    decisions = judged.get("voxels") or 0
+    if not decisions:
+        return 1.0 if judged["status"] == "ok" else 0.0
+    return 1.0 - float(judged.get("flips", 0)) / float(decisions)
+
+
+def _fewest_left_out(order: Sequence[Convolution], trials: Trials, target: float) -> tuple[int, Trial | None]:
+    """How many of the first layers must stay in floating point, and the trial that showed it suffices."""
+    low, high = 0, len(order)  # ``low`` is known to be too few, ``high`` known to suffice
+    final = None
+    while high - low > 1:
+        middle = (low + high) // 2
+        trial = trials.run([each.name for each in order[middle:]])
+        if trial.agreement is not None and trial.agreement >= target:
+            high, final = middle, trial
+        else:
+            low = middle
+    return high, final
+
+
+def _answers(session: Session, inputs: Sequence[FloatArray]) -> tuple[list[Answers], float]:
+    """The answer to every input, and the seconds of the fastest."""
+    answers: list[Answers] = []
+    seconds = []
+    for batch in inputs:
+        start = time.perf_counter()
+        answer = session.answer(batch)
+        seconds.append(time.perf_counter() - start)
+        answers.append({name: array.copy() for name, array in answer.items()})
+    return answers, min(seconds)
+
+
+def _relative_power(answers: Sequence[Answers], reference: Sequence[Answers]) -> float:
+    """Power of the difference of all floating-point outputs, relative to the reference's."""
+    difference = power = 0.0
+    for mine, theirs in zip(answers, reference, strict=True):
+        for name, wanted in theirs.items():
+            if wanted.dtype.kind != "f" or mine[name].shape != wanted.shape:
+                continue
+            difference += float(np.square(mine[name] - wanted, dtype=np.float64).sum())
+            power += float(np.square(wanted, dtype=np.float64).sum())
+    return difference / power if power else 0.0

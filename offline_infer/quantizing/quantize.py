@@ -1,0 +1,320 @@
+"""``quantize``: a float32 bundle and cases in, INT8 graphs and the record of their proof in the bundle, or a refusal with figures.
+
+For each fold: ranges from calibration inputs, layers chosen on other cases under the budget, and the precision around them.
+Then whole cases that had no part in this judge all folds together. Only what they accept is put into the bundle.
+"""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from offline_infer._version import __version__
+from offline_infer.bundles.bundle import QUANTIZATION, Bundle, save
+from offline_infer.bundles.kept_records import keep_record, refuse_lone
+from offline_infer.bundles.manifest import SIGNATURE
+from offline_infer.bundles.opening import check_recorded, checked_graph
+from offline_infer.bundles.precision_checks import Check, keep_checks, subject_of
+from offline_infer.engines.base import EngineOptions
+from offline_infer.errors import QuantizationRefused, UsageError
+from offline_infer.events import Event, Sink, silent
+from offline_infer.files import sha256_file
+from offline_infer.graph import load_model, save_model
+from offline_infer.graph.quantized import convolutions, quantized
+from offline_infer.images.cases import CaseList
+from offline_infer.predict.model import Model
+from offline_infer.quantizing.calibration import calibration_method, ranges_of
+from offline_infer.quantizing.cases import Roles, inputs_of, share_out
+from offline_infer.quantizing.choosing import Choice, Trial, Trials, choose
+from offline_infer.quantizing.judging import Verdict, comparing, judge_cases, run_cases
+from offline_infer.spec import GraphRecord
+from offline_infer.tasks.opening import open_bundle
+from offline_infer.tasks.registry import get_task
+from offline_infer.tasks.settings import RunSettings
+
+STAGE = "quantize"
+LEAST_SHARE = 0.5
+"""Of the convolutions' multiplications that have to end in INT8: with less there is little to gain, and little is left to prove."""
+LEAST_SCORE = 0.1
+"""Mean task Dice that float32 itself has to reach on labelled judges."""
+_FASTER = 0.97  # the time beside which bf16 around INT8 is worth its rounding
+
+
+@dataclass(frozen=True)
+class QuantizeJob:
+    """What to do.
+
+    Attributes:
+        cases: folder of cases, as predict takes it.
+        labels: references of cases, where there are any.
+        min_dice: least Dice of the foreground to float32 that every unseen case must reach.
+        max_loss: of task Dice, in the mean over labelled unseen cases.
+        calibration: ``auto``, ``nncf`` or ``observed`` (:mod:`offline_infer.quantizing.calibration`).
+        inputs: of the network to calibrate on, and as many to choose on.
+        engine: that it is tried and judged on.
+        settings: that whole cases are run with.
+    """
+
+    cases: Path
+    labels: Path | None = None
+    min_dice: float = 0.999
+    max_loss: float = 0.002
+    calibration: str = "auto"
+    inputs: int = 8
+    engine: str = "openvino"
+    threads: int = 0
+    settings: RunSettings = field(default_factory=RunSettings)
+
+
+@dataclass(frozen=True)
+class _Candidate:
+    """A fold's INT8 graph before it is judged."""
+
+    fold: str
+    file: str
+    choice: Choice
+    around: str
+    trial: Trial
+    seconds: dict[str, float]
+
+
+def quantize(bundle: Bundle, job: QuantizeJob, sink: Sink = silent) -> dict[str, Any]:
+    """Quantize the graphs of a bundle; see the module.
+
+    Returns:
+        The record, as it is kept in the bundle.
+
+    Raises:
+        QuantizationRefused: it would not be the same model; the message holds the figure, and the bundle is as it was.
+        UsageError: too few cases, NNCF is wanted and not there, a bundle without float32 graphs, a task without a comparison.
+        CaseError, CasesFailed: cases cannot be read or run.
+    """
+    refuse_lone(bundle)
+    task = get_task(bundle.spec.task)
+    comparing(task)
+    method = calibration_method(job.calibration)
+    roles = share_out(_usable(task.list_cases(job.cases, bundle.spec)).cases)
+    started = time.perf_counter()
+    with tempfile.TemporaryDirectory(prefix="offline_infer_quantize_") as scratch:
+        trial_bundle = Path(scratch) / "bundle"
+        shutil.copytree(bundle.folder, trial_bundle, ignore=shutil.ignore_patterns("compiled", SIGNATURE))
+        made = _candidates(bundle, trial_bundle, job, method, roles, sink)
+        spec = _with_graphs(bundle, trial_bundle, made)
+        save(spec.model_copy(update={"compiled": ()}), trial_bundle)
+        verdict = _judged(open_bundle(trial_bundle), job, roles, Path(scratch), sink)
+        record = _record(job, method, roles, made, verdict, time.perf_counter() - started)
+        if verdict.reasons:
+            raise QuantizationRefused(f"{bundle.name}: {'; '.join(verdict.reasons)}; nothing was kept")
+        for candidate in made:
+            shutil.copyfile(trial_bundle / candidate.file, bundle.folder / f".{candidate.file}.partial")
+            (bundle.folder / f".{candidate.file}.partial").replace(bundle.folder / candidate.file)
+    kept = save(spec, bundle.folder)
+    keep_record(kept, QUANTIZATION, record)
+    _keep_checks(kept, job, made, verdict, sink)
+    if (bundle.folder / SIGNATURE).exists():
+        sink(Event("note", STAGE, data={"text": "the bundle was signed before: sign it again"}))
+    return record
+
+
+def _usable(found: CaseList) -> CaseList:
+    """The cases.
+
+    Raises:
+        UsageError: one of them cannot be used; a proof on the rest would hide it.
+    """
+    if found.problems:
+        case, reason = next(iter(sorted(found.problems.items())))
+        raise UsageError(f"{len(found.problems)} cases cannot be used; {case}: {reason}")
+    return found
+
+
+def _candidates(
+    bundle: Bundle, folder: Path, job: QuantizeJob, method: str, roles: Roles, sink: Sink
+) -> list[_Candidate]:
+    """Write an INT8 graph for every fold into a folder.
+
+    Raises:
+        QuantizationRefused: the budget leaves too little in INT8.
+    """
+    task = get_task(bundle.spec.task)
+    calibration = inputs_of(task, bundle.spec, roles.calibration, job.inputs, job.threads)
+    choosing = inputs_of(task, bundle.spec, roles.choosing, job.inputs, job.threads)
+    options = EngineOptions(
+        threads=job.threads, outputs=bundle.spec.kept_outputs, control_flow=bundle.spec.control_flow
+    )
+    made = []
+    for fold in bundle.folds:
+        graph = checked_graph(bundle, fold)
+        model = load_model(graph)
+        layers = convolutions(model)
+        if not layers:
+            raise UsageError(f"{graph} holds no convolution with constant weights; there is nothing to quantize")
+        sink(Event("note", STAGE, data={"text": f"fold {fold}: {len(layers)} convolutions, ranges by {method}"}))
+        ranges = ranges_of(graph, {each.source for each in layers}, calibration, method, job.engine, job.threads)
+        layers = [each for each in layers if each.source in ranges]
+        trials = Trials(model, ranges, task, bundle.spec, job.engine, options, choosing, graph)
+        choice = choose(
+            layers, trials, job.min_dice, lambda done, total: sink(Event("progress", STAGE, done=done, total=total))
+        )
+        _refuse_little(bundle, fold, choice, job)
+        around, trial, seconds = _around(trials, choice, job)
+        file = f"fold_{fold}_int8.onnx"
+        save_model(quantized(model, ranges, choice.chosen), folder / file)
+        made.append(_Candidate(fold, file, choice, around, trial, seconds))
+    return made
+
+
+def _refuse_little(bundle: Bundle, fold: str, choice: Choice, job: QuantizeJob) -> None:
+    """Refuse a choice that proves nothing, or leaves too little in INT8.
+
+    Raises:
+        QuantizationRefused: with the figures.
+    """
+    where = f"{bundle.name}, fold {fold}"
+    if choice.whole.agreement is None:
+        raise QuantizationRefused(
+            f"{where}: float32 itself finds nothing in the inputs that were to choose the layers: these cases prove nothing"
+        )
+    if choice.final is None or choice.share < LEAST_SHARE:
+        raise QuantizationRefused(
+            f"{where}: with every convolution in INT8 the agreement with float32 is {choice.whole.agreement:.5f}; a Dice of "
+            f"{job.min_dice:g} leaves {choice.share:.0%} of the multiplications in INT8, at least {LEAST_SHARE:.0%} is "
+            "wanted. Either the network is not trained, or the cases are not of its kind, or it does not stand INT8"
+        )
+
+
+def _around(trials: Trials, choice: Choice, job: QuantizeJob) -> tuple[str, Trial, dict[str, float]]:
+    """What the other layers compute in: bf16 where that is faster and within the budget; with the seconds an input takes."""
+    assert choice.final is not None
+    exact = choice.final
+    seconds = {"fp32": trials.float_seconds, "int8": exact.seconds}
+    if job.engine != "openvino":
+        return "fp32", exact, seconds
+    rounded = trials.run(choice.chosen, around="bf16")
+    seconds["int8+bf16"] = rounded.seconds
+    good = rounded.agreement is not None and rounded.agreement >= min(job.min_dice, exact.agreement or 0.0)
+    if good and rounded.seconds < _FASTER * exact.seconds:
+        return "bf16", rounded, seconds
+    return "fp32", exact, seconds
+
+
+def _with_graphs(bundle: Bundle, folder: Path, made: Sequence[_Candidate]) -> Any:
+    """The bundle's specification with the INT8 graphs, in place of older ones."""
+    graphs = [graph for graph in bundle.spec.graphs if graph.precision != "int8"]
+    for candidate in made:
+        opset = bundle.graph(candidate.fold).opset
+        graphs.append(
+            GraphRecord(
+                file=candidate.file,
+                fold=candidate.fold,
+                precision="int8",
+                opset=opset,
+                sha256=sha256_file(folder / candidate.file),
+                verification={
+                    "passed": True,
+                    "around": candidate.around,
+                    "int8_share": round(candidate.choice.share, 4),
+                    "record": QUANTIZATION,
+                },
+            )
+        )
+    return bundle.spec.model_copy(update={"graphs": tuple(graphs)})
+
+
+def _judged(bundle: Bundle, job: QuantizeJob, roles: Roles, scratch: Path, sink: Sink) -> Verdict:
+    """Whole unseen cases in float32 and in INT8, compared."""
+    folders = (scratch / "fp32", scratch / "int8")
+    task = get_task(bundle.spec.task)
+    for folder, precision in zip(folders, ("fp32", "int8"), strict=True):
+        options = EngineOptions(precision=precision, threads=job.threads)
+        with Model(bundle, engine=job.engine, options=options, unverified=True) as model:
+            run_cases(model, roles.judges, folder, job.settings, _quiet_notes(sink))
+    return judge_cases(
+        task,
+        bundle.spec,
+        roles.judges,
+        folders,
+        job.settings,
+        job.labels,
+        min_dice=job.min_dice,
+        max_loss=job.max_loss,
+        least_score=LEAST_SCORE,
+    )
+
+
+def _quiet_notes(sink: Sink) -> Sink:
+    """A sink without the notes of a run: that this precision was never checked is what is being mended."""
+
+    def passed_on(event: Event) -> None:
+        if event.kind != "note":
+            sink(event)
+
+    return passed_on
+
+
+def _record(
+    job: QuantizeJob, method: str, roles: Roles, made: Sequence[_Candidate], verdict: Verdict, seconds: float
+) -> dict[str, Any]:
+    """What is kept: how it was made, and what the judges found. No path and no image is written into it."""
+    return {
+        "version": __version__,
+        "date": time.strftime("%Y-%m-%d %H:%M:%S"),
+        "engine": job.engine,
+        "calibration": method,
+        "min_dice": job.min_dice,
+        "max_loss": job.max_loss,
+        "cases": roles.to_json(),
+        "mirrors": job.settings.tta,
+        "folds": [_fold_record(candidate) for candidate in made],
+        "judged": verdict.to_json(),
+        "accepted": not verdict.reasons,
+        "reasons": list(verdict.reasons),
+        "seconds": round(seconds, 1),
+    }
+
+
+def _fold_record(candidate: _Candidate) -> dict[str, Any]:
+    choice = candidate.choice
+    return {
+        "fold": candidate.fold,
+        "file": candidate.file,
+        "around": candidate.around,
+        "int8_layers": list(choice.chosen),
+        "int8_share": choice.share,
+        "agreement_all_int8": choice.whole.agreement,
+        "agreement": candidate.trial.agreement,
+        "sensitivity": dict(choice.sensitivity),
+        "input_seconds": {name: round(value, 5) for name, value in candidate.seconds.items()},
+    }
+
+
+def _keep_checks(bundle: Bundle, job: QuantizeJob, made: Sequence[_Candidate], verdict: Verdict, sink: Sink) -> None:
+    """Keep the judgement where predict looks for what is known of a precision on this machine."""
+    options = EngineOptions(precision="int8", threads=job.threads)
+    rows = []
+    with Model(bundle, engine=job.engine, options=options, unverified=True) as model:
+        for candidate, session in zip(made, model.sessions, strict=True):
+            graph = bundle.graph(candidate.fold, "int8")
+            check_recorded(bundle.graph_path(candidate.fold, "int8"), graph.sha256)
+            judged = candidate.trial.judged
+            rows.append(
+                Check(
+                    **subject_of(session.info, candidate.fold, graph.sha256).model_dump(),
+                    status="ok",
+                    reference=job.engine,
+                    label_agreement=judged.get("label_agreement"),
+                    foreground_dice=verdict.lowest,
+                    tiles=len(verdict.dice),
+                    tiles_sha256=graph.sha256,
+                    source="image",
+                    date=time.strftime("%Y-%m-%d %H:%M:%S"),
+                )
+            )
+    problem = keep_checks(bundle, rows)
+    if problem is not None:
+        sink(Event("note", STAGE, data={"text": f"the checks are not kept in the bundle: {problem}"}))

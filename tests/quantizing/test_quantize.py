@@ -1,0 +1,148 @@
+"""INT8 is kept where unseen cases agree with float32, and refused with the figure where they do not."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from image_samples import save as save_image
+from int8_samples import threshold_bundle, write_cases
+
+from offline_infer.bundles.bundle import QUANTIZATION, Bundle
+from offline_infer.bundles.checking import check_bundle
+from offline_infer.bundles.kept_records import read_record
+from offline_infer.bundles.opening import open_fold
+from offline_infer.cli import main
+from offline_infer.engines.base import EngineOptions
+from offline_infer.errors import BundleError, QuantizationRefused, UsageError
+from offline_infer.images.cases import CaseFiles
+from offline_infer.quantizing.cases import share_out
+from offline_infer.quantizing.quantize import QuantizeJob, quantize
+from offline_infer.tasks.settings import RunSettings
+
+PLAIN = RunSettings(tta=False)
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Bundle, dict]:
+    folder = tmp_path_factory.mktemp("quantize")
+    write_cases(folder / "images", folder / "labels")
+    bundle = threshold_bundle(folder / "bundle")
+    job = QuantizeJob(folder / "images", folder / "labels", calibration="observed", inputs=2, threads=1, settings=PLAIN)
+    record = quantize(bundle, job)
+    return Bundle.load(folder / "bundle", verify_hashes=True), record
+
+
+def test_a_model_that_stands_it_gets_a_graph_a_record_and_a_manifest(made: tuple[Bundle, dict]) -> None:
+    bundle, record = made
+    assert bundle.graph("0", "int8").file == "fold_0_int8.onnx"
+    assert bundle.graph("0", "fp32").file == "fold_0.onnx"
+    assert record["judged"]["lowest_dice"] >= 0.999
+    assert record["judged"]["paired"]["cases"] == 2
+    kept = read_record(bundle, QUANTIZATION)
+    assert kept is not None
+    assert kept["folds"][0]["int8_share"] == 1.0
+    roles = kept["cases"]
+    assert not set(roles["judges"]) & {*roles["calibration"], *roles["choosing"]}
+    done = " ".join(check_bundle(bundle).done)
+    assert "fold_0_int8.onnx" in done
+    assert "as in MANIFEST.sha256" in done
+
+
+@pytest.mark.parametrize("engine", ["openvino", "onnxruntime"])
+def test_both_engines_run_the_graph(made: tuple[Bundle, dict], engine: str) -> None:
+    pytest.importorskip(engine)
+    bundle, _ = made
+    batch = np.random.default_rng(0).uniform(-1, 1, tuple(bundle.spec.input_shape)).astype(np.float32)
+    with (
+        open_fold(bundle, "0", engine, EngineOptions(precision="int8", threads=1)) as rounded,
+        open_fold(bundle, "0", engine, EngineOptions(threads=1)) as exact,
+    ):
+        assert rounded.info.precision.startswith("int8")
+        assert exact.info.precision == "fp32"
+        difference = np.abs(rounded.run(batch) - exact.run(batch)).max()
+    assert 0 < difference < 1.0
+
+
+def test_predict_uses_it_only_when_asked(made: tuple[Bundle, dict], tmp_path: Path) -> None:
+    bundle, _ = made
+    write_cases(tmp_path / "images", count=1)
+    for precision in ("fp32", "int8"):
+        arguments = [str(bundle.folder), str(tmp_path / "images"), str(tmp_path / precision), "--no-tta", "--threads=1"]
+        arguments += [] if precision == "fp32" else ["--precision=int8"]
+        assert main(["predict", *arguments, "--quiet", "--cache=none", "--isolate-readers=no"]) == 0
+        record = json.loads((tmp_path / precision / "offline_infer_run.json").read_text())
+        assert record["engine"]["precision"].startswith(precision)
+
+
+def test_a_changed_record_is_not_believed(made: tuple[Bundle, dict], tmp_path: Path) -> None:
+    bundle, _ = made
+    path = bundle.folder / QUANTIZATION
+    before = path.read_text()
+    path.write_text(before.replace("0.999", "0.5"))
+    try:
+        with pytest.raises(BundleError, match="changed after it was kept"):
+            read_record(bundle, QUANTIZATION)
+    finally:
+        path.write_text(before)
+
+
+def test_random_weights_are_refused_with_the_figure(tmp_path: Path) -> None:
+    write_cases(tmp_path / "images", count=3)
+    bundle = threshold_bundle(tmp_path / "bundle", random=True)
+    before = sorted((path.name, path.read_bytes()) for path in bundle.folder.iterdir())
+    job = QuantizeJob(tmp_path / "images", calibration="observed", inputs=2, threads=1, settings=PLAIN)
+    with pytest.raises(QuantizationRefused, match=r"0\.\d{5}.*(INT8|Dice)"):
+        quantize(bundle, job)
+    assert sorted((path.name, path.read_bytes()) for path in bundle.folder.iterdir()) == before
+
+
+def test_cases_in_which_nothing_is_found_prove_nothing(tmp_path: Path) -> None:
+    write_cases(tmp_path / "images", count=3, bright=-40.0)
+    job = QuantizeJob(tmp_path / "images", calibration="observed", inputs=2, threads=1, settings=PLAIN)
+    with pytest.raises(QuantizationRefused, match="finds nothing"):
+        quantize(threshold_bundle(tmp_path / "bundle"), job)
+
+
+def test_calibration_on_another_kind_of_images_is_refused(tmp_path: Path) -> None:
+    """The first case is the one that gives the ranges: here it holds almost no contrast, the others the whole of it."""
+    write_cases(tmp_path / "images", count=4)
+    write_cases(tmp_path / "flat", count=1, bright=-49.0)
+    (tmp_path / "flat" / "case0_0000.nii.gz").replace(tmp_path / "images" / "case0_0000.nii.gz")
+    job = QuantizeJob(tmp_path / "images", calibration="observed", inputs=2, threads=1, settings=PLAIN)
+    with pytest.raises(QuantizationRefused, match="INT8"):
+        quantize(threshold_bundle(tmp_path / "bundle"), job)
+
+
+def test_labels_of_other_cases_are_refused(tmp_path: Path) -> None:
+    write_cases(tmp_path / "images", tmp_path / "labels", count=3)
+    for path in (tmp_path / "labels").iterdir():  # every label is of a place where nothing is
+        wrong = np.zeros((10, 20, 20), np.uint8)
+        wrong[9, 19, 19] = 1
+        save_image(path, wrong, spacing=(1.5, 1.5, 1.5))
+    job = QuantizeJob(
+        tmp_path / "images", tmp_path / "labels", calibration="observed", inputs=2, threads=1, settings=PLAIN
+    )
+    with pytest.raises(QuantizationRefused, match=r"task Dice of 0\.000 only"):
+        quantize(threshold_bundle(tmp_path / "bundle"), job)
+
+
+def test_two_cases_are_too_few() -> None:
+    with pytest.raises(UsageError, match="at least three"):
+        share_out([CaseFiles(name, ()) for name in "ab"])
+
+
+def test_no_case_has_two_roles() -> None:
+    roles = share_out([CaseFiles(f"{number:02d}", ()) for number in range(11)])
+    names = [name for cases in roles.to_json().values() for name in cases]
+    assert len(names) == len(set(names)) == 11
+    assert len(roles.judges) >= 6
+
+
+def test_int8_without_a_graph_says_how_to_make_one(tmp_path: Path) -> None:
+    bundle = threshold_bundle(tmp_path / "bundle")
+    with pytest.raises(UsageError, match="no int8 graph") as raised:
+        bundle.graph("0", "int8")
+    assert [remedy.code for remedy in raised.value.remedies] == ["quantize"]
