@@ -41,6 +41,8 @@ def replacing(path: Path | str) -> Iterator[Path]:
     Raises:
         FileNotFoundError: the block ended without creating the file.
         IsADirectoryError: ``path`` is a folder.
+        OSError: with its number (``ENOSPC`` and others) also where the block failed because the disk cannot be written,
+            and a library did not say so; the block's own exception is its cause.
     """
     target = Path(path)
     if target.is_dir():
@@ -53,9 +55,12 @@ def replacing(path: Path | str) -> Iterator[Path]:
         if target.exists():  # a replaced file keeps its permissions
             temporary.chmod(stat.S_IMODE(target.stat().st_mode))
         temporary.replace(target)
-    except BaseException:
+    except BaseException as error:
+        reason = _why_not_written(temporary, error)
         with suppress(OSError):
             temporary.unlink()
+        if reason is not None:
+            raise OSError(reason, os.strerror(reason), str(target)) from error
         raise
     flush_folder(target.parent)
 
@@ -218,6 +223,24 @@ def flush_folder(folder: Path) -> None:
             os.fsync(handle)
         finally:
             os.close(handle)
+
+
+def _why_not_written(unfinished: Path, error: BaseException) -> int | None:
+    """The operating system's number for why no more can be written where a file could not be finished.
+
+    None where more can be written, or the error has a number itself. Image libraries say that they failed, not why; the
+    system says why when it is asked for a little more.
+    """
+    if not isinstance(error, Exception) or (isinstance(error, OSError) and error.errno is not None):
+        return None
+    try:
+        with unfinished.open("ab") as stream:
+            stream.write(bytes(_CHUNK))
+            stream.flush()
+            os.fsync(stream.fileno())
+    except OSError as refused:
+        return refused.errno
+    return None
 
 
 def _refuse_existing(target: Path, overwrite: bool) -> None:

@@ -26,7 +26,7 @@ from offline_infer.predict.provenance import Provenances
 from offline_infer.predict.streaming import infer
 from offline_infer.tasks.base import Finish, Prepared, PreviousStage
 from offline_infer.tasks.memory import MemoryEstimate
-from offline_infer.tasks.records import MANIFEST, SourceFile, write_manifest
+from offline_infer.tasks.records import SourceFile, manifest_is_current, write_manifest
 from offline_infer.tasks.reports import CaseOutcome, Clock, RunReport, raise_if_fatal, unlisted
 from offline_infer.tasks.results import OnExisting, ResultFolder
 from offline_infer.tasks.running import prepare_case
@@ -109,7 +109,7 @@ def predict_folder(model: Model, job: FolderJob, settings: RunSettings, sink: Si
                 sink(Event("note", STAGE, data={"text": text}))
         report = RunReport(STAGE, tuple(ordered), time.perf_counter() - started)
         # A run that found everything done leaves the manifest of the run that did it.
-        if not job.lone and (todo or job.problems or not (job.output / MANIFEST).exists()):
+        if not job.lone and (todo or job.problems or not manifest_is_current(job.output)):
             failed = [outcome.to_json() for outcome in ordered if outcome.status == "failed"]
             write_manifest(job.output, {**_run_facts(model, settings, report), "canaries": canaries}, failed)
     return report

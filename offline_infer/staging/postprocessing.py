@@ -18,7 +18,7 @@ from offline_infer.staging.lists import cases_of_shards
 from offline_infer.staging.outputs import OutputsManifest, Writer
 from offline_infer.staging.worklist import CaseRecord, Worklist, WorklistHeader
 from offline_infer.tasks.base import Task
-from offline_infer.tasks.records import MANIFEST, Provenance, ResultRecord, joined, write_manifest
+from offline_infer.tasks.records import Provenance, ResultRecord, joined, manifest_is_current, write_manifest
 from offline_infer.tasks.registry import get_task
 from offline_infer.tasks.reports import CaseOutcome, RunReport, each_case
 from offline_infer.tasks.results import OnExisting, ResultFolder
@@ -181,7 +181,7 @@ def write_run_manifest(
         "seconds": round(report.seconds, 3),
         **report.facts,
     }
-    if not report.failures and all(case.status == "skipped" for case in report.cases) and (output / MANIFEST).exists():
+    if all(case.status == "skipped" for case in report.cases) and manifest_is_current(output):
         return  # everything was done: the manifest is that of the run that did it
     write_manifest(output, facts, [case.to_json() for case in report.cases if case.status == "failed"])
 

@@ -192,7 +192,32 @@ def write_manifest(folder: Path, run: Mapping[str, Any], failed: Sequence[Mappin
         run: facts about the run that ends now.
         failed: outcomes (JSON) of its cases that failed; they have no record.
     """
-    cases = [
+    cases = _recorded_cases(folder)
+    recorded = {case.get("case") for case in cases}
+    cases += [dict(outcome) for outcome in failed if outcome.get("case") not in recorded]
+    write_json(folder / MANIFEST, {"program": "offline_infer", "version": __version__, **run, "cases": cases})
+
+
+def manifest_is_current(folder: Path) -> bool:
+    """Whether the manifest lists the folder's cases as their records say; not so after a run that was killed before it
+    wrote one."""
+    cases = (read_run_record(folder) or {}).get("cases")
+    listed = (
+        [case for case in cases if isinstance(case, dict) and "record" in case] if isinstance(cases, list) else None
+    )
+    recorded: list[dict[str, Any]] = json.loads(json.dumps(_recorded_cases(folder)))
+    return listed == recorded
+
+
+def task_of_results(folder: Path) -> str | None:
+    """Which task's results a folder holds, as its manifest says; None where nothing says so."""
+    task = (read_run_record(folder) or {}).get("task")
+    return task if isinstance(task, str) else None
+
+
+def _recorded_cases(folder: Path) -> list[dict[str, Any]]:
+    """Every complete case of a folder as the manifest lists it."""
+    return [
         {
             **record.outcome,
             "record": {
@@ -204,16 +229,6 @@ def write_manifest(folder: Path, run: Mapping[str, Any], failed: Sequence[Mappin
         for record in RecordBook(folder).all()
         if record.state == "done"
     ]
-    recorded = {case.get("case") for case in cases}
-    cases += [dict(outcome) for outcome in failed if outcome.get("case") not in recorded]
-    write_json(folder / MANIFEST, {"program": "offline_infer", "version": __version__, **run, "cases": cases})
-
-
-def task_of_results(folder: Path) -> str | None:
-    """Which task's results a folder holds, as its manifest says; None where nothing says so."""
-    record = read_run_record(folder) or {}
-    task = record.get("task")
-    return task if isinstance(task, str) else None
 
 
 def _read(path: Path) -> ResultRecord | None:

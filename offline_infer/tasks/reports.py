@@ -14,6 +14,13 @@ from offline_infer.proof.evaluation.pool import reason_of
 
 Status = Literal["done", "skipped", "failed"]
 
+_DISK = {
+    errno.ENOSPC: ("is full", "free some disk"),
+    errno.EDQUOT: ("has no room left for this user", "free some disk or have the quota raised"),
+    errno.EROFS: ("became read-only", "make it writable"),
+}
+"""What no other case would survive either: number -> what happened, and what to do."""
+
 
 @dataclass
 class CaseOutcome:
@@ -153,23 +160,24 @@ def raise_if_fatal(error: Exception, case: str, stage: str) -> None:
     """Raise what is no matter of one case alone.
 
     Raises:
-        DiskBudgetError: the disk is full.
+        DiskBudgetError: the disk is full, or nothing more can be written to it.
         OfflineInferError: any that is no :class:`CaseError`.
     """
-    full = _disk_full(error)
-    if full is not None:
+    refused = _disk_refusal(error)
+    if refused is not None:
+        what, remedy = _DISK[refused.errno or 0]
         raise DiskBudgetError(
-            f"the disk is full while working on case {case} ({full.filename or stage}); free some disk, then give "
+            f"the disk {what} while working on case {case} ({refused.filename or stage}); {remedy}, then give "
             "the same command again: it goes on from there"
         ) from error
     if isinstance(error, OfflineInferError) and not isinstance(error, CaseError):
         raise error
 
 
-def _disk_full(error: BaseException | None) -> OSError | None:
-    """The operating system's word that a disk is full, behind whatever error was made of it."""
+def _disk_refusal(error: BaseException | None) -> OSError | None:
+    """The operating system's word that a disk takes no more, behind whatever error was made of it."""
     while error is not None:
-        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        if isinstance(error, OSError) and error.errno in _DISK:
             return error
         error = error.__cause__
     return None

@@ -22,6 +22,7 @@ from offline_infer.tasks.settings import RunSettings
 OnExisting = Literal["compare", "keep", "overwrite"]
 """``compare``: skip a result that this run would make alike, refuse any other; ``keep``: skip it anyhow."""
 _SHOWN = 3
+_TIME = "%Y-%m-%dT%H:%M:%S%z"
 
 
 class ResultFolder:
@@ -96,7 +97,7 @@ class ResultFolder:
         if others:
             raise UsageError(self._refusal(others), remedy="keep-or-overwrite")
         for record in unfinished:
-            self._book.complete(record)
+            self._complete(record)
         return iter(found)
 
     def _reason(
@@ -160,11 +161,20 @@ class ResultFolder:
                 f"{self._folder} was removed, replaced or unmounted during the run; put it back, then give the same "
                 "command again: it goes on from there"
             )
-        record = ResultRecord(case=case_id, state="writing", provenance=provenance, versions=versions)
+        known = outcome.to_json()  # all that is left of it where this process is killed before the end
+        record = ResultRecord(case=case_id, state="writing", provenance=provenance, versions=versions, outcome=known)
         self._book.begin(record, self.files(case_id)[0])
         yield
-        finished = time.strftime("%Y-%m-%dT%H:%M:%S%z")
+        finished = time.strftime(_TIME)
         self._book.complete(record.model_copy(update={"outcome": outcome.to_json(), "finished": finished}))
+
+    def _complete(self, record: ResultRecord) -> None:
+        """Complete the record of a result that was put in place by a process that was killed then."""
+        file = self.files(record.case)[0]
+        facts = file.stat()
+        outcome = {**record.outcome, "status": "done", "file": file.name, "bytes": facts.st_size}
+        finished = time.strftime(_TIME, time.localtime(facts.st_mtime))
+        self._book.complete(record.model_copy(update={"outcome": outcome, "finished": finished}))
 
     def write(self, result: Any, case_id: str) -> Path:
         """Write a result; returns its main file."""

@@ -17,9 +17,13 @@ from command_line import LIMIT_S, assert_orderly, run, start
 from specimens import tiny_spec, with_graphs, with_outputs
 from staged_samples import write_case
 
+from offline_infer.arithmetic.geometry import ImageGeometry
 from offline_infer.bundles.bundle import save
 from offline_infer.cli import main
-from offline_infer.files import is_partial
+from offline_infer.errors import DiskBudgetError, ImageError
+from offline_infer.files import is_partial, replacing
+from offline_infer.images import write_labels
+from offline_infer.tasks.reports import raise_if_fatal
 
 CASES = 5
 SHAPE = (10, 14, 18)
@@ -101,6 +105,31 @@ def test_a_work_folder_on_a_disk_that_is_too_small_is_refused_before_it_is_fille
     status = run(command("staged", job, small_disk / "rounds", tmp_path / "out"))
     assert_orderly(*status, statuses=(2, 3))
     assert shutil.disk_usage(small_disk).free > 0
+
+
+def write_megabyte(target: Path) -> None:
+    """Write numbers that do not compress, 1.2 MB, in the format of the target's ending."""
+    labels = np.random.default_rng(0).integers(0, 250, (20, 200, 300)).astype(np.uint8)
+    if target.suffix == ".npy":
+        with replacing(target) as temporary, temporary.open("wb") as stream:
+            np.save(stream, labels)
+    elif target.suffix == ".npz":
+        with replacing(target) as temporary:
+            np.savez_compressed(temporary, labels=labels)
+    else:
+        unit = (1.0, 0, 0, 0, 1, 0, 0, 0, 1)
+        write_labels(target, labels, ImageGeometry(labels.shape, (1.0,) * 3, (0.0,) * 3, unit, (1.0,) * 3))
+
+
+@pytest.mark.parametrize("ending", [".nii.gz", ".nii", ".mha", ".nrrd", ".gipl", ".tif", ".npy", ".npz"])
+def test_a_full_disk_is_recognised_behind_a_library_that_does_not_name_it(ending: str, small_disk: Path) -> None:
+    target = small_disk / f"case{ending}"
+    with pytest.raises((ImageError, OSError)) as failed:
+        write_megabyte(target)
+    with pytest.raises(DiskBudgetError, match="the disk is full while working on case a"):
+        raise_if_fatal(failed.value, "a", "predict")
+    assert not target.exists()
+    assert not [path for path in small_disk.iterdir() if is_partial(path)]
 
 
 @pytest.mark.parametrize("name", ["evaluate", "compare", "statistics", "report"])

@@ -1,145 +1,106 @@
-"""SIGKILL at random moments: the same command finishes the job, and its results are those of an undisturbed run.
+"""SIGKILL at chosen moments: the same command finishes the job, and its results are those of an undisturbed run.
 
-One moment a route by default; ``OFFLINE_INFER_KILLS=100 python -m pytest tests/reliability/test_kills.py`` tries a hundred.
+One moment a route by default; ``OFFLINE_INFER_KILLS=100 python -m pytest -s tests/reliability/test_kills.py`` tries a hundred
+on each, those included that need torch or external tools. Half of the moments are file operations, the others any time.
 """
 
 from __future__ import annotations
 
 import os
-import random
+import shutil
 import signal
-import subprocess
-import sys
-import time
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
 import pytest
-import SimpleITK as sitk
-from specimens import tiny_spec, with_graphs, with_outputs
-from staged_samples import write_case
-
-from offline_infer.bundles.bundle import save
-from offline_infer.files import is_partial
+from command_line import LIMIT_S, start
+from kill_routes import ROUTES, Job, Route, digest, finals, half_written, results
+from killing import Moment, Programs, finish, kill_at, moments, programs
 
 KILLS = int(os.environ.get("OFFLINE_INFER_KILLS", "1"))
-PROGRAM = """
-import sys
-from offline_infer.cli import main
-from offline_infer.engines import fake
-fake.register()
-sys.exit(main())
-"""
-SLOW = ["--engine", "fake", "--engine-option", "sleep=0.01", "--quiet"]
-LIMIT_S = 300
 
 
 @pytest.fixture(scope="module")
-def job(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """A bundle and five cases."""
-    folder = tmp_path_factory.mktemp("job")
-    bundle = folder / "bundle"
-    bundle.mkdir()
-    save(with_graphs(with_outputs(tiny_spec()), bundle), bundle)
-    for number in range(5):
-        write_case(folder / "in", f"case_{number}", shape=(14, 18, 22), seed=number)
-    return bundle, folder / "in"
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Programs]:
+    with programs(tmp_path_factory.mktemp("server")) as started:
+        yield started
 
 
-def start(arguments: Sequence[str]) -> subprocess.Popen[bytes]:
-    return subprocess.Popen(
-        [sys.executable, "-c", PROGRAM, *arguments],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        start_new_session=True,
-    )
-
-
-def finish(arguments: Sequence[str]) -> float:
-    """Run to the end, which must be a good one; returns the seconds."""
-    begun = time.monotonic()
-    process = start(arguments)
-    _, told = process.communicate(timeout=LIMIT_S)
-    assert process.returncode == 0, told.decode(errors="replace")
-    return time.monotonic() - begun
-
-
-def kill_at(arguments: Sequence[str], seconds: float) -> None:
-    """Run for a while, then end the program, its workers and its children at once."""
-    process = start(arguments)
-    try:
-        process.communicate(timeout=seconds)
-    except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.communicate()
-
-
-def maps(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in folder.glob("*.nii.gz") if not is_partial(path)}
-
-
-def whole(folder: Path) -> None:
-    """Whatever stands under a final name can be read."""
-    for path in folder.glob("*.nii.gz"):
-        if not is_partial(path):
-            assert np.asarray(sitk.GetArrayViewFromImage(sitk.ReadImage(str(path)))).shape == (14, 18, 22)
-
-
-def commands(route: str, job: tuple[Path, Path], place: Path) -> list[list[str]]:
-    bundle, images = (str(path) for path in job)
-    out, work = str(place / "out"), str(place / "work")
-    if route == "streaming":
-        return [["predict", bundle, images, out, *SLOW]]
-    if route == "rounds":
-        return [["staged", bundle, images, work, out, "--scratch", "3MB", *SLOW]]
-    return [
-        ["preprocess", bundle, images, work, "--quiet"],
-        ["infer", bundle, work, *SLOW],
-        ["postprocess", bundle, work, out, "--quiet"],
-    ]
-
-
-@pytest.mark.parametrize("route", ["streaming", "rounds", "stages"])
+@pytest.mark.parametrize("route", ROUTES, ids=lambda route: route.name)
 def test_a_killed_run_goes_on_and_ends_as_if_nothing_had_happened(
-    route: str, job: tuple[Path, Path], tmp_path: Path
+    route: Route, server: Programs, tmp_path: Path
 ) -> None:
-    seconds = [finish(command) for command in commands(route, job, tmp_path / "undisturbed")]
-    wanted = maps(tmp_path / "undisturbed" / "out")
-    assert len(wanted) == 5
-    draw = random.Random(f"{route} {KILLS}")
-    for number in range(KILLS):
-        place = tmp_path / f"killed_{number}"
-        for command, usual in zip(commands(route, job, place), seconds, strict=True):
-            kill_at(command, draw.uniform(0.05, 1.1) * usual)
-            whole(place / "out")
-            finish(command)
-        assert maps(place / "out") == wanted
+    if route.slow and KILLS == 1:
+        pytest.skip("takes long: set OFFLINE_INFER_KILLS")
+    route.prepare(Job(server, tmp_path))
+    undisturbed = tmp_path / "undisturbed"
+    lengths = []
+    for command in route.commands(tmp_path, undisturbed):
+        seconds = finish(server, command, route.environment)
+        lengths.append((seconds, server.events()))
+    wanted = results(route, undisturbed)
+    assert wanted
+    tried: Counter[str] = Counter()
+    for number, (seconds, events) in enumerate(lengths):
+        share = KILLS if len(lengths) == 1 else max(1, round(KILLS * seconds / sum(length for length, _ in lengths)))
+        for moment in moments(f"{route.name} {number}", share, seconds, events):
+            tried[_kill_and_finish(route, server, tmp_path, wanted, number, moment)] += 1
+    print(f"\n{route.name}: {sum(tried.values())} moments, {dict(tried)}, {lengths}")
 
 
-def test_two_runs_on_one_folder_do_not_corrupt_it(job: tuple[Path, Path], tmp_path: Path) -> None:
-    (command,) = commands("streaming", job, tmp_path)
+def _kill_and_finish(
+    route: Route, server: Programs, root: Path, wanted: dict[str, bytes], step: int, moment: Moment
+) -> str:
+    """Kill one of a route's commands, then give it again; returns how the run had ended."""
+    place = root / "killed"
+    commands = route.commands(root, place)
+    for command in commands[:step]:
+        finish(server, command, route.environment)
+    statuses = [kill_at(server, commands[step], route.environment, moment) for _ in range(1 + moment.again)]
+    assert not half_written(place, wanted, route), moment
+    before = finals(route, place)
+    for command in commands[step:]:
+        finish(server, command, route.environment)
+    after = finals(route, place)
+    redone = {path.name.split(".")[0] for path, stamp in before.items() if after.get(path) != stamp}
+    assert len(redone) <= 1, f"{moment}: {sorted(redone)} were done again"
+    found = results(route, place)
+    assert digest(found) == digest(wanted), moment
+    shutil.rmtree(place)
+    return "killed" if statuses[0] == -signal.SIGKILL else f"ended with {statuses[0]}"
+
+
+def test_two_runs_on_one_folder_do_not_corrupt_it(server: Programs, tmp_path: Path) -> None:
+    route = ROUTES[0]
+    route.prepare(Job(server, tmp_path))
+    (command,) = route.commands(tmp_path, tmp_path)
     first, second = start(command), start(command)
-    told = [process.communicate(timeout=LIMIT_S)[1].decode(errors="replace") for process in (first, second)]
+    told = [process.communicate(timeout=LIMIT_S)[1] for process in (first, second)]
     assert sorted((first.returncode, second.returncode)) in ([0, 0], [0, 2]), told
     if {first.returncode, second.returncode} == {0, 2}:
         assert "another process is writing results" in " ".join(told)
-    finish(command)
-    assert len(maps(tmp_path / "out")) == 5
-    whole(tmp_path / "out")
+    finish(server, command, route.environment)
+    (again,) = route.commands(tmp_path, tmp_path / "alone")
+    finish(server, again, route.environment)
+    assert results(route, tmp_path) == results(route, tmp_path / "alone")
 
 
-def test_an_interrupt_ends_cleanly_and_the_same_command_goes_on(job: tuple[Path, Path], tmp_path: Path) -> None:
-    (command,) = commands("streaming", job, tmp_path)
-    usual = finish(command)
-    for name, number, status in (("int", signal.SIGINT, 130), ("term", signal.SIGTERM, None)):
-        (again,) = commands("streaming", job, tmp_path / name)
-        process = start(again)
-        time.sleep(0.7 * usual)
-        process.send_signal(number)
-        _, told = process.communicate(timeout=LIMIT_S)
-        text = told.decode(errors="replace")
-        assert "Traceback" not in text
-        assert process.returncode in (0, status, -number, 128 + number), text
-        finish(again)
-        assert maps(tmp_path / name / "out") == maps(tmp_path / "out")
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, None)])
+def test_a_signal_ends_cleanly_and_the_same_command_goes_on(
+    number: signal.Signals, status: int | None, server: Programs, tmp_path: Path
+) -> None:
+    route = ROUTES[0]
+    route.prepare(Job(server, tmp_path))
+    (command,) = route.commands(tmp_path, tmp_path / "usual")
+    usual = finish(server, command, route.environment)
+    (again,) = route.commands(tmp_path, tmp_path / "disturbed")
+    pid = server.start(again, route.environment)
+    ended = server.wait(0.5 * usual)
+    if ended is None:
+        os.kill(pid, number)
+        ended = server.wait()
+    assert "Traceback" not in server.said()
+    assert ended in (0, status, -number, 128 + number), server.said()
+    finish(server, again, route.environment)
+    assert results(route, tmp_path / "disturbed") == results(route, tmp_path / "usual")

@@ -252,26 +252,25 @@ def _write_curves(folder: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     for row in rows:
         points = [(f"{name}".replace(" ", "_"), value) for name, value in row["measures"].items() if value is not None]
         if row["attack"] == BASELINE:
-            place = runs.setdefault(_plain(row["dataset"]), [])
-            place += [(f"checkpoints/{name}", row["step"], value) for name, value in points]
+            curves = runs.setdefault(_plain(row["dataset"]), [])
+            curves += [(f"checkpoints/{name}", row["step"], value) for name, value in points]
             pictures.setdefault(_plain(row["dataset"]), []).append(("checkpoints", row["step"], place_of[row["key"]]))
             attacks = {r["attack"] for r in rows if r["attack"] != BASELINE}
         else:
             attacks = {row["attack"]}
         for attack in sorted(attacks):
             run, strength = _plain(f"{row['dataset']}__{row['model']}__{attack}"), int(row["strength"])
-            place = runs.setdefault(run, [])
-            place += [(f"robustness/{name}", strength, value) for name, value in points]
+            curves = runs.setdefault(run, [])
+            curves += [(f"robustness/{name}", strength, value) for name, value in points]
             pictures.setdefault(run, []).append(("robustness", strength, place_of[row["key"]]))
-    if (folder / TENSORBOARD).exists():
-        shutil.rmtree(folder / TENSORBOARD)  # made from the rows; runs of an earlier call would show twice
-    for run, found in runs.items():
-        with EventFile(folder / TENSORBOARD / run) as events:
-            for tag, step, value in found:
-                events.scalar(tag, step, value)
-            for tag, step, source in pictures[run]:
-                for name, png, height, width in pictures_of(source):
-                    events.picture(f"{tag}/{name}", step, png, height, width)
+    with replacing_folder(folder / TENSORBOARD, overwrite=True) as place:  # runs of an earlier call would show twice
+        for run, found in runs.items():
+            with EventFile(place / run) as events:
+                for tag, step, value in found:
+                    events.scalar(tag, step, value)
+                for tag, step, source in pictures[run]:
+                    for name, png, height, width in pictures_of(source):
+                        events.picture(f"{tag}/{name}", step, png, height, width)
 
 
 def _step_of(name: str, position: int) -> int:

@@ -162,6 +162,40 @@ def test_an_image_without_an_answer_is_an_error_in_the_staged_run(bundles: dict[
     assert list(json.loads((out / "pred_label_combined.json").read_text())) == ["p0.png", "p2.png"]
 
 
+@pytest.mark.parametrize("route", ["predict", "postprocess"])
+def test_a_run_killed_before_its_lists_were_written_is_made_good(
+    bundles: dict[str, Path], tmp_path: Path, route: str
+) -> None:
+    """All masks are there, but what the folder says of itself is that of the run before."""
+    source, output, work = tmp_path / "Set", tmp_path / "out", tmp_path / "work"
+    bundle = str(bundles["pad"])
+
+    def run() -> None:
+        if route == "predict":
+            assert main(["predict", bundle, str(source), str(output), "--quiet"]) == 0
+            return
+        assert main(["preprocess", bundle, str(source), str(work), "--quiet"]) == 0
+        assert main(["infer", bundle, str(work), "--quiet"]) == 0
+        assert main(["postprocess", bundle, str(work), str(output), "--quiet"]) == 0
+
+    lists = ("offline_infer_run.json", "pred_label_combined.json")
+    write_pairs(source, [(40, 50)])
+    run()
+    before = {name: (output / name).read_bytes() for name in lists}
+    write_pairs(source, [(40, 50), (30, 60)])
+    run()
+    wanted = {name: json.loads((output / name).read_text()) for name in lists}
+    for name in lists:
+        (output / name).write_bytes(before[name])
+    run()
+    cases = json.loads((output / lists[0]).read_text())["cases"]
+    assert cases == wanted[lists[0]]["cases"]
+    assert json.loads((output / lists[1]).read_text()) == wanted[lists[1]]
+    stamp = (output / lists[0]).stat().st_mtime_ns
+    run()  # complete: the manifest is that of the run before
+    assert (output / lists[0]).stat().st_mtime_ns == stamp
+
+
 def test_evaluate_finds_the_task(bundles: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     source = write_pairs(tmp_path / "Set", [(40, 50), (30, 60)])
     run = ["predict", str(bundles["resize"]), str(source), str(tmp_path / "out"), "--extras", "network", "--quiet"]
