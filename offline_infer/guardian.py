@@ -29,6 +29,11 @@ class Guardian:
         self._lock = threading.Lock()
         self._owner = os.getpid()
 
+    def ready(self) -> None:
+        """Be there before a tool is started, so that no moment is long in which a killed program leaves it running."""
+        with self._lock:
+            self._ensure()
+
     def watch_group(self, group: int) -> None:
         """Kill this process group if the program is killed."""
         self._say({"kill": group})
@@ -47,16 +52,23 @@ class Guardian:
 
     def _say(self, message: dict[str, Any]) -> None:
         with self._lock:
-            if os.getpid() != self._owner:  # after a fork the pipe is the parent's
-                self._process, self._owner = None, os.getpid()
+            self._ensure()
             try:
-                if self._process is None or self._process.poll() is not None:
-                    self._process = _start()
-                assert self._process.stdin is not None
-                self._process.stdin.write(json.dumps(message).encode() + b"\n")
-                self._process.stdin.flush()
+                if self._process is not None and self._process.stdin is not None:
+                    self._process.stdin.write(json.dumps(message).encode() + b"\n")
+                    self._process.stdin.flush()
             except OSError:
-                self._process = None  # without it a killed program leaves its tools to the next run
+                self._process = None
+
+    def _ensure(self) -> None:
+        """Start the guardian unless it runs. Without one, a killed program leaves its tools to the next run."""
+        if os.getpid() != self._owner:  # after a fork the pipe is the parent's
+            self._process, self._owner = None, os.getpid()
+        if self._process is None or self._process.poll() is not None:
+            try:
+                self._process = _start()
+            except OSError:
+                self._process = None
 
 
 GUARDIAN = Guardian()

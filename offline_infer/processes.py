@@ -56,6 +56,7 @@ def start(
         ToolError: it cannot be started.
     """
     log.parent.mkdir(parents=True, exist_ok=True)
+    GUARDIAN.ready()
     with log.open("ab") as stream:
         try:
             process = subprocess.Popen(

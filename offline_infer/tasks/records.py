@@ -202,11 +202,9 @@ def manifest_is_current(folder: Path) -> bool:
     """Whether the manifest lists the folder's cases as their records say; not so after a run that was killed before it
     wrote one."""
     cases = (read_run_record(folder) or {}).get("cases")
-    listed = (
-        [case for case in cases if isinstance(case, dict) and "record" in case] if isinstance(cases, list) else None
-    )
-    recorded: list[dict[str, Any]] = json.loads(json.dumps(_recorded_cases(folder)))
-    return listed == recorded
+    if not isinstance(cases, list):
+        return False
+    return [case for case in cases if isinstance(case, dict) and "record" in case] == _recorded_cases(folder)
 
 
 def task_of_results(folder: Path) -> str | None:

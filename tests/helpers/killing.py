@@ -155,7 +155,7 @@ def kill_at(server: Programs, arguments: Sequence[str], environment: Environment
     assert status in (0, 2, 3, -signal.SIGKILL), f"{moment}: exit status {status}: {said}"
     assert "Traceback" not in said, said
     assert "internal error" not in said, said
-    _all_gone(server, pid)
+    _all_gone(server, pid, str(moment))
     return status
 
 
@@ -166,7 +166,7 @@ def finish(server: Programs, arguments: Sequence[str], environment: Environment)
     status = server.wait()
     assert status == 0, f"{arguments}: exit status {status}: {server.said()}"
     seconds = time.monotonic() - begun
-    _all_gone(server, pid)
+    _all_gone(server, pid, "an undisturbed run")
     return seconds
 
 
@@ -176,7 +176,8 @@ def _kill(server: Programs, pid: int, way: Way) -> None:
         if way == "child" and others:
             os.kill(random.Random(pid).choice(others), signal.SIGKILL)
         elif way == "everything":
-            for other in [pid, *others]:
+            os.kill(pid, signal.SIGSTOP)  # so that it starts nothing more
+            for other in [*server.relatives(pid), pid]:
                 with suppress(ProcessLookupError):
                     os.kill(other, signal.SIGKILL)
         elif way == "stopped":
@@ -191,7 +192,7 @@ def _kill(server: Programs, pid: int, way: Way) -> None:
             os.killpg(pid, signal.SIGKILL)
 
 
-def _all_gone(server: Programs, pid: int, patience_s: float = 30) -> None:
+def _all_gone(server: Programs, pid: int, after: str, patience_s: float = 60) -> None:
     until = time.monotonic() + patience_s
     while left := server.relatives(pid):
         if time.monotonic() > until:
@@ -199,7 +200,7 @@ def _all_gone(server: Programs, pid: int, patience_s: float = 30) -> None:
             for other in left:
                 with suppress(ProcessLookupError):
                     os.kill(other, signal.SIGKILL)
-            raise AssertionError(f"left behind: {told}")
+            raise AssertionError(f"left behind by {after}: {told}")
         time.sleep(0.02)
 
 
