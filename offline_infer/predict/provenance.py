@@ -34,7 +34,12 @@ class Provenances:
             "model": fingerprint(model.spec),
             "graphs": {fold: model.bundle.graph(fold, precision).sha256 for fold in model.folds},
             "compiled": {fold: artefact.sha256 for fold, artefact in compiled.items()},
-            "settings": {**asdict(settings), "options": dict(settings.options), **_first_stage(model, previous_folder)},
+            "settings": {
+                **asdict(settings),
+                "options": dict(settings.options),
+                **_arithmetic(model),
+                **_first_stage(model, previous_folder),
+            },
             "engine": model.engine,
             "device": model.options.device.partition(":")[0],
             # What an artefact computes in was settled when it was compiled.
@@ -67,6 +72,12 @@ class Provenances:
         """Of the program and the engine's library; opens the engine."""
         info = self._model.session_info
         return {"offline_infer": __version__, info.engine: info.version}
+
+
+def _arithmetic(model: Model) -> dict[str, Any]:
+    """An engine option that changes what the network computes in the last digits, where it was given."""
+    way = model.options.extra.get("convolution", "direct")
+    return {} if way == "direct" else {"convolution": way}
 
 
 def _first_stage(model: Model, folder: Path | None) -> dict[str, Any]:

@@ -4,7 +4,8 @@ Three habits of the library are worked around here. Importing it sends a usage e
 its telemetry package is hidden from it. A precision the processor lacks is silently replaced by another one; what was
 compiled is compared with what was asked for. And its instance normalisation is inexact on large tiles, so it is written
 out: see :mod:`offline_infer.engines.openvino.norms` for float32 and :mod:`offline_infer.engines.openvino.bf16_norms` for
-bfloat16, where its statistics stay float32.
+bfloat16, where its statistics stay float32. On request, float32 convolutions are written with fewer multiplications:
+:mod:`offline_infer.engines.openvino.winograd`.
 """
 
 from __future__ import annotations
@@ -42,6 +43,7 @@ from offline_infer.engines.openvino.bf16_norms import VERSION as BF16_NORMS_VERS
 from offline_infer.engines.openvino.bf16_norms import keep_ends_float32, make_norms_float32, rounded_node
 from offline_infer.engines.openvino.norms import VERSION as NORMS_VERSION
 from offline_infer.engines.openvino.norms import make_norms_exact
+from offline_infer.engines.openvino.winograd.choice import Convolutions
 from offline_infer.engines.ports import Port
 from offline_infer.engines.self_test import check_arithmetic
 from offline_infer.errors import BundleError, EngineFailed, EngineUnavailable
@@ -50,6 +52,8 @@ from offline_infer.threads import PerThread
 
 OLDEST = (2025, 0)
 _HINTS = {"fp32": ("f32", "FP32"), "bf16": ("bf16", "BF16"), "fp16": ("f16", "FP16")}
+_OWN_OPTIONS = ("output", "norms", "convolution")
+"""Entries of ``EngineOptions.extra`` that are not the plugin's."""
 _OWN = {
     "INFERENCE_PRECISION_HINT": "precision",
     "INFERENCE_NUM_THREADS": "threads",
@@ -87,8 +91,9 @@ class OpenVinoEngine:
 
         ``options.extra``: ``output`` names the one output that is kept, over ``options.outputs``;
         ``norms`` is ``exact`` (default, in float32 and bfloat16: float32 statistics, summed axis by axis; in bfloat16 the
-        first and last convolutions stay float32 as well) or ``native`` (the plugin's kernel); every other entry is passed
-        on as a property of OpenVINO's CPU plugin.
+        first and last convolutions stay float32 as well) or ``native`` (the plugin's kernel); ``convolution`` is ``direct``
+        (default), or in float32 with exact norms ``f2`` or ``f4`` (wherever that can be) or ``auto`` (where it was measured
+        to pay); every other entry is passed on as a property of OpenVINO's CPU plugin.
 
         Raises:
             EngineUnavailable: OpenVINO, the device, the precision or a property is unavailable.
@@ -108,7 +113,7 @@ class OpenVinoEngine:
 
     def _check_arithmetic(self, options: EngineOptions) -> None:
         """Once for every precision and way of computing; with native norms nothing is kept in float32."""
-        passed_on = {key: value for key, value in options.extra.items() if key not in ("output", "norms")}
+        passed_on = {key: value for key, value in options.extra.items() if key not in _OWN_OPTIONS}
         own = replace(options, cache=None, outputs=(), compiled=(), extra={**passed_on, "norms": "native"})
         key = (own.precision, own.around, own.threads, tuple(sorted(passed_on.items())))
         if key not in self._trusted:
@@ -193,7 +198,8 @@ class OpenVinoSession:
         if int8:  # stands in the graph; everything around it is computed as if it were not there
             options = replace(options, precision=_around(options, capabilities))
         config = _config(options, capabilities)
-        compiled, norms, cache = _compile(ov, core, graph, config, _norms(options), options)
+        convolution = Convolutions(options)
+        compiled, norms, cache = _compile(ov, core, graph, config, _norms(options), convolution, options)
         _check_precision(compiled, options.precision)
         source = _input(compiled.inputs, graph)
         outputs = _outputs(compiled.outputs, output_names, graph)
@@ -216,7 +222,7 @@ class OpenVinoSession:
             norms=norms,
             cache=cache,
             open_seconds=round(time.perf_counter() - start, 3),
-            details={"capabilities": capabilities},
+            details={"capabilities": capabilities, "convolution": convolution.told},
         )
 
     def answer(self, batch: FloatArray) -> dict[str, AnyArray]:
@@ -294,7 +300,7 @@ def _config(options: EngineOptions, capabilities: list[str]) -> dict[str, str]:
             # Pinned threads start at the first core in every process: workers side by side would share those.
             config["ENABLE_CPU_PINNING"] = "NO"
     for key, value in options.extra.items():
-        if key in ("output", "norms"):
+        if key in _OWN_OPTIONS:
             continue
         if key in _OWN:
             raise EngineUnavailable(f"openvino: {key} is set by the option {_OWN[key]}; use that")
@@ -324,7 +330,13 @@ def _norms(options: EngineOptions) -> Norms:
 
 
 def _compile(
-    ov: Any, core: Any, graph: Path, config: Mapping[str, str], norms: Norms, options: EngineOptions
+    ov: Any,
+    core: Any,
+    graph: Path,
+    config: Mapping[str, str],
+    norms: Norms,
+    convolutions: Convolutions,
+    options: EngineOptions,
 ) -> tuple[Any, Norms, CacheUse]:
     """The compiled graph, its norms, and what the cache did.
 
@@ -334,15 +346,19 @@ def _compile(
     cache, unusable = open_cache(options.cache, shared=options.shared_cache)
     if cache is None:
         use = CacheUse("off") if unusable is None else CacheUse("not stored", unusable)
-        return *_compile_afresh(ov, core, graph, config, norms), use
-    facts = _facts(ov, core, graph, config, norms)
+        return *_compile_afresh(ov, core, graph, config, norms, convolutions), use
+    machine = _machine_facts(ov, core, config)
+    facts = {**machine, "graph": digest_of(graph), "norms": _norms_fact(norms), "convolution": convolutions.fact}
+    convolutions.remember(cache, machine, facts)
     blob = cache.read(facts)
     if blob is not None:
         try:
-            return core.import_model(io.BytesIO(blob), "CPU", dict(config)), norms, CacheUse("hit")
+            imported = core.import_model(io.BytesIO(blob), "CPU", dict(config))
+            convolutions.recall()
+            return imported, norms, CacheUse("hit")
         except RuntimeError:
             pass  # another build wrote it although the facts agree; it is compiled again below
-    compiled, made = _compile_afresh(ov, core, graph, config, norms)
+    compiled, made = _compile_afresh(ov, core, graph, config, norms, convolutions)
     if made != norms:
         return compiled, made, CacheUse("not stored", "the norms are not those that were asked for")
     try:
@@ -353,7 +369,9 @@ def _compile(
     return compiled, made, CacheUse("stored")
 
 
-def _compile_afresh(ov: Any, core: Any, graph: Path, config: Mapping[str, str], norms: Norms) -> tuple[Any, Norms]:
+def _compile_afresh(
+    ov: Any, core: Any, graph: Path, config: Mapping[str, str], norms: Norms, convolutions: Convolutions
+) -> tuple[Any, Norms]:
     """The compiled graph, and its norms: as asked for, or native with the reason."""
     model = _read(ov, graph)
     half = config["INFERENCE_PRECISION_HINT"] != _HINTS["fp32"][0]
@@ -363,6 +381,7 @@ def _compile_afresh(ov: Any, core: Any, graph: Path, config: Mapping[str, str], 
     except (RuntimeError, AttributeError, TypeError) as error:
         # Such errors come from marking nodes as float32, which needs more of OpenVINO than its documented interface.
         model, norms = _read(ov, graph), Norms("native", telling_line(error))
+    convolutions.rewrite(ov, core, model, config)
     if norms.mode == "exact":
         left = make_norms_exact(model)
         norms = Norms("native", _open_sizes(left)) if left else norms
@@ -407,17 +426,19 @@ def _read(ov: Any, graph: Path) -> Any:
     return model
 
 
-def _facts(ov: Any, core: Any, graph: Path, config: Mapping[str, str], norms: Norms) -> dict[str, Any]:
-    """Everything a compiled graph depends on."""
+def _machine_facts(ov: Any, core: Any, config: Mapping[str, str]) -> dict[str, Any]:
+    """Everything a compiled graph depends on besides the graph and how it is rewritten."""
     return {
         "engine": "openvino",
-        "graph": digest_of(graph),
         "openvino": str(ov.__version__),
         "processor": str(core.get_property("CPU", "FULL_DEVICE_NAME")),
         "capabilities": sorted(str(item) for item in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")),
         "config": dict(sorted(config.items())),
-        "norms": f"{norms.mode} {NORMS_VERSION} {BF16_NORMS_VERSION}",
     }
+
+
+def _norms_fact(norms: Norms) -> str:
+    return f"{norms.mode} {NORMS_VERSION} {BF16_NORMS_VERSION}"
 
 
 def _check_precision(compiled: Any, precision: str) -> None:

@@ -1,0 +1,93 @@
+"""Which convolutions of a graph are computed with fewer multiplications: all that can be, or those where it was measured to pay."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from offline_infer.engines.openvino.winograd.cut import Cut
+from offline_infer.engines.openvino.winograd.layers import Layer
+from offline_infer.engines.openvino.winograd.transforms import OUTPUTS
+
+PART_BYTES = 4 << 20
+"""Largest part of a tensor: about a dozen of them are in use at a time and should stay in the processor's cache."""
+FEWEST_PARTS = 32
+"""Of the longest tensor. Those of deeper stages have fewer: half, a quarter."""
+FEWEST_CHANNELS = 8
+"""Of an input. With fewer the transforms cost as much as the products."""
+LEAST_GFLOP = 50.0
+"""Of all layers of a graph that may be chosen by measuring: with less, the longer opening is not earned back."""
+LEAST_GAIN = 1.15
+"""Of a stage by measuring. What a layer gains is partly lost again where the stage begins and ends."""
+
+Seconds = Mapping[int, float]
+"""Measured time of a layer by m; 0 is the direct convolution."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is rewritten.
+
+    Attributes:
+        chosen: m of each layer that is not direct, by name.
+        layers: all that were looked at, by name.
+        cuts: by axis.
+    """
+
+    chosen: Mapping[str, int]
+    layers: Mapping[str, Layer]
+    cuts: Mapping[int, Cut]
+
+    def __str__(self) -> str:
+        counts = [f"{list(self.chosen.values()).count(m)} F({m},3)" for m in OUTPUTS if m in self.chosen.values()]
+        return ", ".join(counts) + f" of {len(self.layers)} layers" if counts else "direct"
+
+
+def fixed_plan(layers: Sequence[Layer], m: int) -> Plan:
+    """Every layer that can be F(m, 3)."""
+    cuts = _cuts(layers)
+    chosen = {layer.name: m for layer in layers if m in _possible(layer, cuts)}
+    return Plan(chosen, {layer.name: layer for layer in layers}, cuts)
+
+
+def measured_plan(layers: Sequence[Layer], measure: Callable[[Layer, Cut, Sequence[int]], Seconds]) -> Plan:
+    """Stage by stage the fastest way, where it is faster than the direct one by :data:`LEAST_GAIN`.
+
+    Args:
+        measure: gives a layer's times for the m that are asked for and for 0.
+    """
+    cuts = _cuts(layers)
+    possible = {layer.name: ways for layer in layers if (ways := _possible(layer, cuts))}
+    worth = sum(layer.gflop for layer in layers if layer.name in possible) >= LEAST_GFLOP
+    stages: dict[object, list[tuple[Layer, Seconds]]] = defaultdict(list)
+    for layer in layers if worth else ():
+        if layer.name in possible:
+            stages[layer.stage].append((layer, measure(layer, cuts[layer.axis], possible[layer.name])))
+    chosen: dict[str, int] = {}
+    for timed in stages.values():
+        best = {layer.name: min(set(times) - {0}, key=times.__getitem__) for layer, times in timed}
+        gain = sum(times[0] for _, times in timed) / sum(times[best[layer.name]] for layer, times in timed)
+        if gain >= LEAST_GAIN:
+            chosen.update(best)
+    return Plan(chosen, {layer.name: layer for layer in layers}, cuts)
+
+
+def _cuts(layers: Sequence[Layer]) -> dict[int, Cut]:
+    """One cut for every axis, so that parts fit from stage to stage: the deepest within the two limits on parts."""
+    found = {}
+    for axis in {layer.axis for layer in layers}:
+        along = [layer for layer in layers if layer.axis == axis and layer.shape[1] >= FEWEST_CHANNELS]
+        largest = max((layer.plane_bytes for layer in along), default=PART_BYTES)
+        most = max((layer.shape[axis] for layer in along), default=1)
+        depth = 1
+        while 2 * depth * largest <= PART_BYTES and most % (2 * depth) == 0 and most >= 2 * depth * FEWEST_PARTS:
+            depth *= 2
+        found[axis] = Cut(axis, depth)
+    return found
+
+
+def _possible(layer: Layer, cuts: Mapping[int, Cut]) -> list[int]:
+    """The m that a layer can be computed with."""
+    parts = cuts[layer.axis].parts_of(layer.shape[layer.axis])
+    return [m for m in OUTPUTS if layer.shape[1] >= FEWEST_CHANNELS and parts >= m]
