@@ -10,7 +10,7 @@ from offline_infer.engines.openvino.winograd.cut import Cut
 from offline_infer.engines.openvino.winograd.layers import Layer
 from offline_infer.engines.openvino.winograd.transforms import OUTPUTS
 
-PART_BYTES = 4 << 20
+PART_BYTES = 8 << 20
 """Largest part of a tensor: about a dozen of them are in use at a time and should stay in the processor's cache."""
 FEWEST_PARTS = 32
 """Of the longest tensor. Those of deeper stages have fewer: half, a quarter."""
