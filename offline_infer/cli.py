@@ -74,6 +74,7 @@ GROUPS: tuple[tuple[str, tuple[tuple[str, str], ...]], ...] = (
         "models of one's own, and robustness",
         (
             ("init", "offline-infer init my_model"),
+            ("model-options", "offline-infer model-options my_model"),
             ("adopt", "offline-infer adopt model.onnx --task image -o bundle"),
             ("sweep", "offline-infer sweep bundle --references datasets.json --grid grid.json -o sweep"),
         ),

@@ -134,19 +134,23 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", choices=list(ARCHITECTURES), default=list(ARCHITECTURES))
     parser.add_argument("-o", "--output", type=Path)
     options = parser.parse_args()
-    rows: dict[str, Any] = {}
+    packages = ("torch", "segmentation_models_pytorch", "timm", "onnxruntime", "openvino")
+    result: dict[str, Any] = {
+        "versions": {name: importlib.metadata.version(name) for name in packages},
+        "edge": options.edge,
+        "models": {},
+    }
     with tempfile.TemporaryDirectory() as temporary:
         photos = draw(Path(temporary) / "photos")
         for name in options.only:
             try:
-                rows[name] = compare(name, ARCHITECTURES[name], options.edge, photos, Path(temporary))
+                row = compare(name, ARCHITECTURES[name], options.edge, photos, Path(temporary))
             except Exception as error:  # the table says what does not work
-                rows[name] = {"encoder": ARCHITECTURES[name], "failed": f"{type(error).__name__}: {error}"[:300]}
-            print(name, json.dumps({key: value for key, value in rows[name].items() if key != "export"}), flush=True)
-    packages = ("torch", "segmentation_models_pytorch", "timm", "onnxruntime", "openvino")
-    versions = {package: importlib.metadata.version(package) for package in packages}
-    if options.output:
-        options.output.write_text(json.dumps({"versions": versions, "edge": options.edge, "models": rows}, indent=1))
+                row = {"encoder": ARCHITECTURES[name], "failed": f"{type(error).__name__}: {error}"[:300]}
+            result["models"][name] = row
+            print(name, json.dumps({key: value for key, value in row.items() if key != "export"}), flush=True)
+            if options.output:
+                options.output.write_text(json.dumps(result, indent=1) + "\n")
 
 
 if __name__ == "__main__":

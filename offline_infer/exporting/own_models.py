@@ -16,12 +16,9 @@ from __future__ import annotations
 
 import importlib.util
 import inspect
-import json
 import sys
 import types
-import typing
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, overload
 
@@ -39,7 +36,6 @@ WEIGHT_KEYS = ("model", "state_dict", "model_state_dict", "network_weights")
 
 _MARK = "__offline_infer_model__"
 _Class = TypeVar("_Class", bound=type)
-_TRUE, _FALSE = ("true", "yes", "on", "1"), ("false", "no", "off", "0")
 
 
 @overload
@@ -54,45 +50,6 @@ def register_model(cls: _Class | None = None, *, name: str | None = None) -> Any
         return marked
 
     return mark if cls is None else mark(cls)
-
-
-@dataclass(frozen=True)
-class ConstructorOption:
-    """One argument of a model's constructor.
-
-    Attributes:
-        name: of the argument.
-        kind: ``int``, ``float``, ``bool``, ``str`` or ``json`` (anything else, written as JSON).
-        required: it has no default.
-        default: of the constructor.
-        optional: ``none`` stands for None.
-    """
-
-    name: str
-    kind: str
-    required: bool
-    default: Any = None
-    optional: bool = False
-
-    def parse(self, text: str) -> Any:
-        """A value from the command line.
-
-        Raises:
-            UsageError: not a value of this kind.
-        """
-        if self.optional and text.lower() == "none":
-            return None
-        try:
-            if self.kind == "bool":
-                if text.lower() not in (*_TRUE, *_FALSE):
-                    raise ValueError(text)
-                return text.lower() in _TRUE
-            if self.kind == "json":
-                return json.loads(text)
-            return {"int": int, "float": float, "str": str}[self.kind](text)
-        except (ValueError, RecursionError) as error:
-            legal = "true or false" if self.kind == "bool" else f"a value of type {self.kind}"
-            raise UsageError(f"model option {self.name}={text!r}: expected {legal}") from error
 
 
 def load_model_class(path: Path, name: str | None = None) -> type[nn.Module]:
@@ -132,41 +89,6 @@ def load_model_class(path: Path, name: str | None = None) -> type[nn.Module]:
     raise UsageError(
         f"{file}: registers no model; put @register_model before the class, or say which class it is ({found or 'none'})"
     )
-
-
-def constructor_options(cls: type) -> tuple[ConstructorOption, ...]:
-    """The arguments of a class's constructor, in order; ``*args`` and ``**kwargs`` are left out."""
-    try:
-        hints = typing.get_type_hints(cls.__init__)  # type: ignore[misc]
-    except Exception:  # annotations may name what is not there at run time
-        hints = {}
-    options = []
-    for parameter in list(inspect.signature(cls.__init__).parameters.values())[1:]:  # type: ignore[misc]
-        if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
-            continue
-        missing = parameter.default is parameter.empty
-        default = None if missing else parameter.default
-        annotation = hints.get(parameter.name, type(default) if default is not None else str)
-        kind, optional = _kind(annotation)
-        options.append(ConstructorOption(parameter.name, kind, missing, default, optional))
-    return tuple(options)
-
-
-def constructor_arguments(cls: type, given: Mapping[str, str]) -> dict[str, Any]:
-    """Arguments for a class's constructor from ``name=value`` texts.
-
-    Raises:
-        UsageError: an unknown name, a wrong value, or a required argument that was not given.
-    """
-    options = {option.name: option for option in constructor_options(cls)}
-    unknown = sorted(set(given) - set(options))
-    if unknown:
-        legal = ", ".join(f"{option.name} ({option.kind})" for option in options.values()) or "none"
-        raise UsageError(f"{cls.__name__} has no option {', '.join(unknown)}; it has: {legal}")
-    missing = [option.name for option in options.values() if option.required and option.name not in given]
-    if missing:
-        raise UsageError(f"{cls.__name__} needs the options {', '.join(missing)}")
-    return {name: options[name].parse(text) for name, text in given.items()}
 
 
 def load_checkpoint(network: nn.Module, path: Path) -> None:
@@ -238,16 +160,6 @@ def _execute(file: Path) -> types.ModuleType:
     return module
 
 
-def _kind(annotation: Any) -> tuple[str, bool]:
-    """(kind of option, whether None is legal) of an annotation."""
-    arguments = typing.get_args(annotation)
-    if typing.get_origin(annotation) in (typing.Union, types.UnionType):
-        real = [argument for argument in arguments if argument is not type(None)]
-        optional = len(real) < len(arguments)
-        return (_kind(real[0])[0] if len(real) == 1 else "json"), optional
-    return {bool: "bool", int: "int", float: "float", str: "str"}.get(annotation, "json"), False
-
-
 def _demanded(network: nn.Module) -> dict[str, Callable[[Any], Any]]:
     """Name of an argument -> what makes it of the image."""
     import torch
@@ -309,10 +221,34 @@ def _outputs(result: Any, batch: int) -> Any:
     return tuple(found)
 
 
+def build(cls: type[nn.Module], arguments: Mapping[str, Any]) -> nn.Module:
+    """A network of a class.
+
+    Raises:
+        ExportError: its constructor raises, with what it says.
+    """
+    try:
+        return cls(**arguments)
+    except Exception as error:  # somebody else's code
+        told = ", ".join(f"{name}={value!r}" for name, value in arguments.items())
+        raise ExportError(f"{cls.__name__}({told}) cannot be made ({type(error).__name__}: {error})") from error
+
+
 def output_names(network: nn.Module, image: Any) -> tuple[str, ...]:
-    """``mask`` and ``score``, as far as the network (:func:`inference_network`) gives them."""
+    """``mask`` and ``score``, as far as the network (:func:`inference_network`) gives them.
+
+    Raises:
+        ExportError: it fails on the image, or returns something else.
+    """
     import torch
 
-    with torch.no_grad():
-        outputs = network(image)
+    try:
+        with torch.no_grad():
+            outputs = network(image)
+    except ExportError:
+        raise
+    except Exception as error:  # somebody else's code
+        size = " x ".join(str(size) for size in reversed(image.shape[2:]))
+        said = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+        raise ExportError(f"forward fails on an image of {size} pixels ({said}); does it need another size?") from error
     return tuple("mask" if output.dim() == 4 else "score" for output in outputs)

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 import pytest
 from own_model_samples import write_model
 
 from offline_infer.errors import CheckpointError, ExportError, UsageError
+from offline_infer.exporting.constructor_options import constructor_arguments, constructor_options
 from offline_infer.exporting.own_models import (
-    constructor_arguments,
-    constructor_options,
+    build,
     inference_network,
     load_checkpoint,
     load_model_class,
@@ -57,8 +58,8 @@ def test_constructor_arguments_are_options(tmp_path: Path) -> None:
     }
     for given, message in (
         ({"label": "perhaps"}, "true or false"),
-        ({"gains": "1"}, "gain \\(float\\)"),
-        ({"gain": "x"}, "float"),
+        ({"gains": "1"}, "gain: a number \\(default 4.0\\)"),
+        ({"gain": "x"}, "a number"),
     ):
         with pytest.raises(UsageError, match=message):
             constructor_arguments(cls, given)
@@ -122,3 +123,35 @@ def test_what_inference_cannot_give_is_named() -> None:
 
     with pytest.raises(ExportError, match="qtables"):
         inference_network(Model())
+
+
+def test_options_say_what_is_legal() -> None:
+    class Model(torch.nn.Module):
+        def __init__(
+            self, own_param: int, pool: Literal["max", "mean"] = "max", pre_trained: str | None = None
+        ) -> None:
+            super().__init__()
+
+    told = [option.described() for option in constructor_options(Model)]
+    assert told == [
+        "own_param: a whole number (required)",
+        "pool: max or mean (default max)",
+        "pre_trained: text, or none (default none)",
+    ]
+    given = {"own_param": "3", "pool": "mean"}
+    assert constructor_arguments(Model, given) == {"own_param": 3, "pool": "mean"}
+    with pytest.raises(UsageError, match="max or mean"):
+        constructor_arguments(Model, {**given, "pool": "sum"})
+
+
+def test_somebody_elses_code_that_fails_is_quoted() -> None:
+    class Model(torch.nn.Module):
+        def __init__(self, path: str = "nothing.pth") -> None:
+            super().__init__()
+            raise FileNotFoundError(path)
+
+    with pytest.raises(ExportError, match=r"Model\(path='x'\) cannot be made \(FileNotFoundError: x\)"):
+        build(Model, {"path": "x"})
+    network = inference_network(torch.nn.Conv2d(4, 1, 3))
+    with pytest.raises(ExportError, match="forward fails on an image of 7 x 6 pixels"):
+        output_names(network, torch.zeros(1, 3, 6, 7))

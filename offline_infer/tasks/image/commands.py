@@ -1,4 +1,4 @@
-"""Commands that only image models have: init and sweep."""
+"""Commands that only image models have: init, model-options and sweep."""
 
 from __future__ import annotations
 
@@ -26,6 +26,43 @@ def init(options: argparse.Namespace, context: CommandContext) -> dict[str, Any]
     written = make_scaffold(options.folder, force=options.force)
     context.say(*(str(path) for path in written), f"next: sh {options.folder / 'run.sh'}")
     return {"files": [str(path) for path in written]}
+
+
+def add_model_options_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of ``model-options``."""
+    parser.add_argument(
+        "model", type=Path, help="Python file with a model, or a folder with mymodel.py; it is executed"
+    )
+    parser.add_argument("--model", dest="name", metavar="NAME", help="the class, where the file has several")
+
+
+def model_options(options: argparse.Namespace, context: CommandContext) -> dict[str, Any]:
+    """``offline-infer model-options``."""
+    from offline_infer.exporting.constructor_options import constructor_options
+    from offline_infer.exporting.own_models import load_model_class
+    from offline_infer.exporting.torch_export import import_torch
+
+    import_torch()
+    found = constructor_options(cls := load_model_class(options.model, options.name))
+    context.say(
+        f"{cls.__name__}: give these to export, each as --set NAME=VALUE"
+        if found
+        else f"{cls.__name__} has no options",
+        *(f"  {option.described()}" for option in found),
+    )
+    return {
+        "model": cls.__name__,
+        "options": [
+            {
+                "name": option.name,
+                "kind": option.kind,
+                "required": option.required,
+                "default": None if option.required else repr(option.default),
+                "choices": list(option.choices),
+            }
+            for option in found
+        ],
+    }
 
 
 def add_sweep_arguments(parser: argparse.ArgumentParser) -> None:
@@ -82,6 +119,12 @@ def sweep(options: argparse.Namespace, context: CommandContext) -> dict[str, Any
 COMMANDS: tuple[TaskCommand, ...] = (
     TaskCommand(
         "init", "make a folder for an image model of one's own, with a script that runs", add_init_arguments, init
+    ),
+    TaskCommand(
+        "model-options",
+        "list the arguments of the constructor of a model of one's own: names, types, defaults",
+        add_model_options_arguments,
+        model_options,
     ),
     TaskCommand(
         "sweep",

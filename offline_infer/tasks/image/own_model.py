@@ -67,8 +67,9 @@ def export_own_model(
         CheckpointError: the weights do not fit.
         ExportError: the graph could not be made, or does not give the model's answer.
     """
+    from offline_infer.exporting.constructor_options import constructor_arguments
     from offline_infer.exporting.own_models import (
-        constructor_arguments,
+        build,
         inference_network,
         load_checkpoint,
         load_model_class,
@@ -78,7 +79,7 @@ def export_own_model(
 
     torch = import_torch()
     cls = load_model_class(model.code, model.name)
-    network = cls(**constructor_arguments(cls, model.arguments))
+    network = build(cls, constructor_arguments(cls, model.arguments))
     load_checkpoint(network, model.checkpoint)
     wrapped = inference_network(network)
     probes = probe_images(model)
