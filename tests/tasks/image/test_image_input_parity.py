@@ -20,7 +20,7 @@ from offline_infer.tasks.image.network_input import normalize_into
 from offline_infer.tasks.image.spec import ImageSpec, MaskOutput
 
 pytestmark = pytest.mark.parity
-RUNS = [("setA", "resize", 128), ("setA", "pad", 256), ("listA", "resize", 128)]
+RUNS = [("setA", "resize", "128"), ("setA", "pad", "256"), ("listA", "resize", "128"), ("setA", "resize", "128_edge7")]
 Run = tuple[Path, ImageSpec, list[dict[str, Any]], Path]
 
 
@@ -29,7 +29,8 @@ def run(request: pytest.FixtureRequest, goldens: Path) -> Run:
     name, mode, edge = request.param
     folder = goldens / "images" / "expected" / "inputs" / f"{name}_{mode}{edge}"
     items = json.loads((folder / "index.json").read_text())["items"]
-    spec = image_spec(height=edge, width=edge, geometry=mode, mask=MaskOutput(name="mask"))
+    pixels = int(edge.partition("_")[0])
+    spec = image_spec(height=pixels, width=pixels, geometry=mode, mask=MaskOutput(name="mask"))
     return folder, spec, items, goldens / "images" / "data"
 
 
