@@ -13,11 +13,14 @@ from typing import TYPE_CHECKING, Any
 from offline_infer.commands.printable import printable
 from offline_infer.commands.remedies import advise
 from offline_infer.errors import UsageError
-from offline_infer.events import Sink, silent
+from offline_infer.events import Event, Sink, silent
 
 if TYPE_CHECKING:
     from offline_infer.bundles.bundle import Bundle
+    from offline_infer.images.cases import CaseList
     from offline_infer.predict.model import Model
+    from offline_infer.spec import BundleSpec
+    from offline_infer.tasks.base import Task
     from offline_infer.tasks.results import OnExisting
     from offline_infer.tasks.settings import RunSettings
     from offline_infer.workflow import Outcome
@@ -245,6 +248,18 @@ def assignments(texts: list[str]) -> dict[str, str]:
             raise UsageError(f"--set {text!r}: expected NAME=VALUE, each name once")
         given[name] = value
     return given
+
+
+def listed_cases(task: Task, source: Path, spec: BundleSpec, sink: Sink) -> CaseList:
+    """The cases of an input that must exist; what was resolved while listing them is told before any work.
+
+    Raises:
+        UsageError: the input does not exist, or holds no case.
+    """
+    found = task.list_cases(existing(source), spec)
+    for text in found.notes:
+        sink(Event("note", "list", data={"text": text}))
+    return found
 
 
 def existing(path: Path) -> Path:

@@ -19,6 +19,7 @@ from offline_infer.commands.common import (
     command,
     device_list,
     existing,
+    listed_cases,
     on_existing,
     open_model,
     readers,
@@ -163,7 +164,7 @@ def predict(options: argparse.Namespace) -> dict[str, Any]:
     if options.tuned:
         _tune(options)
     with readers(options), open_model(options) as model:
-        found = model.task.list_cases(existing(source), model.spec)
+        found = listed_cases(model.task, source, model.spec, sink)
         if found.cases:
             _verify(options, model, found.cases, sink)
         settings = run_settings(options, options.save_probabilities)

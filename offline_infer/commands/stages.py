@@ -22,6 +22,7 @@ from offline_infer.commands.common import (
     command,
     device_list,
     existing,
+    listed_cases,
     on_existing,
     open_model,
     readers,
@@ -152,7 +153,8 @@ def preprocess(options: argparse.Namespace) -> dict[str, Any]:
     from offline_infer.tasks.registry import get_task
 
     bundle = open_bundle(existing(options.bundle))
-    found = get_task(bundle.spec.task).list_cases(existing(options.input), bundle.spec)
+    sink = sink_for(options)
+    found = listed_cases(get_task(bundle.spec.task), options.input, bundle.spec, sink)
     job = PreprocessJob(
         found.cases,
         options.work,
@@ -163,7 +165,7 @@ def preprocess(options: argparse.Namespace) -> dict[str, Any]:
         threads=options.threads,
     )
     with readers(options):
-        report = preprocess_stage(bundle.spec, job, run_settings(options), sink_for(options))
+        report = preprocess_stage(bundle.spec, job, run_settings(options), sink)
     return _stage_result(options, report)
 
 
@@ -241,7 +243,7 @@ def staged(options: argparse.Namespace) -> dict[str, Any]:
 
     bundle = open_bundle(existing(options.bundle))
     spec, sink, folds = bundle.spec, sink_for(options), chosen_folds(options, bundle)
-    found = get_task(spec.task).list_cases(existing(options.input), spec)
+    found = listed_cases(get_task(spec.task), options.input, spec, sink)
     with ExitStack() as stack:
         if options.tool:
             runner = DeviceRunner(bundle, **_tool_settings(options))

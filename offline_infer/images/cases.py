@@ -41,10 +41,14 @@ class CaseFiles:
 
 @dataclass(frozen=True)
 class CaseList:
-    """Usable cases in natural order (``liver_3`` before ``liver_12``), and case -> reason for the unusable ones."""
+    """Usable cases in natural order (``liver_3`` before ``liver_12``), and case -> reason for the unusable ones.
+
+    ``notes``: what was resolved on the way and a person should know, a sentence each.
+    """
 
     cases: tuple[CaseFiles, ...]
     problems: dict[str, str] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -199,7 +199,10 @@ def _folder(folder: Path, pair_by: str, strict: bool) -> list[_Pair]:
 
 def _images_in(folder: Path) -> list[Path]:
     try:
-        paths = [path for path in folder.iterdir() if not path.name.startswith(".") and not path.is_dir()]
+        # A link that leads nowhere is named when its turn comes; pipes and devices are no images.
+        paths = [
+            path for path in folder.iterdir() if not path.name.startswith(".") and (path.is_file() or not path.exists())
+        ]
     except OSError as error:
         raise UsageError(f"{folder}: cannot be listed ({error.strerror or error})") from error
     images = [path for path in paths if path.suffix.lower() in ENDINGS]
@@ -259,9 +262,9 @@ def _listed(file: Path, value: Any) -> list[_Pair]:
         image, mask = entry
         place = _resolved(file, image)
         reference = None if mask == NEGATIVE else _resolved(file, mask)
-        if place is None:
+        if place is None or not place.is_file():
             missing.append(f"entry {number}: {image}")
-        if mask != NEGATIVE and reference is None:
+        if mask != NEGATIVE and (reference is None or not reference.is_file()):
             hint = (
                 f" (write {NEGATIVE!r} with a capital N for an authentic image)" if mask.lower() == "negative" else ""
             )
@@ -269,8 +272,8 @@ def _listed(file: Path, value: Any) -> list[_Pair]:
         pairs.append(_Pair(place or Path(image), reference, mask == NEGATIVE))
     if missing:
         raise UsageError(
-            f"{file}: lists {len(missing)} files that do not exist: {_shortened(missing)}; relative paths start at the "
-            "list's own folder, or else at the working directory"
+            f"{file}: lists {len(missing)} files that do not exist or are no files: {_shortened(missing)}; "
+            "relative paths start at the list's own folder, or else at the working directory"
         )
     return pairs
 

@@ -74,7 +74,8 @@ class ImageTask:
 
     def list_cases(self, source: Path, spec: ImageSpec) -> CaseList:
         sets = find_sets(source)
-        return CaseList(tuple(CaseFiles(item.stem, (item.image,)) for one in sets for item in one.items))
+        cases = tuple(CaseFiles(item.stem, (item.image,)) for one in sets for item in one.items)
+        return CaseList(cases, notes=tuple(note for one in sets for note in one.notes))
 
     def sources(self, case: CaseFiles, spec: ImageSpec, previous_folder: Path | None) -> tuple[Path, ...]:
         return tuple(case.channels)

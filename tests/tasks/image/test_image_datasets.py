@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -120,6 +121,18 @@ def test_one_image_a_bare_folder_and_an_empty_one(tmp_path: Path) -> None:
         find_sets(tmp_path / "empty")
     with pytest.raises(UsageError, match="does not exist"):
         find_sets(tmp_path / "nowhere")
+
+
+def test_pipes_and_folders_are_no_images(tmp_path: Path) -> None:
+    """Opening a pipe would wait for ever."""
+    save(tmp_path / "Set" / "a.png", photo(4, 5))
+    os.mkfifo(tmp_path / "Set" / "pipe.png")
+    (tmp_path / "Set" / "folder.png").mkdir()
+    (one,) = find_sets(tmp_path / "Set")
+    assert [item.name for item in one.items] == ["a.png"]
+    for name in ("pipe.png", "folder.png"):
+        with pytest.raises(UsageError, match=f"are no files: entry 0: Set/{name}"):
+            find_sets(write_list(tmp_path / "l.json", [(f"Set/{name}", "Negative")]))
 
 
 def test_a_mask_of_another_size_is_named(tmp_path: Path) -> None:

@@ -215,11 +215,15 @@ def test_evaluate_finds_the_task(bundles: dict[str, Path], tmp_path: Path, capsy
         assert f"pixel-level F1 [{summary['protocol']['name']}]" in page
 
 
-def test_equal_names_in_a_list_stay_apart(bundles: dict[str, Path], tmp_path: Path) -> None:
+def test_equal_names_in_a_list_stay_apart(
+    bundles: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     for name in ("x/a.png", "y/a.png", "x/b.jpg", "x/b.png"):
         save(tmp_path / name, photo(40, 50, len(name)))
     listed = write_list(tmp_path / "l.json", [(n, "Negative") for n in ("x/a.png", "y/a.png", "x/b.jpg", "x/b.png")])
-    assert main(["predict", str(bundles["resize"]), str(listed), str(tmp_path / "out"), "--quiet"]) == 0
+    assert main(["predict", str(bundles["resize"]), str(listed), str(tmp_path / "out")]) == 0
+    said = capsys.readouterr().err
+    assert said.index("its results are called 'b_jpg'") < said.index("x_a: done")  # before any work
     assert len(list((tmp_path / "out" / "pred").glob("*.png"))) == 4
     assert list(json.loads((tmp_path / "out" / "pred_label_combined.json").read_text())) == [
         "b.jpg",
