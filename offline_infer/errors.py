@@ -34,6 +34,7 @@ from urllib.parse import quote, unquote
 
 RemedyCode = Literal[
     "accumulate-float32",
+    "adopt-outputs",
     "allow-unlisted-chip",
     "compile-for-chip",
     "compile-wider",

@@ -18,9 +18,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
+import psutil
+
 from offline_infer.errors import EngineUnavailable, ToolError, UsageError
 from offline_infer.guardian import GUARDIAN
 
+FOLDER_VARIABLE = "OFFLINE_INFER_TOOL_FOLDER"
+"""In a tool's environment: the folder it was started in, by which a later run knows one that was left running."""
 UMASK = 0o027
 """Newer Ascend tools refuse models and inputs that others may write."""
 
@@ -62,7 +66,7 @@ def start(
             process = subprocess.Popen(
                 list(command),
                 cwd=cwd,
-                env=dict(environment) if environment is not None else None,
+                env={**(environment if environment is not None else os.environ), FOLDER_VARIABLE: str(cwd.absolute())},
                 stdin=subprocess.DEVNULL,
                 stdout=stream,
                 stderr=subprocess.STDOUT,
@@ -94,6 +98,24 @@ def terminate(process: subprocess.Popen[bytes]) -> None:
     """Ask a tool and everything it started to end; returns at once."""
     if process.poll() is None:
         _signal_group(process.pid, signal.SIGTERM)
+
+
+def end_leftovers(folder: Path) -> int:
+    """Kill the tools of this user that were started in a folder, or below it, and live on; returns how many processes.
+
+    The guardian does so when a program is killed. This is for the case that it was killed too: call it only where no other
+    program is at work in the folder.
+    """
+    place = folder.absolute()
+    ended = 0
+    for process in psutil.process_iter():
+        with suppress(psutil.Error, OSError):
+            if process.uids().real == os.getuid() and process.pid != os.getpid():
+                started_in = process.environ().get(FOLDER_VARIABLE)
+                if started_in is not None and Path(started_in).is_relative_to(place):
+                    process.kill()
+                    ended += 1
+    return ended
 
 
 def run(

@@ -13,7 +13,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,11 +27,12 @@ from offline_infer.bundles.bundle import COMPILED, Bundle, save
 from offline_infer.engines.om.error_codes import explain, sentences, warnings
 from offline_infer.errors import BundleError, Remedy, ToolError, UsageError
 from offline_infer.events import Event, Sink, silent
-from offline_infer.files import replacing, sha256_file, write_text
+from offline_infer.files import is_partial, replacing, sha256_file, write_text
 from offline_infer.guardian import GUARDIAN
 from offline_infer.processes import (
     Finished,
     describe_status,
+    end_leftovers,
     find_program,
     last_lines,
     read_log,
@@ -47,6 +48,7 @@ _STAGE = "compile"
 _NAME_IT = Remedy("name-compiler")
 _MORE_TIME = Remedy("more-compile-time")
 _LOOK_S = 600.0
+_PRIVATE = "offline_infer_atc_"
 _OPTION_CODES = frozenset({"E10001", "E10007", "E10054", "E10055", "option"})
 """What ``atc`` says of an option or a mode it does not know."""
 _OM_MODE = 0o640  # newer tools refuse models that others may write
@@ -179,6 +181,7 @@ def compile_bundle(
     if fold is not None and fold not in bundle.folds:
         raise UsageError(f"{bundle.name}: no fold {fold!r}; this bundle has {', '.join(bundle.folds)}")
     program = find_program(options.atc, purpose="CANN's graph compiler", remedy=f"source scripts/set_env.sh {_NAME_IT}")
+    _sweep(bundle.folder)
     done = []
     for each in bundle.folds if fold is None else (fold,):
         job = _prepare(bundle, bundle.graph(each, options.graph_precision), soc, program, options)
@@ -310,7 +313,7 @@ def _damage(job: _Job, made: Path, folder: Path) -> str | None:
 
 def _take_over(job: _Job, made: Path, target: Path) -> CompiledRecord:
     """Put the OM into the bundle and record it; whoever reads meanwhile sees the old state or the new one."""
-    with _changing(job.bundle.folder):
+    with _held(job.bundle.folder):
         with replacing(target) as temporary:
             GUARDIAN.watch_path(temporary)
             shutil.copyfile(made, temporary)
@@ -359,18 +362,38 @@ def _private_folder() -> Iterator[Path]:
             f"the folder for temporary files, {base!r}, has characters atc does not accept; "
             "set TMPDIR to a path of letters, digits, '_', '-', '.' and '/'"
         )
-    with tempfile.TemporaryDirectory(prefix="offline_infer_atc_", ignore_cleanup_errors=True) as folder:
+    with tempfile.TemporaryDirectory(prefix=_PRIVATE, ignore_cleanup_errors=True) as folder, _held(Path(folder)):
         GUARDIAN.watch_path(Path(folder))
         yield Path(folder)
     GUARDIAN.forget_path(Path(folder))
 
 
+def _sweep(bundle: Path) -> None:
+    """Clean up after compiles that were killed so thoroughly that nobody else could: compilers, their folders, torn files."""
+    for folder in Path(tempfile.gettempdir()).glob(f"{_PRIVATE}*"):
+        with suppress(OSError):  # another user's, or one that is at work
+            if folder.is_symlink() or folder.stat().st_uid != os.getuid():
+                continue
+            with _held(folder, wait=False):
+                end_leftovers(folder)
+                shutil.rmtree(folder, ignore_errors=True)
+    if (bundle / COMPILED).is_dir():
+        with _held(bundle):
+            for path in (bundle / COMPILED).glob(".*.om"):  # logs are written without the bundle being held
+                if is_partial(path) and path.is_file() and not path.is_symlink():
+                    path.unlink(missing_ok=True)
+
+
 @contextmanager
-def _changing(folder: Path) -> Iterator[None]:
-    """Hold a bundle against another process that adds to it."""
+def _held(folder: Path, *, wait: bool = True) -> Iterator[None]:
+    """Hold a folder against other processes that do so: a bundle that is added to, a private folder that is in use.
+
+    Raises:
+        BlockingIOError: without ``wait``, another process holds it.
+    """
     handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX)
+        fcntl.flock(handle, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
         yield
     finally:
         os.close(handle)

@@ -8,6 +8,8 @@ from offline_infer.errors import Remedy, RemedyCode, spell_out
 
 WORDS: Mapping[RemedyCode, str] = {
     "accumulate-float32": "run with --accumulate float32",
+    "adopt-outputs": "what a tool wrote by hand is taken over by: offline-infer adopt-outputs BUNDLE WORK FOLDER "
+    "[--drop-redundant]",
     "allow-unlisted-chip": "for a chip newer than this list add --allow-unlisted-soc",
     "compile-for-chip": "run: offline-infer compile BUNDLE --soc {chip}",
     "compile-wider": "compile with --precision-mode allow_mix_precision or must_keep_origin_dtype, or with "

@@ -21,11 +21,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from offline_infer.errors import UsageError
+from offline_infer.errors import Remedy, UsageError
 from offline_infer.staging.outputs import OutputsManifest, Writer
 from offline_infer.staging.work_folder import inside, is_work_folder
 from offline_infer.staging.worklist import WORKLIST_FILE, Worklist, output_bytes
 
+_BY_HAND = Remedy("adopt-outputs")
 SETTLE_SECONDS = 10.0
 """A file that was written to within this time may still grow or be read by its tool."""
 
@@ -78,6 +79,9 @@ def clean_outputs(work: Path | str, apply: bool = False, *, settle_seconds: floa
     if not is_work_folder(folder):
         raise UsageError(f"{folder} does not carry the mark of a staged run; nothing in it was touched")
     reports = [_clean_one(place, apply, settle_seconds) for place in _places(folder)]
+    notes = [note for report in reports for note in report.notes]
+    if not any(report.files or report.kept or report.waiting for report in reports):
+        notes.append(f"no outputs are listed in {folder} {_BY_HAND}")
     return CleanReport(
         applied=apply,
         files=sum(report.files for report in reports),
@@ -85,7 +89,7 @@ def clean_outputs(work: Path | str, apply: bool = False, *, settle_seconds: floa
         waiting=sum(report.waiting for report in reports),
         kept=sum(report.kept for report in reports),
         paths=tuple(path for report in reports for path in report.paths),
-        notes=tuple(note for report in reports for note in report.notes),
+        notes=tuple(notes),
     )
 
 

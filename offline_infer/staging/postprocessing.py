@@ -9,7 +9,7 @@ from typing import Any
 
 from offline_infer._version import __version__
 from offline_infer.bundles.fingerprint import fingerprint
-from offline_infer.errors import UsageError
+from offline_infer.errors import Remedy, UsageError
 from offline_infer.events import Event, Sink, silent
 from offline_infer.images.cases import CaseFiles
 from offline_infer.spec import BundleSpec
@@ -27,6 +27,7 @@ from offline_infer.threads import Team, worker_count
 
 STAGE = "postprocess"
 VERSIONS = {"offline_infer": __version__}
+_BY_HAND = Remedy("adopt-outputs")
 
 
 @dataclass(frozen=True)
@@ -108,9 +109,10 @@ def _collect(
     groups = range(layout.groups)
     check_items(items, layout, groups, record.case_id)
     folds = len(worklist.header.folds)
-    refuse_missing(
-        missing_outputs(worklist, manifest, items), len(items) * folds, "run infer again, it does only what is missing"
-    )
+    advice = "run infer again, it does only what is missing"
+    if not len(manifest):
+        advice += f" {_BY_HAND}"
+    refuse_missing(missing_outputs(worklist, manifest, items), len(items) * folds, advice)
     collector = task.collector(geometry, spec, settings, folds, team=team, allocate=None)
     feed(
         collector,

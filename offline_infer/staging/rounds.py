@@ -19,6 +19,7 @@ from offline_infer.errors import CaseError, ToolError
 from offline_infer.events import Event, Sink, silent
 from offline_infer.files import write_json
 from offline_infer.images.cases import CaseFiles
+from offline_infer.processes import end_leftovers
 from offline_infer.spec import BundleSpec
 from offline_infer.staging.cutting import check_items, cut_items, feed, missing_outputs, refuse_missing
 from offline_infer.staging.disk_budget import DiskMeter, case_cost, free_bytes, size_text, split_rounds, used_bytes
@@ -261,5 +262,6 @@ def _clear(folder: Path) -> None:
     if folder.is_symlink():
         raise CaseError(f"{folder} is a link; remove it")
     if folder.is_dir():
+        end_leftovers(folder)
         shutil.rmtree(folder)
     folder.mkdir()

@@ -24,7 +24,7 @@ from offline_infer.bundles.bundle import Bundle, creating
 from offline_infer.engines.om.error_codes import CODES, explain, sentences
 from offline_infer.engines.om.npu_smi import Device, DeviceQuery
 from offline_infer.errors import BundleError, EngineUnavailable, ToolError, UsageError
-from offline_infer.files import sha256_file
+from offline_infer.files import sha256_file, temporary_name
 
 SOC = "Ascend310P3"
 
@@ -448,24 +448,57 @@ compile_bundle({bundle!r}, {soc!r})
 """
 
 
-def test_a_killed_compile_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    bundle = tiny_bundle(tmp_path / "bundle")
-    use_standins(monkeypatch, fail="hang")
-    monkeypatch.setenv("TMPDIR", str(tmp_path / "tmp"))
-    (tmp_path / "tmp").mkdir()
-    started = subprocess.Popen([sys.executable, "-c", _KILLED.format(bundle=str(bundle.folder), soc=SOC)])
+def started_compile(bundle: Bundle) -> tuple[psutil.Process, list[psutil.Process]]:
+    """A compile in a process of its own, once its compiler runs; with the compiler's processes."""
+    started = psutil.Popen([sys.executable, "-c", _KILLED.format(bundle=str(bundle.folder), soc=SOC)])
     deadline = time.monotonic() + 30
     compilers: list[psutil.Process] = []
     while not compilers and time.monotonic() < deadline:
         time.sleep(0.1)
         with contextlib.suppress(psutil.Error):  # one has ended meanwhile
-            children = psutil.Process(started.pid).children(recursive=True)
-            compilers = [child for child in children if "atc.bin" in " ".join(child.cmdline())]
+            compilers = [child for child in started.children(recursive=True) if "atc.bin" in " ".join(child.cmdline())]
     assert compilers
+    return started, compilers
+
+
+def test_a_killed_compile_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    bundle = tiny_bundle(tmp_path / "bundle")
+    use_standins(monkeypatch, fail="hang")
+    monkeypatch.setenv("TMPDIR", str(tmp_path / "tmp"))
+    (tmp_path / "tmp").mkdir()
+    started, compilers = started_compile(bundle)
     started.kill()
     started.wait()
     _, alive = psutil.wait_procs(compilers, timeout=15)
     assert not alive
-    while list((tmp_path / "tmp").iterdir()) and time.monotonic() < deadline + 10:
+    deadline = time.monotonic() + 10
+    while list((tmp_path / "tmp").iterdir()) and time.monotonic() < deadline:
         time.sleep(0.1)
     assert not list((tmp_path / "tmp").iterdir())
+
+
+def test_what_nobody_could_clean_up_is_cleaned_up_by_the_next_compile(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The guardian was killed as well, as where a whole group of processes is ended for its memory."""
+    bundle = tiny_bundle(tmp_path / "bundle")
+    use_standins(monkeypatch, fail="hang")
+    (tmp_path / "tmp").mkdir()
+    monkeypatch.setenv("TMPDIR", str(tmp_path / "tmp"))
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "tmp"))
+    started, compilers = started_compile(bundle)
+    guardians = [child for child in started.children() if "guardian" in " ".join(child.cmdline())]
+    for process in (*guardians, started):
+        process.kill()
+    started.wait()
+    torn = bundle.folder / "compiled" / temporary_name("fold_0.Ascend310P3.om")
+    torn.parent.mkdir(exist_ok=True)
+    torn.write_bytes(b"half")
+    assert guardians
+    assert all(compiler.is_running() for compiler in compilers)
+    use_standins(monkeypatch)
+    compile_one(bundle.folder)
+    _, alive = psutil.wait_procs(compilers, timeout=15)
+    assert not alive
+    assert not list((tmp_path / "tmp").glob("offline_infer_atc_*"))
+    assert not torn.exists()

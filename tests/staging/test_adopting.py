@@ -78,6 +78,14 @@ def test_what_a_tool_wrote_by_hand_is_taken_over(
     assert (again.outputs, again.other, again.evidence, again.notes) == (0, 24, "nothing was missing", ())
 
 
+def test_a_folder_without_outputs_says_how_a_tools_own_are_taken_over(
+    bundle: Bundle, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    work_folder(tmp_path / "work", bundle.spec, 2)
+    assert main(["clean", str(tmp_path / "work"), "--apply"]) == 0
+    assert "offline-infer adopt-outputs BUNDLE WORK FOLDER" in capsys.readouterr().out
+
+
 def test_other_heads_are_deleted_while_the_tool_runs(
     bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
