@@ -24,10 +24,11 @@ from offline_infer.predict.memory import Method, SpillFile, choose_method, room_
 from offline_infer.predict.model import Model
 from offline_infer.predict.provenance import Provenances
 from offline_infer.predict.streaming import infer
+from offline_infer.proof.evaluation.pool import raise_if_fatal
 from offline_infer.tasks.base import Finish, Prepared, PreviousStage
 from offline_infer.tasks.memory import MemoryEstimate
 from offline_infer.tasks.records import SourceFile, manifest_is_current, write_manifest
-from offline_infer.tasks.reports import CaseOutcome, Clock, RunReport, raise_if_fatal, unlisted
+from offline_infer.tasks.reports import CaseOutcome, Clock, RunReport, unlisted
 from offline_infer.tasks.results import OnExisting, ResultFolder
 from offline_infer.tasks.running import prepare_case
 from offline_infer.tasks.settings import RunSettings, check_options

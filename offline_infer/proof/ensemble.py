@@ -20,6 +20,7 @@ from offline_infer.files import inside, plain_name
 from offline_infer.images import read_geometry, write_labels
 from offline_infer.nnunet_files.probabilities import read_npz, write_probabilities
 from offline_infer.nnunet_files.readers import recorded_reader, turn_of
+from offline_infer.proof.evaluation.pool import raise_if_disk_refuses, reason_of
 from offline_infer.spec import VolumeSpec
 
 
@@ -77,6 +78,7 @@ def ensemble_folders(
 
     Raises:
         UsageError: fewer than two folders, or they do not hold the same cases.
+        DiskBudgetError: the disk is full; what was written is complete.
         CasesFailed: some cases could not be read; the others are complete.
     """
     cases = _shared_cases(folders)
@@ -97,9 +99,10 @@ def ensemble_folders(
             write_labels(target, averaged_case.labels, averaged_case.geometry.image)
             written.append(case)
             sink(Event("case-finished", "ensemble", case, data={"file": str(target)}))
-        except OfflineInferError as error:
-            failures[case] = str(error)
-            sink(Event("case-failed", "ensemble", case, data={"reason": str(error)}))
+        except (OfflineInferError, OSError, MemoryError) as error:
+            raise_if_disk_refuses(error, case, "ensemble")
+            failures[case] = reason_of(error)
+            sink(Event("case-failed", "ensemble", case, data={"reason": failures[case]}))
     if failures:
         raise CasesFailed(failures, len(cases))
     return written

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 
 from offline_infer.errors import UsageError
-from offline_infer.files import write_json
+from offline_infer.files import is_partial, write_json
 
 WORK_MARKER = ".offline-infer-work.json"
 _MARK = "offline-infer staged run"
@@ -40,7 +40,8 @@ def mark_work_folder(work: Path | str) -> None:
     folder = Path(work)
     if folder.exists() and not folder.is_dir():
         raise UsageError(f"{folder} is not a folder; name a new or empty folder for the staged run")
-    if folder.is_dir() and any(folder.iterdir()):
+    # What a run left that was killed while it made the mark is ours.
+    if folder.is_dir() and not all(is_partial(entry) for entry in folder.iterdir()):
         raise UsageError(f"{folder} is not empty and was not made by a staged run; name a new or empty folder")
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / WORK_MARKER, {"folder": _MARK, "schema_version": 1})

@@ -2,24 +2,16 @@
 
 from __future__ import annotations
 
-import errno
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
-from offline_infer.errors import CaseError, CasesFailed, DiskBudgetError, OfflineInferError
+from offline_infer.errors import CasesFailed
 from offline_infer.events import Event, Sink
-from offline_infer.proof.evaluation.pool import reason_of
+from offline_infer.proof.evaluation.pool import raise_if_fatal, reason_of
 
 Status = Literal["done", "skipped", "failed"]
-
-_DISK = {
-    errno.ENOSPC: ("is full", "free some disk"),
-    errno.EDQUOT: ("has no room left for this user", "free some disk or have the quota raised"),
-    errno.EROFS: ("became read-only", "make it writable"),
-}
-"""What no other case would survive either: number -> what happened, and what to do."""
 
 
 @dataclass
@@ -154,30 +146,3 @@ def attempt(stage: str, case: str, function: Callable[[str], CaseOutcome], sink:
     facts = {"items": outcome.items, "bytes": outcome.bytes, "seconds": outcome.seconds.get("total", 0.0)}
     sink(Event(kind, stage, case, data=facts))
     return outcome
-
-
-def raise_if_fatal(error: Exception, case: str, stage: str) -> None:
-    """Raise what is no matter of one case alone.
-
-    Raises:
-        DiskBudgetError: the disk is full, or nothing more can be written to it.
-        OfflineInferError: any that is no :class:`CaseError`.
-    """
-    refused = _disk_refusal(error)
-    if refused is not None:
-        what, remedy = _DISK[refused.errno or 0]
-        raise DiskBudgetError(
-            f"the disk {what} while working on case {case} ({refused.filename or stage}); {remedy}, then give "
-            "the same command again: it goes on from there"
-        ) from error
-    if isinstance(error, OfflineInferError) and not isinstance(error, CaseError):
-        raise error
-
-
-def _disk_refusal(error: BaseException | None) -> OSError | None:
-    """The operating system's word that a disk takes no more, behind whatever error was made of it."""
-    while error is not None:
-        if isinstance(error, OSError) and error.errno in _DISK:
-            return error
-        error = error.__cause__
-    return None

@@ -29,12 +29,8 @@ FAKE = [*ENGINE, *HERE]
 REAL = ["--engine", "onnxruntime", "--threads", "1", "--quiet"]
 VOLATILE = frozenset(
     {"seconds", "finished", "mtime_ns", "memory", "peak_bytes", "scratch_bytes", "status", "rounds", "bundle", "work"}
-    | {
-        "engine",
-        "precision_checks",
-        "canaries",
-        "versions",
-    }  # of the run that made the manifest, which may have made no case
+    # of the run that made the manifest, which may have made no case, and of a summary
+    | {"engine", "precision_checks", "canaries", "versions", "timestamp", "id"}
 )
 """Fields of records that say when and where, not what."""
 
@@ -63,7 +59,6 @@ class Route:
         results: pattern, below the place, of the files that are compared; JSON without what says when and where.
         finals: pattern of results proper: once there, a resumed run leaves them alone, but for the case in hand.
         slow: needs torch or minutes; not in the ordinary run.
-        taken: the same command may be refused because the result is there.
     """
 
     name: str

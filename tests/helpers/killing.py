@@ -33,7 +33,8 @@ class Moment:
         seconds: after its start; None: at an event.
         event: number of the file operation before which it kills itself and its group.
         way: ``group``: the program and what shares its process group; ``parent``: the program alone; ``child``: one of its
-            workers or tools; ``stopped``: all are stopped first, then the program is killed; ``everything``: all at once.
+            workers or tools; ``stopped``: as ``group``, but
+            stopped first; ``everything``: every process at once, the guardian of tools included.
         again: how many times the resumed run is killed as well.
     """
 
@@ -181,11 +182,9 @@ def _kill(server: Programs, pid: int, way: Way) -> None:
                 with suppress(ProcessLookupError):
                     os.kill(other, signal.SIGKILL)
         elif way == "stopped":
-            for other in [pid, *others]:
-                with suppress(ProcessLookupError):
-                    os.kill(other, signal.SIGSTOP)
+            os.killpg(pid, signal.SIGSTOP)
             time.sleep(0.1)
-            os.kill(pid, signal.SIGKILL)
+            os.killpg(pid, signal.SIGKILL)
         elif way == "parent":
             os.kill(pid, signal.SIGKILL)
         else:

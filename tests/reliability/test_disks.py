@@ -14,6 +14,8 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 from command_line import LIMIT_S, assert_orderly, run, start
+from kill_routes import ROUTES, Job, half_written, results
+from killing import finish, programs
 from specimens import tiny_spec, with_graphs, with_outputs
 from staged_samples import write_case
 
@@ -23,7 +25,7 @@ from offline_infer.cli import main
 from offline_infer.errors import DiskBudgetError, ImageError
 from offline_infer.files import is_partial, replacing
 from offline_infer.images import write_labels
-from offline_infer.tasks.reports import raise_if_fatal
+from offline_infer.proof.evaluation.pool import raise_if_fatal
 
 CASES = 5
 SHAPE = (10, 14, 18)
@@ -130,6 +132,38 @@ def test_a_full_disk_is_recognised_behind_a_library_that_does_not_name_it(ending
         raise_if_fatal(failed.value, "a", "predict")
     assert not target.exists()
     assert not [path for path in small_disk.iterdir() if is_partial(path)]
+
+
+@pytest.mark.parametrize("name", ["probabilities", "ensemble", "image", "sweep"])
+@pytest.mark.parametrize("harm", ["full", "read-only"])
+def test_a_disk_that_takes_no_more_stops_every_route_and_the_same_command_goes_on(
+    name: str, harm: str, small_disk: Path, tmp_path: Path
+) -> None:
+    route = next(route for route in ROUTES if route.name == name)
+    with programs(tmp_path) as server:
+        route.prepare(Job(server, tmp_path))
+        place = small_disk / "place"
+        (arguments,) = route.commands(tmp_path, place)
+        finish(server, arguments, route.environment)
+        wanted = results(route, place)
+        shutil.rmtree(place)
+        if harm == "full":
+            ballast = fill(small_disk, leave=5 * 4096)
+        else:
+            place.mkdir()
+            subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
+        server.start(arguments, route.environment)
+        status = server.wait()
+        assert status is not None
+        assert_orderly(status, server.said(), statuses=(2,))
+        assert not half_written(place, wanted, route)
+        assert not [path for path in small_disk.rglob("*") if is_partial(path)]
+        if harm == "full":
+            ballast.unlink()
+        else:
+            subprocess.run(["mount", "-o", "remount,rw", str(small_disk)], check=True)
+        finish(server, arguments, route.environment)
+        assert results(route, place) == wanted
 
 
 @pytest.mark.parametrize("name", ["evaluate", "compare", "statistics", "report"])

@@ -12,6 +12,7 @@ from specimens import tiny_spec, with_graphs, with_outputs
 from offline_infer.arithmetic.sliding_window import mirror_code, mirror_sets
 from offline_infer.bundles.fingerprint import fingerprint
 from offline_infer.errors import UsageError
+from offline_infer.files import temporary_name
 from offline_infer.staging.outputs import OUTPUTS_FILE, WRITERS, OutputEntry, OutputsManifest, append_lines
 from offline_infer.staging.work_folder import (
     WORK_MARKER,
@@ -291,3 +292,11 @@ def test_several_processes_append(tmp_path: Path) -> None:
     for worker in workers:
         worker.join()
     assert sorted(entry.item for entry in OutputsManifest.load(tmp_path)) == list(range(150))
+
+
+def test_a_run_killed_while_it_marked_its_folder_can_be_given_again(tmp_path: Path) -> None:
+    work = tmp_path / "work"
+    work.mkdir()
+    (work / temporary_name(WORK_MARKER)).write_text("{")
+    mark_work_folder(work)
+    assert is_work_folder(work)

@@ -7,7 +7,7 @@ import errno
 import pytest
 
 from offline_infer.errors import DiskBudgetError, ImageError, UsageError
-from offline_infer.tasks.reports import raise_if_fatal
+from offline_infer.proof.evaluation.pool import raise_if_fatal
 
 
 def test_a_full_disk_behind_another_error_ends_the_run() -> None:

@@ -6,6 +6,7 @@ noticed at once, costs the case it was working on, and is replaced.
 
 from __future__ import annotations
 
+import errno
 import multiprocessing
 import queue
 from collections.abc import Callable, Mapping
@@ -14,11 +15,17 @@ from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
-from offline_infer.errors import OfflineInferError, UsageError
+from offline_infer.errors import CaseError, DiskBudgetError, OfflineInferError, UsageError
 from offline_infer.events import Event, Sink
 
 T = TypeVar("T")
 
+_DISK = {
+    errno.ENOSPC: ("is full", "free some disk"),
+    errno.EDQUOT: ("has no room left for this user", "free some disk or have the quota raised"),
+    errno.EROFS: ("became read-only", "make it writable"),
+}
+"""What no other case would survive either: number -> what happened, and what to do."""
 _NO_THREAD = "can't start new thread"
 """Python's text where the operating system refuses a thread, which it does for want of memory."""
 
@@ -91,6 +98,32 @@ def reason_of(error: BaseException) -> str:
     return f"internal error, please report it: {type(error).__name__}: {text}"
 
 
+def raise_if_fatal(error: Exception, case: str, stage: str) -> None:
+    """Raise what is no matter of one case alone.
+
+    Raises:
+        DiskBudgetError: the disk is full, or nothing more can be written to it.
+        OfflineInferError: any that is no :class:`CaseError`.
+    """
+    raise_if_disk_refuses(error, case, stage)
+    if isinstance(error, OfflineInferError) and not isinstance(error, CaseError):
+        raise error
+
+
+def raise_if_disk_refuses(error: Exception, case: str, stage: str) -> None:
+    """
+    Raises:
+        DiskBudgetError: behind the error is the operating system's word that no more can be written.
+    """
+    refused = _disk_refusal(error)
+    if refused is not None:
+        what, remedy = _DISK[refused.errno or 0]
+        raise DiskBudgetError(
+            f"the disk {what} while working on case {case} ({refused.filename or stage}); {remedy}, then give "
+            "the same command again: it goes on from there"
+        ) from error
+
+
 def _in_processes(
     function: Callable[..., T],
     arguments: Mapping[str, tuple[Any, ...]],
@@ -120,6 +153,15 @@ def _in_processes(
         threads.shutdown(cancel_futures=True)
         for worker in workers:
             worker.close()
+
+
+def _disk_refusal(error: BaseException | None) -> OSError | None:
+    """The operating system's word that a disk takes no more, behind whatever error was made of it."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in _DISK:
+            return error
+        error = error.__cause__
+    return None
 
 
 class _Worker:
