@@ -112,8 +112,25 @@ def quantize(options: argparse.Namespace) -> dict[str, Any]:
     )
     with readers(options):
         record = run(open_bundle(existing(options.bundle)), job, sink_for(options))
-    say(options, *lines_of_quantization(record), "kept in the bundle; predict uses it with --precision int8")
+    say(
+        options,
+        *lines_of_quantization(record),
+        *_slower(record),
+        "kept in the bundle; predict uses it with --precision int8",
+    )
     return record
+
+
+def _slower(record: dict[str, Any]) -> list[str]:
+    """A remark where INT8 gains nothing on this machine."""
+    found = []
+    for fold in record["folds"]:
+        seconds = fold["input_seconds"]
+        name = "int8" if fold["around"] == "fp32" else f"int8+{fold['around']}"
+        faster = [other for other in ("fp32", "bf16") if seconds.get(other, float("inf")) <= seconds[name]]
+        if faster:
+            found.append(f"fold {fold['fold']}: on this machine {' and '.join(faster)} is at least as fast")
+    return found
 
 
 def tune(options: argparse.Namespace) -> dict[str, Any]:

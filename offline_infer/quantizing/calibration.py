@@ -79,6 +79,7 @@ def _observed_ranges(
 
 def _ranges_by_nncf(graph: Path, tensors: Collection[str], inputs: Sequence[FloatArray]) -> dict[str, Range]:
     """NNCF's decision, from the operators it put before the convolutions of OpenVINO's model."""
+    get_engine("openvino").available()  # imports OpenVINO with its telemetry hidden, which NNCF would use as well
     import nncf
     import openvino as ov
 

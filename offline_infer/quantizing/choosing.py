@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from offline_infer.engines.base import EngineOptions, Session, get_engine
+from offline_infer.errors import OfflineInferError
 from offline_infer.graph import save_model
 from offline_infer.graph.model import Model
 from offline_infer.graph.quantized import Convolution, Range, quantized
@@ -70,6 +71,7 @@ class Trials:
     ) -> None:
         self._model, self._ranges, self._task, self._spec = model, ranges, task, spec
         self._engine, self._options, self._inputs = get_engine(engine), options, inputs
+        self._float_graph = float_graph
         with self._engine.open(float_graph, options) as session:
             self._reference, self.float_seconds = _answers(session, inputs)
 
@@ -81,6 +83,14 @@ class Trials:
             save_model(quantized(self._model, self._ranges, chosen), path)
             with self._engine.open(path, options) as session:
                 return self._compare(session, inputs)
+
+    def float_graph(self, precision: str) -> Trial | None:
+        """The float graph in another precision of the engine, to compare with; None where the engine or the machine lacks it."""
+        try:
+            with self._engine.open(self._float_graph, replace(self._options, precision=precision)) as session:
+                return self._compare(session, None)
+        except OfflineInferError:
+            return None
 
     def _compare(self, session: Session, inputs: int | None) -> Trial:
         asked = self._inputs[:inputs]

@@ -193,8 +193,10 @@ def _around(trials: Trials, choice: Choice, job: QuantizeJob) -> tuple[str, Tria
     assert choice.final is not None
     exact = choice.final
     seconds = {"fp32": trials.float_seconds, "int8": exact.seconds}
-    if job.engine != "openvino":
+    halved = trials.float_graph("bf16")
+    if halved is None:  # neither the float graph nor what is around INT8 can be computed in it
         return "fp32", exact, seconds
+    seconds["bf16"] = halved.seconds
     rounded = trials.run(choice.chosen, around="bf16")
     seconds["int8+bf16"] = rounded.seconds
     good = rounded.agreement is not None and rounded.agreement >= min(job.min_dice, exact.agreement or 0.0)
