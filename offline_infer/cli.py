@@ -65,6 +65,8 @@ GROUPS: tuple[tuple[str, tuple[tuple[str, str], ...]], ...] = (
             ("evaluate", "offline-infer evaluate results labels"),
             ("compare", "offline-infer compare results framework_results"),
             ("benchmark", "offline-infer benchmark liver_bundle --input image_0000.nii.gz"),
+            ("quantize", "offline-infer quantize liver_bundle --cases images --labels labels"),
+            ("tune", "offline-infer tune liver_bundle --cases images --labels labels"),
             ("report", "offline-infer report results -o report.html"),
             ("ensemble", "offline-infer ensemble results_a results_b -o joined --bundle liver_bundle"),
             ("statistics", "offline-infer statistics results -o volumes.csv"),

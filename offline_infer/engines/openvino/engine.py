@@ -194,11 +194,11 @@ class OpenVinoSession:
         start = time.perf_counter()
         core = ov.Core()
         capabilities = [str(item) for item in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")]
+        convolution = Convolutions(options)
         int8 = options.precision == "int8"
         if int8:  # stands in the graph; everything around it is computed as if it were not there
             options = replace(options, precision=_around(options, capabilities))
         config = _config(options, capabilities)
-        convolution = Convolutions(options)
         compiled, norms, cache = _compile(ov, core, graph, config, _norms(options), convolution, options)
         _check_precision(compiled, options.precision)
         source = _input(compiled.inputs, graph)
