@@ -17,8 +17,6 @@ if TYPE_CHECKING:
     from offline_infer.bundles.bundle import Bundle
     from offline_infer.proof.comparison.layers import Side
 
-PRECISIONS = ("fp32", "bf16", "fp16")
-
 
 def compare_layers(options: argparse.Namespace) -> dict[str, Any]:
     """Compare, print where the two part, and write the record and the picture."""
@@ -66,7 +64,7 @@ def _side(bundle: Bundle, text: str, options: argparse.Namespace) -> Side:
     """
     from offline_infer.bundles.artefacts import compiled_graphs
     from offline_infer.bundles.opening import checked_graph
-    from offline_infer.engines.base import CompiledEngine, EngineOptions, get_engine
+    from offline_infer.engines.base import PRECISIONS, CompiledEngine, EngineOptions, get_engine
     from offline_infer.proof.comparison.layers import Side
 
     engine, _, precision = text.partition(":")

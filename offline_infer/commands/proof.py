@@ -149,6 +149,8 @@ def ensemble(options: argparse.Namespace) -> dict[str, Any]:
 
 def report(options: argparse.Namespace) -> dict[str, Any]:
     """``offline-infer report``."""
+    if options.output.is_dir():
+        raise UsageError(f"{options.output} is a folder; name a file in it, such as {options.output / 'report.html'}")
     from offline_infer.proof.report.page import write_report
 
     names = {}

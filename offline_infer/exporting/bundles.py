@@ -26,6 +26,7 @@ from offline_infer.exporting.comparing import Trial, compare_engines, usable_eng
 from offline_infer.exporting.materials import made_with
 from offline_infer.exporting.options import ExportOptions
 from offline_infer.exporting.reference_run import References, reference_run
+from offline_infer.exporting.torch_export import require_packages
 from offline_infer.exporting.tracing import trace
 from offline_infer.exporting.verification import probe_inputs
 from offline_infer.files import sha256_file
@@ -68,6 +69,7 @@ def export_bundle(
     from offline_infer import networks
     from offline_infer.checkpoints import Selection, read_selected
 
+    require_packages()
     chosen = options or ExportOptions()
     description = read_selected(Path(checkpoint), selection or Selection())
     for note in description.notes:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import warnings
 from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 from offline_infer.errors import ExportError, OfflineInferError
@@ -12,6 +13,17 @@ from offline_infer.errors import ExportError, OfflineInferError
 if TYPE_CHECKING:
     import torch
     from torch import nn
+
+
+def require_packages() -> None:
+    """Refuse before any work is done where a package is missing that every export needs; loads none of them.
+
+    Raises:
+        ExportError: torch or onnx is not installed.
+    """
+    missing = [name for name in ("torch", "onnx") if find_spec(name) is None]
+    if missing:
+        raise ExportError(f"export needs {' and '.join(missing)}, not installed here", remedy="install-export")
 
 
 def import_torch() -> Any:

@@ -52,10 +52,14 @@ def from_numpy(
         raise ImageError(f"an image of {values.dtype}, expected numbers")
     if values.dtype.kind == "f" and not np.isfinite(values).all():
         raise ImageError("the image holds NaN or infinite numbers; replace them first")
-    if len(spacing) != 3:
-        raise GeometryError(f"spacing {tuple(spacing)}: expected three lengths in mm, (z, y, x)")
+    try:
+        lengths = [float(length) for length in spacing]
+    except (TypeError, ValueError):
+        lengths = []
+    if len(lengths) != 3:
+        raise GeometryError(f"spacing {spacing!r}: expected three lengths in mm, (z, y, x)")
     size = values.shape[:0:-1]
-    geometry = make_geometry(_MEMORY, reader, size, [float(step) for step in reversed(spacing)], origin, direction)
+    geometry = make_geometry(_MEMORY, reader, size, lengths[::-1], origin, direction)
     return np.ascontiguousarray(values, np.float32), geometry
 
 

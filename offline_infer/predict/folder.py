@@ -20,7 +20,7 @@ from typing import Any, Literal
 from offline_infer.errors import CaseError
 from offline_infer.events import Event, Sink, silent
 from offline_infer.images.cases import CaseFiles
-from offline_infer.predict.memory import Method, SpillFile, choose_method, room_left
+from offline_infer.predict.memory import Method, SpillFile, choose_method, refuse_impossible, room_left
 from offline_infer.predict.model import Model
 from offline_infer.predict.provenance import Provenances
 from offline_infer.predict.streaming import infer
@@ -75,7 +75,8 @@ def predict_folder(model: Model, job: FolderJob, settings: RunSettings, sink: Si
 
     Raises:
         EngineUnavailable: the engine cannot be opened; nothing was done.
-        UsageError: existing results were made otherwise, or would replace an input; nothing was done.
+        UsageError: existing results were made otherwise, or would replace an input, or the limit on memory cannot be kept;
+            nothing was done.
     """
     started = time.perf_counter()
     check_options(settings, model.task.options, model.task.name)
@@ -96,10 +97,11 @@ def predict_folder(model: Model, job: FolderJob, settings: RunSettings, sink: Si
             for opened in (model, model.previous if job.previous_folder is None else None):
                 if opened is not None:
                     opened.tell_precision(lambda text: sink(Event("note", STAGE, data={"text": text})))
+        sink(Event("stage-started", STAGE, total=len(job.cases)))
+        outlook = _Outlook(model, settings, job, todo, sink)
         asked = job.canary == "always" or (job.canary == "auto" and len(todo) >= _WORTH_A_CANARY)
         canaries = model.require_canaries() if asked and todo else []
-        sink(Event("stage-started", STAGE, total=len(job.cases)))
-        with _Runner(model, job, settings, results, provenances, todo, sink) as runner:
+        with _Runner(model, job, settings, results, provenances, todo, outlook, sink) as runner:
             for index in range(len(todo)):
                 outcomes[todo[index].case_id] = runner.run(index)
         ordered = [outcomes[name] for name in [*job.problems, *(case.case_id for case in job.cases)]]
@@ -136,13 +138,14 @@ class _Runner:
         results: ResultFolder,
         provenances: Provenances,
         todo: Sequence[CaseFiles],
+        outlook: _Outlook,
         sink: Sink,
     ) -> None:
         self._model, self._settings, self._results, self._sink = model, settings, results, sink
         self._provenances = provenances
         self._output, self._memory, self._todo = job.output, job.memory, todo
         self._stage: PreviousStage = model.first_stage(settings, job.memory, job.previous_folder)
-        self._outlook = _Outlook(model, settings, job, todo, sink)
+        self._outlook = outlook
         self._ahead: Future[_Ready] | None = None
         self._behind: Future[None] | None = None
         self._threads = ExitStack()
@@ -266,7 +269,11 @@ class _Runner:
 
 
 class _Outlook:
-    """Memory estimates of the cases to do, and the method that follows from them."""
+    """Memory estimates of the cases to do, and the method that follows from them.
+
+    Raises:
+        UsageError: the job's limit is less than the largest case needs by any method.
+    """
 
     def __init__(
         self, model: Model, settings: RunSettings, job: FolderJob, todo: Sequence[CaseFiles], sink: Sink
@@ -287,6 +294,7 @@ class _Outlook:
             method = choose_method(largest, beside, room, beside)
             facts = {"room": room, **asdict(method), **largest.to_json()}
             sink(Event("estimate", STAGE, case.case_id, data=facts))
+            refuse_impossible(self._limit, largest, f"the largest case, {case.case_id},")
 
     def method(self, index: int, prepared: Prepared) -> Method:
         """How to run a case that is prepared, so that its cropped shape is known."""

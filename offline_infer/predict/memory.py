@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import psutil
 
+from offline_infer.errors import UsageError
 from offline_infer.tasks.memory import MemoryEstimate
 
 
@@ -45,6 +46,28 @@ def choose_method(
     if estimate.alone <= room:
         return Method(read_ahead=False)
     return Method(read_ahead=False, spill=True)
+
+
+def refuse_impossible(limit: int | None, estimate: MemoryEstimate, what: str, *, engine_ran: bool = False) -> None:
+    """Refuse a limit that no method can keep, before any work.
+
+    Args:
+        limit: for the whole process; None is no limit.
+        what: the case, for the message.
+        engine_ran: the process holds the engine's working memory already.
+
+    Raises:
+        UsageError: the message says the least that is possible.
+    """
+    if limit is None:
+        return
+    held = int(psutil.Process().memory_info().rss)
+    more = estimate.least - (estimate.engine if engine_ran else 0)
+    if limit < held + more:
+        raise UsageError(
+            f"memory: a limit of {limit / 1e6:.0f} MB cannot be kept: the program with its engine holds {held / 1e6:.0f} MB, and "
+            f"{what} takes {more / 1e6:.0f} MB more by the most frugal method; the least is {math.ceil((held + more) / 1e6)} MB"
+        )
 
 
 def room_left(limit: int | None = None) -> int:

@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, replace
+from os import PathLike
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -16,9 +17,9 @@ from offline_infer.bundles.bundle import Bundle
 from offline_infer.bundles.canary import require_canary
 from offline_infer.bundles.opening import open_fold
 from offline_infer.bundles.precision_checks import Check, Standing, UnverifiedPrecision, standing, subject_of
-from offline_infer.engines.base import EngineOptions, Session, SessionInfo, get_engine
+from offline_infer.engines.base import PRECISIONS, EngineOptions, Session, SessionInfo, get_engine
 from offline_infer.errors import UsageError
-from offline_infer.predict.memory import Method, SpillFile, choose_method, room_left
+from offline_infer.predict.memory import Method, SpillFile, choose_method, refuse_impossible, room_left
 from offline_infer.predict.streaming import infer
 from offline_infer.spec import BundleSpec
 from offline_infer.tasks.base import Prepared, PreviousStage, Progress
@@ -58,6 +59,7 @@ class Model:
         self.previous = previous
         self.engine = engine
         self.options = options if options is not None else EngineOptions()
+        _check_arguments(self.options, folds)
         self.folds = tuple(folds) if folds else bundle.folds
         unknown = [fold for fold in self.folds if fold not in bundle.folds]
         if unknown:
@@ -180,7 +182,7 @@ class Model:
             previous: for a cascade's second stage, the first stage's label map (z, y, x); default: the stage given as ``previous``.
             progress: called with (groups of inputs done, groups in all); a group is a tile of a volume.
             memory: bytes the process may take, None = what the machine has free. Where a case needs more, its sums go to a
-                spill file in the folder for temporary files; the result is the same.
+                spill file in the folder for temporary files; the result is the same. A limit that no method can keep is refused.
 
         Returns:
             What the task gives: for a volume the :class:`LabelMap` in the image's own grid.
@@ -204,6 +206,7 @@ class Model:
         frame = loaded.geometry
         del loaded, previous  # where nobody else holds them, the voxels are freed
         sessions = self.sessions
+        self._refuse_impossible(frame, prepared, settings, memory)
         self.tell_precision(lambda note: warnings.warn(note, UnverifiedPrecision, stacklevel=4))
         method = self._method(frame, prepared, settings, memory)
         with SpillFile(Path(tempfile.gettempdir())) as allocate:
@@ -261,6 +264,14 @@ class Model:
             return estimate
         before = self.previous.estimate_memory(frame, replace(settings, save_probabilities=False))
         return estimate if before is None else estimate.after(before)
+
+    def _refuse_impossible(self, frame: Any, prepared: Prepared, settings: RunSettings, memory: int | None) -> None:
+        """Refuse a limit that this case cannot keep; it is prepared and held, and the engine may have run before."""
+        estimate = self.estimate_memory(frame, settings, prepared.geometry, first_stage=False)
+        if estimate is not None:
+            held = estimate.prepared
+            rest = replace(estimate, prepare=0, infer=estimate.infer - held, finish=estimate.finish - held)
+            refuse_impossible(memory, rest, "the case", engine_ran=True)
 
     def _method(self, frame: Any, prepared: Prepared, settings: RunSettings, memory: int | None) -> Method:
         estimate = self.estimate_memory(frame, settings, prepared.geometry, first_stage=False)
@@ -337,6 +348,9 @@ def load(
             label_map = model.predict("patient_0000.nii.gz")
             label_map.save("patient.nii.gz")
     """
+    for name, given in (("path", path), ("previous", previous), ("cache", cache)):
+        if not isinstance(given, (str, PathLike)) and (given is not None or name == "path"):
+            raise UsageError(f"{name}: a {type(given).__name__}, expected a path")
     options = EngineOptions(
         device=device,
         precision=precision,
@@ -361,6 +375,21 @@ def load(
         else None
     )
     return Model(open_bundle(path), engine=engine, options=options, folds=folds, previous=first, unverified=unverified)
+
+
+def _check_arguments(options: EngineOptions, folds: Any) -> None:
+    """Refuse what no model can be opened with.
+
+    Raises:
+        UsageError: the message names the argument.
+    """
+    listed = folds is None or (isinstance(folds, Sequence) and not isinstance(folds, str))
+    if not listed or not all(isinstance(fold, str) for fold in folds or ()):
+        raise UsageError(f'folds: {folds!r}, expected a list of names such as ["0", "1"]')
+    if options.precision not in PRECISIONS:
+        raise UsageError(f"precision: {options.precision!r}, legal values are {', '.join(PRECISIONS)}")
+    if not isinstance(options.threads, int) or options.threads < 0:
+        raise UsageError(f"threads: {options.threads!r}, expected 0 (all cores) or more")
 
 
 def _file_size(path: Path) -> int:

@@ -39,6 +39,11 @@ class MemoryEstimate:
         return max(self.prepare, self.infer, self.finish)
 
     @property
+    def least(self) -> int:
+        """Peak of one case by the most frugal method: by itself, with the sums of the active slab in a spill file."""
+        return max(self.prepare, self.infer - self.slab + self.engine, self.finish + self.engine)
+
+    @property
     def behind(self) -> int:
         """What finishing takes beside the next case: the last slab, until it is decided, and the label map."""
         return self.finish - self.prepared + self.slab

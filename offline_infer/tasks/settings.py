@@ -57,7 +57,8 @@ class RunSettings:
 
     def __post_init__(self) -> None:
         step = self.step_size
-        if step is not None and not (isinstance(step, (int, float)) and isfinite(step) and 0 < step <= 1):
+        number = isinstance(step, (int, float)) and not isinstance(step, bool)
+        if step is not None and not (number and isfinite(step) and 0 < step <= 1):
             raise UsageError(f"step size {step!r}: expected a fraction of the patch, above 0 and at most 1")
         if self.accumulate not in ACCUMULATE:
             raise UsageError(f"accumulate {self.accumulate!r}: legal values are {', '.join(ACCUMULATE)}")

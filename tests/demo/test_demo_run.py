@@ -27,6 +27,7 @@ def test_the_shipped_bundle_is_the_shipped_checkpoint() -> None:
     assert bundle.spec.source.folds == source.source.folds
     assert bundle.spec.labels == source.labels
     assert bundle.spec.window == source.window
+    assert (bundle.folder / "MANIFEST.sha256").is_file()  # inspect --verify compares every file with it
     assert all((graph.verification or {}).get("passed") for graph in bundle.spec.graphs)
 
 

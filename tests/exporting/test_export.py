@@ -116,6 +116,24 @@ def test_a_bundle_gives_the_networks_answer_on_every_engine(tmp_path: Path) -> N
     assert [(e.done, e.total) for e in events if e.kind == "progress"][-1] == (len(steps), len(steps))
 
 
+@pytest.mark.parametrize("absent", ["torch", "onnx"])
+def test_a_missing_package_is_named_before_any_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], absent: str
+) -> None:
+    monkeypatch.setitem(sys.modules, absent, None)
+    nothing = tmp_path / "plans.json"
+    nothing.write_text("not even a checkpoint")
+    for command in (
+        ["export", str(tmp_path), "-o", str(tmp_path / "b")],
+        ["run", str(tmp_path), str(tmp_path), str(tmp_path / "b")],
+    ):
+        assert main(command) == 2
+        message = capsys.readouterr().err
+        assert f"export needs {absent}, not installed here" in message
+        assert "pip install 'offline-infer[export]'" in message
+    assert not (tmp_path / "b").exists()
+
+
 def test_two_exports_are_equal_to_the_byte(tmp_path: Path) -> None:
     """The same checkpoint and the same versions give the same bundle, whenever it is made."""
     for name in ("a", "b"):

@@ -75,12 +75,25 @@ def make_images(folder: Path) -> None:
         dicom_series(folder / "dicom" / series, slices, [(10.0, 20.0, 2.5 * z) for z in range(9)])
 
 
+STANDIN_SBATCH = """#!{python}
+# A test double of Slurm's sbatch: runs the tasks of an array one after the other, here and now.
+import os, re, subprocess, sys
+first, last = map(int, re.fullmatch(r"--array=(\\d+)-(\\d+)", next(a for a in sys.argv if a.startswith("--array="))).groups())
+command = sys.argv[sys.argv.index("--wrap") + 1]
+for task in range(first, last + 1):
+    subprocess.run(["sh", "-c", command], env={{**os.environ, "SLURM_ARRAY_TASK_ID": str(task)}}, check=True)
+"""
+
+
 def write_program(folder: Path) -> Path:
-    """A folder for PATH whose ``offline-infer`` is this working tree's."""
+    """A folder for PATH whose ``offline-infer`` is this working tree's, and whose ``sbatch`` is a test double."""
     program = folder / "offline-infer"
     folder.mkdir(parents=True)
     program.write_text(
         f'#!/bin/sh\nPYTHONPATH={str(ROOT)!r}"${{PYTHONPATH:+:$PYTHONPATH}}" exec {sys.executable!r} -m offline_infer "$@"\n'
     )
     program.chmod(0o755)
+    sbatch = folder / "sbatch"
+    sbatch.write_text(STANDIN_SBATCH.format(python=sys.executable))
+    sbatch.chmod(0o755)
     return folder

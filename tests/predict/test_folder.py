@@ -11,7 +11,7 @@ from specimens import tiny_spec, with_graphs, with_outputs
 from staged_samples import write_case
 
 from offline_infer.bundles.bundle import save
-from offline_infer.errors import EngineFailed
+from offline_infer.errors import EngineFailed, UsageError
 from offline_infer.events import Event
 from offline_infer.images.cases import CaseFiles
 from offline_infer.predict import folder as runner
@@ -87,7 +87,8 @@ def test_with_too_little_memory_nothing_is_read_ahead_and_the_result_is_the_same
 
     monkeypatch.setattr(runner, "prepare_case", make)
     monkeypatch.setattr(runner, "infer", infer)
-    report = predict_folder(model, FolderJob(cases, tmp_path / "tight", memory=1), RunSettings())
+    monkeypatch.setattr(runner, "room_left", lambda limit: 0)
+    report = predict_folder(model, FolderJob(cases, tmp_path / "tight"), RunSettings())
     report.raise_failures()
     assert all(case.memory["spill"] and not case.memory["read_ahead"] for case in report.cases)
     for case in cases:
@@ -95,14 +96,28 @@ def test_with_too_little_memory_nothing_is_read_ahead_and_the_result_is_the_same
         assert (tmp_path / "tight" / name).read_bytes() == (tmp_path / "plenty" / name).read_bytes()
 
 
-@pytest.mark.parametrize("memory", [None, 1])
-def test_an_unreadable_case_fails_alone(
-    model: Model, cases: list[CaseFiles], tmp_path: Path, memory: int | None
+def test_a_limit_that_cannot_be_kept_is_refused_before_any_work(
+    model: Model, cases: list[CaseFiles], tmp_path: Path
 ) -> None:
+    with pytest.raises(UsageError, match=r"the largest case, \w+, takes \d+ MB more .* the least is \d+ MB") as caught:
+        predict_folder(model, FolderJob(cases, tmp_path / "out", memory=100_000_000), RunSettings())
+    assert not list((tmp_path / "out").glob("*.nii.gz"))
+    least = int(str(caught.value).split("the least is ")[1].split()[0])
+    # What it says is possible is possible, with a little room for what this process holds by now.
+    report = predict_folder(model, FolderJob(cases, tmp_path / "out", memory=(least + 64) * 1_000_000), RunSettings())
+    report.raise_failures()
+
+
+@pytest.mark.parametrize("tight", [False, True])
+def test_an_unreadable_case_fails_alone(
+    model: Model, cases: list[CaseFiles], tmp_path: Path, tight: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if tight:
+        monkeypatch.setattr(runner, "room_left", lambda limit: 0)
     broken = tmp_path / "in" / "broken_0000.nii.gz"
     broken.write_bytes(b"not an image")
     todo = [cases[0], CaseFiles("broken", (broken,)), cases[1]]
-    report = predict_folder(model, FolderJob(todo, tmp_path / "out", memory=memory), RunSettings())
+    report = predict_folder(model, FolderJob(todo, tmp_path / "out"), RunSettings())
     assert [case.status for case in report.cases] == ["done", "failed", "done"]
     assert "broken_0000.nii.gz" in report.failures["broken"]
 

@@ -14,6 +14,7 @@ from offline_infer.arithmetic.geometry import ImageGeometry
 from offline_infer.bundles.bundle import save
 from offline_infer.engines.fake import fake_logits
 from offline_infer.errors import GeometryError, ImageError, UsageError
+from offline_infer.predict import model as module
 from offline_infer.spec import PreviousStage, Resampling
 
 FRAME = ImageGeometry(
@@ -101,18 +102,42 @@ def test_wrong_inputs_are_named(tmp_path: Path, volume: np.ndarray) -> None:
         offline_infer.load(bundle, engine="fake", folds=["4"])
     with pytest.raises(UsageError, match="openvino"):
         offline_infer.load(bundle, engine="openVINO")
+    wrong: list[dict[str, object]] = [
+        {"folds": "0"},
+        {"folds": [0]},
+        {"folds": 0},
+        {"precision": "fp8"},
+        {"threads": -1},
+    ]
+    for arguments in [*wrong, {"previous": 3}, {"cache": 3}, {"threads": None}]:
+        with pytest.raises(UsageError, match=next(iter(arguments))):
+            offline_infer.load(bundle, engine="fake", **arguments)  # type: ignore[arg-type]
+    for path in (None, 3):
+        with pytest.raises(UsageError, match="path"):
+            offline_infer.load(path)  # type: ignore[arg-type]
     with offline_infer.load(bundle, engine="fake") as model:
         with pytest.raises(GeometryError, match="2 channels"):
             model.predict(offline_infer.Image(np.stack([volume, volume]), FRAME))
         with pytest.raises(ImageError):
             model.predict(tmp_path / "nothing.nii.gz")
+        with pytest.raises(UsageError, match=r"image: a SimpleITK.* Image.from_sitk"):
+            model.predict(sitk.GetImageFromArray(volume))
+    with pytest.raises(GeometryError, match="spacing None"):
+        offline_infer.Image.from_numpy(volume, None)  # type: ignore[arg-type]
+    with pytest.raises(UsageError, match="step size True"):
+        offline_infer.RunSettings(step_size=True)
 
 
-def test_too_little_memory_changes_nothing_but_the_place_of_the_sums(tmp_path: Path, volume: np.ndarray) -> None:
+def test_too_little_memory_changes_nothing_but_the_place_of_the_sums(
+    tmp_path: Path, volume: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with offline_infer.load(make_bundle(tmp_path / "b"), engine="fake") as model:
         image = offline_infer.Image(volume[np.newaxis], FRAME)
         plenty = model.predict(image)
-        tight = model.predict(image, memory=1)
+        with pytest.raises(UsageError, match="a limit of 1 MB cannot be kept"):
+            model.predict(image, memory=1_000_000)
+        monkeypatch.setattr(module, "room_left", lambda limit: 0)
+        tight = model.predict(image)
     np.testing.assert_array_equal(plenty.array, tight.array)
 
 

@@ -68,7 +68,7 @@ def test_images_of_other_libraries_are_the_same_image(model: Any, tmp_path: Path
     ("image", "said"),
     [
         (None, "image: a NoneType"),
-        (np.zeros((3, 4, 5), np.float32), "image: a ndarray"),
+        (np.zeros((3, 4, 5), np.float32), "image: a numpy.ndarray"),
         ({"path": "x"}, "image: a dict"),
         ([], "image: a list"),
     ],

@@ -53,7 +53,7 @@ from offline_infer.threads import PerThread
 
 OLDEST = (1, 18)
 _INSTALL = (
-    "pip install 'onnxruntime>=1.18' (CPU), onnxruntime-gpu (NVIDIA) or onnxruntime-cann (Ascend); only one of them"
+    "pip install 'offline-infer[ort]' (CPU), 'offline-infer[gpu]' (NVIDIA) or 'offline-infer[cann]' (Ascend); only one"
 )
 _WHEELS = {"cpu": "onnxruntime", "cuda": "onnxruntime-gpu", "tensorrt": "onnxruntime-gpu", "npu": "onnxruntime-cann"}
 _TYPES = {

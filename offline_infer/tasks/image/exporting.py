@@ -9,6 +9,7 @@ from offline_infer.bundles.bundle import Bundle
 from offline_infer.checkpoints.digests import checked_sha256
 from offline_infer.errors import UsageError
 from offline_infer.events import Sink, silent
+from offline_infer.exporting.torch_export import require_packages
 from offline_infer.spec import Pixels
 from offline_infer.tasks.extensions import ExportRequest
 from offline_infer.tasks.image.adopting import pixels_of
@@ -23,6 +24,7 @@ def export(request: ExportRequest, sink: Sink = silent) -> Bundle:
         CheckpointError: the weights do not fit, or are not the expected ones.
         ExportError: the graph could not be made, or does not give the model's answer.
     """
+    require_packages()
     options = request.options
     weights = Path(options.get("weights", ""))
     if not options.get("weights"):

@@ -16,6 +16,7 @@ from offline_infer.engines.base import get_engine
 from offline_infer.errors import ExportError, UsageError
 from offline_infer.events import Event, Sink, silent
 from offline_infer.exporting.detectors import DetectorShapes, torch_answers, trace_detector, verify_detector
+from offline_infer.exporting.torch_export import require_packages
 from offline_infer.files import sha256_file
 from offline_infer.spec import FoldSource, GraphRecord, OutputSpec, Pixels, Source
 from offline_infer.tasks.extensions import ExportRequest
@@ -37,6 +38,7 @@ def export(request: ExportRequest, sink: Sink = silent) -> Bundle:
         UsageError: an option that is wrong or that detectors do not have.
         CheckpointError: the checkpoint cannot be read, or is not the expected one.
     """
+    require_packages()
     if request.arguments:
         raise UsageError(f"{request.model}: a RefineMask checkpoint describes its own network; leave out --set")
     checked_sha256(request.model, request.expect_sha256)

@@ -31,8 +31,10 @@ def load_image(source: object, spec: VolumeSpec) -> Image:
         return read_image([Path(source)], spec.reader, channels=len(spec.channels))
     if isinstance(source, Sequence) and source and all(isinstance(part, (str, Path)) for part in source):
         return read_image([Path(part) for part in source], spec.reader, channels=len(spec.channels))
+    found = f"{type(source).__module__}.{type(source).__name__}".removeprefix("builtins.")
     raise UsageError(
-        f"image: a {type(source).__name__} is no image; give a path, the paths of all channels, or offline_infer.Image"
+        f"image: a {found} is no image; give a path, the paths of all channels, or an offline_infer.Image, which "
+        "Image.from_numpy, Image.from_sitk and Image.from_nibabel make"
     )
 
 
