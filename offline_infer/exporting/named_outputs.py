@@ -130,7 +130,8 @@ def trace_named(network: nn.Module, image: FloatArray, input_name: str, names: S
     written = write_onnx(network, torch.from_numpy(image), job.opset, input_name, names, free)
     model = passes.clean(passes.onnx_package().load_from_string(written))
     if not job.free_axes:
-        model = passes.fix_shapes(model, image.shape)
+        shapes = {name: output.shape for name, output in run_torch(network, names, image).items()}
+        model = passes.fix_shapes(model, image.shape, shapes)
     try:
         passes.onnx_package().checker.check_model(model, full_check=True)
     except Exception as error:  # ValidationError, InferenceError

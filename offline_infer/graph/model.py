@@ -78,8 +78,13 @@ def set_metadata(model: Model, entries: Mapping[str, str]) -> Model:
     return new
 
 
-def fix_shapes(model: Model, input_shape: Sequence[int]) -> Model:
+def fix_shapes(
+    model: Model, input_shape: Sequence[int], known: Mapping[str, Sequence[int]] | None = None
+) -> Model:
     """Give the only input this shape and let it decide the shapes of the outputs.
+
+    Args:
+        known: output -> shape that the original gives for this input, for sizes that shape inference cannot work out.
 
     Raises:
         ExportError: several inputs, operators that cannot take that shape, or an output whose shape stays open.
@@ -97,11 +102,22 @@ def fix_shapes(model: Model, input_shape: Sequence[int]) -> Model:
     except onnx.shape_inference.InferenceError as error:
         raise ExportError(f"the graph cannot take an input of {tuple(input_shape)}: {_short(error)}") from error
     for value, worked_out in zip(new.graph.output, found.graph.output, strict=True):
-        shape = shape_of(worked_out)
+        shape, told = shape_of(worked_out), (known or {}).get(value.name)
+        if told is not None and _fits(shape, told):
+            shape = tuple(told)
         if shape is None or not all(isinstance(size, int) for size in shape):
             raise ExportError(f"the shape of output {value.name!r} stays open ({shape})")
         _set_shape(value, [size for size in shape if isinstance(size, int)])
     return new
+
+
+def _fits(shape: Sequence[int | str | None] | None, told: Sequence[int]) -> bool:
+    """Whether a shape, as far as it is known, is the one that is told."""
+    if shape is None:
+        return True
+    return len(shape) == len(told) and all(
+        not isinstance(size, int) or size == wanted for size, wanted in zip(shape, told, strict=True)
+    )
 
 
 def copy(model: Model) -> Model:

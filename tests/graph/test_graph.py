@@ -469,3 +469,21 @@ def test_metadata_and_bytes_are_stable(tmp_path: Path) -> None:
     passes.save_model(model, tmp_path / "a.onnx")
     passes.save_model(passes.load_model(tmp_path / "a.onnx"), tmp_path / "b.onnx")
     assert (tmp_path / "a.onnx").read_bytes() == (tmp_path / "b.onnx").read_bytes()
+
+
+def test_sizes_that_stay_open_are_taken_from_the_original() -> None:
+    onnx = pytest.importorskip("onnx")
+    helper, value = onnx.helper, onnx.helper.make_tensor_value_info
+    nodes = [  # the number of positive values decides the first axis: nobody can infer it
+        helper.make_node("NonZero", ["x"], ["places"]),
+        helper.make_node("Transpose", ["places"], ["y"], perm=[1, 0]),
+    ]
+    floats, whole = onnx.TensorProto.FLOAT, onnx.TensorProto.INT64
+    graph = helper.make_graph(nodes, "open", [value("x", floats, [2, 3])], [value("y", whole, None)])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8)
+    with pytest.raises(ExportError, match="'y' stays open"):
+        passes.fix_shapes(model, (2, 3))
+    with pytest.raises(ExportError, match="'y' stays open"):
+        passes.fix_shapes(model, (2, 3), {"y": (6, 3)})  # contradicts what is known
+    fixed = passes.fix_shapes(model, (2, 3), {"y": (6, 2)})
+    assert [axis.dim_value for axis in fixed.graph.output[0].type.tensor_type.shape.dim] == [6, 2]
