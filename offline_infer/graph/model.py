@@ -78,9 +78,7 @@ def set_metadata(model: Model, entries: Mapping[str, str]) -> Model:
     return new
 
 
-def fix_shapes(
-    model: Model, input_shape: Sequence[int], known: Mapping[str, Sequence[int]] | None = None
-) -> Model:
+def fix_shapes(model: Model, input_shape: Sequence[int], known: Mapping[str, Sequence[int]] | None = None) -> Model:
     """Give the only input this shape and let it decide the shapes of the outputs.
 
     Args:
