@@ -12,6 +12,8 @@ from offline_infer.engines.openvino.winograd.transforms import OUTPUTS
 
 PART_BYTES = 8 << 20
 """Largest part of a tensor: about a dozen of them are in use at a time and should stay in the processor's cache."""
+MOST_PARTS = 600
+"""Of all layers of an axis together. The time to open a graph grows faster than its nodes, about ten for each part."""
 FEWEST_PARTS = 32
 """Of the longest tensor. Those of deeper stages have fewer: half, a quarter."""
 FEWEST_CHANNELS = 8
@@ -81,7 +83,10 @@ def _cuts(layers: Sequence[Layer]) -> dict[int, Cut]:
         largest = max((layer.plane_bytes for layer in along), default=PART_BYTES)
         most = max((layer.shape[axis] for layer in along), default=1)
         depth = 1
-        while 2 * depth * largest <= PART_BYTES and most % (2 * depth) == 0 and most >= 2 * depth * FEWEST_PARTS:
+        planes = sum(layer.shape[axis] for layer in along)
+        while most % (2 * depth) == 0 and (
+            planes > MOST_PARTS * depth or (2 * depth * largest <= PART_BYTES and most >= 2 * depth * FEWEST_PARTS)
+        ):
             depth *= 2
         found[axis] = Cut(axis, depth)
     return found
