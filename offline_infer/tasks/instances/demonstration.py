@@ -1,0 +1,2 @@
+from pathlib import Path
+BUNDLE = Path(__file__).parent / "demo" / "bundle"
