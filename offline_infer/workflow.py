@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -27,17 +28,19 @@ class Journey:
     """What to do, and where.
 
     Attributes:
-        checkpoint: model folder of the framework.
+        checkpoint: model folder of the framework; None: the bundle is in ``output`` already.
         images: an image or a folder of cases.
         output: gets ``bundle``, ``predictions``, ``summary.json`` and ``overlay.png``.
         labels: reference label maps, or None: then nothing is scored.
+        evaluation: options of the scoring, by the names of the task's own.
         folds, engine, threads, device, precision, memory, settings, existing: as for ``export`` and ``predict``.
     """
 
-    checkpoint: Path
+    checkpoint: Path | None
     images: Path
     output: Path
     labels: Path | None = None
+    evaluation: Mapping[str, Any] = field(default_factory=dict)
     folds: tuple[str, ...] | None = None
     engine: str = "openvino"
     threads: int = 0
@@ -98,7 +101,11 @@ def travel(journey: Journey, sink: Sink = silent) -> Outcome:
     lap("predict")
     if journey.labels is not None:
         request = EvaluationRequest(
-            outcome.predictions, journey.labels, output / "summary.json", {"allow_missing": True}, journey.images
+            outcome.predictions,
+            journey.labels,
+            output / "summary.json",
+            {"allow_missing": True, **journey.evaluation},
+            journey.images,
         )
         scores = task.evaluate(request, spec, sink)
         outcome.summary, outcome.table = scores.summary, scores.table()
@@ -125,6 +132,8 @@ def _bundle(journey: Journey, folder: Path, sink: Sink) -> Bundle:
     from offline_infer.checkpoints import Selection, read_checkpoint
     from offline_infer.exporting.bundles import export_bundle
 
+    if journey.checkpoint is None:
+        return open_bundle(folder)
     if not folder.exists():
         return export_bundle(journey.checkpoint, folder, selection=Selection(folds=journey.folds), sink=sink)
     bundle = open_bundle(folder)

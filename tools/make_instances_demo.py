@@ -19,7 +19,7 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -43,8 +43,10 @@ from offline_infer.tasks.instances.demo.shapes import CLASSES, SIZE, draw_scene
 from offline_infer.tasks.instances.demonstration import BUNDLE
 from offline_infer.tasks.instances.exporting import export_refinemask
 
-IMAGE = ImageSettings(long_side=SIZE[1], short_side=SIZE[0])
-HEIGHT, WIDTH = (-(-side // IMAGE.divisor) * IMAGE.divisor for side in SIZE)
+TRAINED = (SIZE[0] // 2, SIZE[1] // 2)
+"""Height and width of the network's input: pictures are drawn at half their size for training."""
+IMAGE = ImageSettings(long_side=TRAINED[1], short_side=TRAINED[0])
+HEIGHT, WIDTH = (-(-side // IMAGE.divisor) * IMAGE.divisor for side in TRAINED)
 WIDTHS = MaskHeadSettings(2, 4, 32, 16, (14, 28, 56, 112), (len(CLASSES),) * 4)
 SETTINGS = RefineMaskSettings(
     depth=50,
@@ -53,12 +55,12 @@ SETTINGS = RefineMaskSettings(
     proposal_width=32,
     box_width=96,
     classes=len(CLASSES),
-    proposals=ProposalSettings(200, 100, 0.7),
+    proposals=ProposalSettings(100, 60, 0.7),
     detections=DetectionSettings(0.05, 0.5, 30),
     mask_head=WIDTHS,
 )
 STAGE_WEIGHTS = (0.25, 0.5, 0.75, 1.0)
-ANCHORS_AN_IMAGE, REGIONS_AN_IMAGE, MASKS_AN_IMAGE = 128, 48, 8
+ANCHORS_AN_IMAGE, REGIONS_AN_IMAGE, MASKS_AN_IMAGE = 96, 32, 4
 
 
 @dataclass
@@ -81,7 +83,7 @@ class Example:
 
 def draw(seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Pixels (y, x, 3), masks (n, y, x) and labels of a seed."""
-    scene = draw_scene(seed)
+    scene = draw_scene(seed, TRAINED)
     return scene.image, np.stack(scene.masks), np.array(scene.labels)
 
 
@@ -94,14 +96,14 @@ def example(scene: tuple[np.ndarray, np.ndarray, np.ndarray], rng: np.random.Gen
             pixels, masks = np.flip(pixels, axis), np.flip(masks, axis + 1)
     image = np.zeros((4, HEIGHT, WIDTH), np.float32)
     normal = (pixels.astype(np.float32) - np.float32(IMAGE.mean)) / np.float32(IMAGE.std)
-    image[:3, : SIZE[0], : SIZE[1]] = normal.transpose(2, 0, 1)
-    image[3, : SIZE[0], : SIZE[1]] = 1
+    image[:3, : TRAINED[0], : TRAINED[1]] = normal.transpose(2, 0, 1)
+    image[3, : TRAINED[0], : TRAINED[1]] = 1
     boxes = []
     for mask in masks:
         rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
         boxes.append([columns[0], rows[0], columns[-1] + 1, rows[-1] + 1])
     whole = np.zeros((len(masks), HEIGHT, WIDTH), np.uint8)
-    whole[:, : SIZE[0], : SIZE[1]] = masks
+    whole[:, : TRAINED[0], : TRAINED[1]] = masks
     return Example(
         torch.from_numpy(image),
         torch.tensor(boxes, dtype=torch.float32),
@@ -180,7 +182,9 @@ def proposal_loss(logits: Tensor, deltas: Tensor, anchors: Tensor, truth: Tensor
     return objectness + place / len(chosen)
 
 
-def box_loss(network: RefineMask, levels: list[Tensor], proposals: Tensor, own: Example) -> tuple[Tensor, Tensor, Tensor]:
+def box_loss(
+    network: RefineMask, levels: list[Tensor], proposals: Tensor, own: Example
+) -> tuple[Tensor, Tensor, Tensor]:
     """Of one picture; also the regions that hold an object, and which object."""
     regions = torch.cat([proposals, own.boxes])
     regions = regions[((regions[:, 2:] - regions[:, :2]) > 1).all(1)]
@@ -224,7 +228,7 @@ def batch_loss(network: RefineMask, batch: list[Example], anchors: Tensor) -> tu
     answers = [network.rpn_head(level) for level in levels]
     logits = torch.cat([one.permute(0, 2, 3, 1).reshape(len(batch), -1) for one, _ in answers], dim=1)
     deltas = torch.cat([one.permute(0, 2, 3, 1).reshape(len(batch), -1, 4) for _, one in answers], dim=1)
-    size = torch.tensor([float(SIZE[1]), float(SIZE[0])])
+    size = torch.tensor([float(TRAINED[1]), float(TRAINED[0])])
     parts = torch.zeros(3)
     total = torch.zeros(())
     for index, own in enumerate(batch):
@@ -406,7 +410,7 @@ def main() -> None:
     if options.minutes:
         train(network, options, checkpoint)
     bundle = export_refinemask(checkpoint, options.out, overwrite=True)
-    print(f"{bundle.folder}: {json.dumps([asdict(fold) if not hasattr(fold, 'model_dump') else fold.model_dump() for fold in bundle.spec.source.folds])}")
+    print(f"{bundle.folder}: {', '.join(graph.file for graph in bundle.spec.graphs)}")
 
 
 if __name__ == "__main__":

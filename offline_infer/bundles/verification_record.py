@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+_LONGEST = 300
+
 
 @dataclass(frozen=True)
 class EngineComparison:
@@ -59,6 +61,11 @@ def lines_of(verification: Mapping[str, Any] | None) -> list[str]:
     if verification is None:
         return ["not verified: exported without a comparison with the checkpoint's network"]
     lines = [str(entry) for entry in comparisons(verification)]
+    engines = verification.get("engines")
+    for entry in engines if isinstance(engines, list) else []:
+        # Models whose answers are no logits of voxels say in their own words how far they were.
+        if isinstance(entry, Mapping) and isinstance(entry.get("text"), str):
+            lines.append(f"{_engine(entry)}: {entry['text'][:_LONGEST]}")
     if isinstance(verification.get("canary"), Mapping):
         lines.append("holds a canary: the checkpoint's own answer at a few points, which predict can ask again")
     if "int8_share" in verification:
@@ -72,17 +79,20 @@ def lines_of(verification: Mapping[str, Any] | None) -> list[str]:
 def _comparison(entry: Mapping[str, Any]) -> EngineComparison | None:
     inputs = entry.get("inputs")
     measured = [item for item in inputs.values() if isinstance(item, Mapping)] if isinstance(inputs, Mapping) else []
-    name = " ".join(str(entry[key]) for key in ("engine", "version") if entry.get(key))
     if not measured:
         return None
     return EngineComparison(
-        engine=name or "an engine",
+        engine=_engine(entry),
         max_diff=_largest(measured, "max_diff"),
         logit_scale=_largest(measured, "logit_scale"),
         flips=int(sum(_number(item.get("flips")) or 0 for item in measured)),
         voxels=int(sum(_number(item.get("voxels")) or 0 for item in measured)),
         flip_margin=_largest(measured, "flip_margin"),
     )
+
+
+def _engine(entry: Mapping[str, Any]) -> str:
+    return " ".join(str(entry[key]) for key in ("engine", "version") if entry.get(key)) or "an engine"
 
 
 def _largest(items: list[Mapping[str, Any]], key: str) -> float | None:

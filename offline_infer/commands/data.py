@@ -8,13 +8,19 @@ from typing import Any
 
 from offline_infer.commands.common import Subparsers, cache_folder, command, existing, say, show_outcome, sink_for
 from offline_infer.errors import CasesFailed
+from offline_infer.tasks.registry import DEFAULT_TASK, demonstrated
 
 
 def register(commands: Subparsers) -> None:
     """Add these commands to the parser."""
-    parser = command(commands, "demo", demo, "export, predict and evaluate a shipped model on phantom CTs")
+    parser = command(commands, "demo", demo, "predict and evaluate with a shipped model: phantom CTs, or drawn objects")
     parser.add_argument("-o", "--output", type=Path, default=Path("demo_out"), metavar="DIR", help="default demo_out")
-    parser.add_argument("--cases", type=int, default=3, metavar="N", help="number of phantoms, default 3")
+    parser.add_argument(
+        "--task", default=DEFAULT_TASK, choices=demonstrated(), help=f"kind of model to show, default {DEFAULT_TASK}"
+    )
+    parser.add_argument(
+        "--cases", type=int, metavar="N", help="number of cases to make, default the demonstration's own"
+    )
     parser.add_argument("--engine", default="openvino", help="openvino (default) or onnxruntime")
     parser.add_argument("--threads", type=int, default=0, metavar="N", help="processor threads, 0 = all")
     parser.add_argument("--overwrite", action="store_true", help="replace an earlier demonstration")
@@ -54,6 +60,7 @@ def demo(options: argparse.Namespace) -> dict[str, Any]:
 
     outcome = run_demo(
         options.output,
+        task=options.task,
         cases=options.cases,
         engine=options.engine,
         threads=options.threads,

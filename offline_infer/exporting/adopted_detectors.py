@@ -88,6 +88,7 @@ def adopt_graph(
     classes: int | None = None
     if kind == "torchvision":
         found, side = _torchvision(build)
+        classes = _scored_classes(build)
     elif kind == "prototypes":
         found, side, classes = _prototypes(build, suppression or Suppression())
     else:
@@ -142,6 +143,19 @@ def _torchvision(build: _Builder) -> tuple[_Found, int]:
     if side > 0:
         return _Found(dets, labels, build.reshape(masks, [-1, side, side])), side
     return _Found(dets, labels, build.squeeze(masks, 1)), -1
+
+
+def _scored_classes(build: _Builder) -> int | None:
+    """How many classes the box head scores beside the background, which is one column; None where that cannot be seen."""
+    producers = {name: node for node in build.model.graph.node for name in node.output}
+    sizes = {tensor.name: tuple(tensor.dims) for tensor in build.model.graph.initializer}
+    found = set()
+    for node in build.model.graph.node:
+        before = producers.get(node.input[0]) if node.op_type == "Softmax" else None
+        bias = sizes.get(before.input[-1]) if before is not None and before.op_type in ("Gemm", "Add") else None
+        if bias is not None and len(bias) == 1:
+            found.add(bias[0] - 1)
+    return found.pop() if len(found) == 1 else None
 
 
 def _before_pasting(build: _Builder, masks: str) -> tuple[str, int] | None:

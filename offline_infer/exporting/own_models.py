@@ -67,7 +67,7 @@ def load_model_class(path: Path, name: str | None = None) -> type[nn.Module]:
     file = path / MODEL_FILE if path.is_dir() else path
     if not file.is_file():
         raise UsageError(f"{file}: does not exist; expected a Python file with a model class")
-    module = _execute(file)
+    module = execute_file(file)
     classes: list[type[nn.Module]] = [
         value
         for value in vars(module).values()
@@ -138,8 +138,12 @@ def inference_network(network: nn.Module) -> nn.Module:
     return InferenceNetwork().eval()
 
 
-def _execute(file: Path) -> types.ModuleType:
-    """Import a file under its own name, its folder first on the import path while it is executed."""
+def execute_file(file: Path) -> types.ModuleType:
+    """Import a file under its own name, its folder first on the import path while it is executed.
+
+    Raises:
+        ExportError: the file cannot be executed.
+    """
     specification = importlib.util.spec_from_file_location(file.stem, file)
     assert specification is not None
     assert specification.loader is not None

@@ -1,6 +1,7 @@
-"""What a kind of model may add to the command line besides settings: its export, its adoption, commands of its own.
+"""What a kind of model may add to the command line besides settings.
 
-All of it is optional; :mod:`offline_infer.tasks.registry` finds it by the names of modules. Importing this loads nothing heavy.
+Its export, its adoption, commands of its own, its demonstration. All of it is optional; :mod:`offline_infer.tasks.registry`
+finds it by the names of modules. Importing this loads nothing heavy.
 """
 
 from __future__ import annotations
@@ -104,6 +105,36 @@ class TaskCommand:
     add_arguments: Callable[[argparse.ArgumentParser], None]
     run: Callable[[argparse.Namespace, CommandContext], dict[str, Any]]
     predicts: bool = False
+
+
+@dataclass(frozen=True)
+class DemonstrationCases:
+    """What a demonstration is made of: ``images`` as ``predict`` takes them, ``references`` as ``evaluate`` takes them."""
+
+    images: Path
+    references: Path
+
+
+@dataclass(frozen=True)
+class Demonstration:
+    """What ``demo`` shows of a kind of model: a shipped bundle, and cases that are made for it.
+
+    Attributes:
+        bundle: folder of the shipped bundle; needs no torch.
+        packages: what must be importable; extra: the extra that brings them.
+        cases: how many are made where nobody says.
+        write: (folder, how many) makes those cases that are not there yet.
+        settings: of the run, by the names of the task's ``OPTIONS``.
+        evaluation: by the names of the task's ``EVALUATION``.
+    """
+
+    bundle: Path
+    packages: tuple[str, ...]
+    extra: str
+    cases: int
+    write: Callable[[Path, int], DemonstrationCases]
+    settings: Mapping[str, str] = field(default_factory=dict)
+    evaluation: Mapping[str, str] = field(default_factory=dict)
 
 
 def check_given(given: Mapping[str, str], known: tuple[TaskOption, ...]) -> None:

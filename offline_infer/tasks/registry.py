@@ -9,6 +9,7 @@ Importing this loads no task. A task's folder holds these modules; those marked 
     adopt_options.py *      optional: ``ADOPT_OPTIONS``
     adopting.py             with it: ``adopt(graph, output, options, *, overwrite, sink)``
     commands.py *           optional: ``COMMANDS``, commands that only this kind of model has
+    demonstration.py *      optional: ``DEMONSTRATION``, a shipped model and cases made for it
 
 What the optional ones hold is described in :mod:`offline_infer.tasks.extensions`.
 """
@@ -22,7 +23,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from offline_infer.errors import BundleError
-from offline_infer.tasks.extensions import Adopter, Exporter, ExportRequest, TaskCommand
+from offline_infer.tasks.extensions import Adopter, Demonstration, Exporter, ExportRequest, TaskCommand
 from offline_infer.tasks.settings import TaskOption
 
 if TYPE_CHECKING:
@@ -103,6 +104,17 @@ def commands_of(name: str) -> tuple[TaskCommand, ...]:
     module = _optional_module(name, "commands")
     commands: tuple[TaskCommand, ...] = () if module is None else module.COMMANDS
     return commands
+
+
+def demonstration_of(name: str) -> Demonstration | None:
+    """What ``demo`` shows of that task; None if it brings nothing. Loads nothing heavy."""
+    module = _optional_module(name, "demonstration")
+    return None if module is None else module.DEMONSTRATION
+
+
+def demonstrated() -> tuple[str, ...]:
+    """The tasks ``demo`` can show, that of volumes first, whose phantoms are the demonstration's own. Loads nothing heavy."""
+    return (DEFAULT_TASK, *(name for name in TASKS if demonstration_of(name) is not None))
 
 
 def _optional_module(task: str, module: str) -> ModuleType | None:

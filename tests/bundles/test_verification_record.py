@@ -45,3 +45,8 @@ def test_what_was_not_measured_is_not_claimed() -> None:
 )
 def test_records_of_other_kinds_are_tolerated(foreign: dict[str, Any]) -> None:
     assert all(isinstance(line, str) for line in lines_of(foreign))
+
+
+def test_what_a_model_says_in_its_own_words_is_shown() -> None:
+    engine = {"engine": "openvino", "version": "1", "text": "12 objects, none replaced"}
+    assert lines_of({"engines": [engine, {"engine": "b", "text": 5}, 7]}) == ["openvino 1: 12 objects, none replaced"]

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from offline_infer.checkpoints.description import Weights
 from offline_infer.checkpoints.fields import Fields, read_json
+from offline_infer.checkpoints.known_layouts import describe
 from offline_infer.checkpoints.mmdet.config_text import parse_config
 from offline_infer.checkpoints.mmdet.fields_of_config import read_image_settings, read_settings
 from offline_infer.checkpoints.mmdet.settings import RESNET_BLOCKS, ImageSettings, MaskHeadSettings, RefineMaskSettings
@@ -48,14 +49,14 @@ class RefineMaskCheckpoint:
     notes: tuple[str, ...] = ()
 
 
-def is_refinemask(path: Path) -> bool:
-    """Whether a file is a checkpoint with a RefineMask mask head, of whatever kind."""
-    try:
-        file = open_torch_file(path)
-        entries = _entries(file)
-    except CheckpointError:
-        return False
-    return any(name.startswith(f"{MASK_HEAD}stage") for name in entries)
+def weight_shapes(path: Path) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of a checkpoint's weights; nothing of the file is executed.
+
+    Raises:
+        UnsafePickleError: its pickle names something outside the closed table.
+        CheckpointError: damaged, or it holds no state dict.
+    """
+    return {name: tensor.shape for name, tensor in _entries(open_torch_file(path)).items()}
 
 
 def read_refinemask(path: Path, config: Path | None = None) -> RefineMaskCheckpoint:
@@ -142,8 +143,10 @@ def _entries(file: TorchFile) -> dict[str, TensorRef]:
             f"{file.path} holds the weights of one fold of nnU-Net v2, without its plans; give the model folder it comes from, "
             "with plans.json, dataset.json and fold_0"
         )
-    if isinstance(content, Mapping) and "state_dict" in content:
-        content = content["state_dict"]
+    for name in ("state_dict", "model"):  # mmdetection; detectron2 and torchvision's own training scripts
+        if isinstance(content, Mapping) and isinstance(content.get(name), Mapping):
+            content = content[name]
+            break
     return state_dict(content, str(file.path))
 
 
@@ -154,10 +157,8 @@ def _refuse_others(path: Path, shapes: Shapes) -> None:
             "way; only RefineMaskHead is supported"
         )
     if f"{MASK_HEAD}semantic_logits.weight" not in shapes:
-        raise CheckpointError(
-            f"{path} is not a RefineMask: {MASK_HEAD}semantic_logits.weight is missing; export a model of your own from its Python "
-            "file, and adopt another detector as an ONNX graph"
-        )
+        kind, advice = describe(shapes)
+        raise CheckpointError(f"{path} is no RefineMask but {kind}; {advice}")
 
 
 def _configuration(path: Path, config: Path | None, meta: Fields) -> tuple[Fields | None, str]:

@@ -9,11 +9,21 @@ from __future__ import annotations
 from typing import Any
 
 from offline_infer.proof.report.records import RecordKind
-from offline_infer.proof.report.sections import accuracy, agreement, choices, images, provenance, speed, statistics
+from offline_infer.proof.report.sections import (
+    accuracy,
+    agreement,
+    choices,
+    images,
+    objects,
+    provenance,
+    speed,
+    statistics,
+)
 
 KINDS: tuple[RecordKind, ...] = (
     *accuracy.RECORDS,
     *images.RECORDS,
+    *objects.RECORDS,
     *provenance.RECORDS,
     *agreement.RECORDS,
     *speed.RECORDS,
@@ -24,7 +34,7 @@ KINDS: tuple[RecordKind, ...] = (
 )
 """In the order in which a record that does not name its kind is tried."""
 ORDER: tuple[str, ...] = (
-    *("summary", "image_summary", "sweep", "slices", "lesions", "volumes", "surface", "problems"),
+    *("summary", "image_summary", "sweep", "slices", "objects", "close-ups", "lesions", "volumes", "surface", "problems"),
     *("bundle", "comparison", "arrays", "layers", "precision", "checks", "quantization"),
     *("performance overview", "speed", "tuning", "performance", "measurements", "statistics", "run", "stage", "record"),
 )

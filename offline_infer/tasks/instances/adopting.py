@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import ast
-import json
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,12 +26,10 @@ from offline_infer.exporting.adopted_detectors import (
 )
 from offline_infer.files import sha256_file
 from offline_infer.spec import FoldSource, GraphRecord, OutputSpec, Pixels, Source
+from offline_infer.tasks.instances.class_names import model_classes, read_class_names
 from offline_infer.tasks.instances.exporting import FOLD, fixed_outputs, usable_engines
 from offline_infer.tasks.instances.judging import judge, sample_inputs
 from offline_infer.tasks.instances.spec import DETS, LABELS, MASKS, InstancesSpec, MaskRule, Padding, Scaling
-
-_BACKGROUND = ("__background__", "background", "bg")
-_MAX_CLASSES = 100_000
 
 
 @dataclass(frozen=True)
@@ -162,15 +158,33 @@ def adopt_detector(
     original = passes.load_model(path)
     suppression = Suppression() if given.score is None else Suppression(score=given.score)
     adopted = adopt_graph(original, convention=kind, limit=limit, suppression=suppression)
-    names = _classes(classes, original, adopted)
-    spec = _spec(path, adopted, names, given)
+    names = model_classes(classes, path, original, adopted.classes)
+    spec = spec_of_adopted(path, adopted, names, given)
+    return write_adopted(adopted, spec, output, _verified, overwrite=overwrite, sink=sink)
+
+
+def write_adopted(
+    adopted: AdoptedGraph,
+    spec: InstancesSpec,
+    output: Path | str,
+    verify: Callable[[Path, InstancesSpec, Sequence[str]], dict[str, Any]],
+    *,
+    overwrite: bool,
+    sink: Sink,
+) -> Bundle:
+    """Write a graph's bundle; it appears only when ``verify`` (the graph's file, its specification, engines) is content.
+
+    Raises:
+        ExportError: no engine is installed, or ``verify`` is not content.
+        UsageError: ``output`` is taken.
+    """
     engines = usable_engines()
-    sink(Event("stage-started", "adopt", data={"convention": adopted.convention, "classes": len(names)}))
+    sink(Event("stage-started", "adopt", data={"convention": adopted.convention, "classes": len(spec.classes)}))
     with bundles.creating(output, overwrite=overwrite, spec_of=_own) as folder:
         opset = passes.inspect_graph(adopted.model).opset
         file = folder / f"fold_{FOLD}.onnx"
         passes.save_model(passes.set_metadata(adopted.model, bundles.embedded(spec, FOLD, "fp32", opset)), file)
-        verification = _verified(file, spec, engines)
+        verification = verify(file, spec, engines)
         record = GraphRecord(
             file=file.name, fold=FOLD, opset=opset, sha256=sha256_file(file), verification=verification
         )
@@ -178,7 +192,8 @@ def adopt_detector(
     return Bundle.load(output, spec_of=_own)
 
 
-def _spec(path: Path, adopted: AdoptedGraph, names: tuple[str, ...], given: Preparation) -> InstancesSpec:
+def spec_of_adopted(path: Path, adopted: AdoptedGraph, names: tuple[str, ...], given: Preparation) -> InstancesSpec:
+    """The specification of a graph's bundle: what its convention usually does, but for what was given."""
     pixels, scaling, padding, mask, floor = _usual(adopted)
     pixels = pixels.model_copy(
         update={
@@ -240,53 +255,6 @@ def _usual(adopted: AdoptedGraph) -> tuple[Pixels, Scaling, Padding, MaskRule, f
     )
     mask = MaskRule(activation="none", **frame)
     return pixels, Scaling(long_side=1333, short_side=800), Padding(divisor=32, canvas=canvas), mask, 0.05
-
-
-def _classes(given: Sequence[str] | None, model: Any, adopted: AdoptedGraph) -> tuple[str, ...]:
-    names = tuple(given) if given is not None else _own_classes(model)
-    if names is None:
-        raise UsageError("the graph does not name its classes; give their names in the order of its labels")
-    if names and names[0].lower() in _BACKGROUND:
-        names = names[1:]
-    if not names or len(set(names)) != len(names):
-        raise UsageError(f"{len(names)} class names, of which {len(set(names))} differ; expected different names")
-    if adopted.classes is not None and adopted.classes != len(names):
-        raise UsageError(f"{len(names)} class names for a graph with {adopted.classes} classes")
-    return names
-
-
-def _own_classes(model: Any) -> tuple[str, ...] | None:
-    """The list some exporters leave in the graph's metadata, ``names``: ``{0: 'person', ...}``; parsed as a literal."""
-    text = next((entry.value for entry in model.metadata_props if entry.key == "names"), None)
-    if text is None or len(text) > 1 << 20:
-        return None
-    try:
-        value = ast.literal_eval(text)
-    except (ValueError, SyntaxError, MemoryError, RecursionError):
-        return None
-    if isinstance(value, Mapping) and set(value) == set(range(len(value))) and len(value) <= _MAX_CLASSES:
-        value = [value[index] for index in range(len(value))]
-    if isinstance(value, (list, tuple)) and all(isinstance(name, str) for name in value):
-        return tuple(value)
-    return None
-
-
-def read_class_names(path: Path) -> tuple[str, ...]:
-    """Class names from a file: a JSON list, or one name a line.
-
-    Raises:
-        UsageError: it cannot be read.
-    """
-    try:
-        text = path.read_text(encoding="utf-8")
-        names = json.loads(text) if path.suffix.lower() == ".json" else [line.strip() for line in text.splitlines()]
-        if isinstance(names, dict):
-            names = names.get("classes") or names.get("CLASSES")
-    except (OSError, ValueError, RecursionError) as error:
-        raise UsageError(f"{path} holds no class names: {error}") from error
-    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        raise UsageError(f"{path} holds no list of class names")
-    return tuple(name for name in names if name)
 
 
 def _verified(file: Path, spec: InstancesSpec, engines: Sequence[str]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""What may be said about a RefineMask checkpoint when it is exported."""
+"""What may be said about a checkpoint of a detector when it is exported."""
 
 from __future__ import annotations
 
@@ -13,7 +13,13 @@ EXPORT_OPTIONS: tuple[TaskOption, ...] = (
         "the one input size the graph takes, height x width such as 1344x1344, multiples of 32 (default: any)",
         "",
     ),
+    TaskOption("classes", "file with the class names of a Mask R-CNN of torchvision: a JSON list, or one a line", ""),
+    TaskOption(
+        "builder", "Python file whose build() gives the Mask R-CNN of torchvision, if it is not a ResNet-50's", ""
+    ),
 )
+REFINEMASK_ONLY = ("config", "canvas")
+TORCHVISION_ONLY = ("classes", "builder")
 
 
 def recognises(path: Path) -> bool:

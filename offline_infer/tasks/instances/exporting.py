@@ -1,4 +1,4 @@
-"""A RefineMask checkpoint in, a verified bundle out."""
+"""A checkpoint in, a verified bundle out: which kind it is, and how a RefineMask is exported."""
 
 from __future__ import annotations
 
@@ -11,15 +11,17 @@ from offline_infer import graph as passes
 from offline_infer.bundles import bundle as bundles
 from offline_infer.bundles.bundle import Bundle
 from offline_infer.checkpoints.digests import checked_sha256
-from offline_infer.checkpoints.mmdet.reader import RefineMaskCheckpoint, read_refinemask
+from offline_infer.checkpoints.mmdet.reader import RefineMaskCheckpoint, read_refinemask, weight_shapes
 from offline_infer.engines.base import get_engine
 from offline_infer.errors import ExportError, UsageError
 from offline_infer.events import Event, Sink, silent
 from offline_infer.exporting.detectors import DetectorShapes, torch_answers, trace_detector, verify_detector
 from offline_infer.exporting.torch_export import require_packages
+from offline_infer.exporting.torchvision_detectors import is_mask_rcnn
 from offline_infer.files import sha256_file
 from offline_infer.spec import FoldSource, GraphRecord, OutputSpec, Pixels, Source
 from offline_infer.tasks.extensions import ExportRequest
+from offline_infer.tasks.instances.export_options import REFINEMASK_ONLY, TORCHVISION_ONLY
 from offline_infer.tasks.instances.judging import judge, sample_inputs
 from offline_infer.tasks.instances.spec import DETS, LABELS, MASKS, InstancesSpec, MaskRule, Padding, Scaling
 
@@ -32,7 +34,7 @@ FOLD = "0"
 
 
 def export(request: ExportRequest, sink: Sink = silent) -> Bundle:
-    """``export`` for a RefineMask checkpoint: see :func:`export_refinemask`.
+    """``export`` for a ``.pth``: a Mask R-CNN of torchvision, else a RefineMask (see :func:`export_refinemask`).
 
     Raises:
         UsageError: an option that is wrong or that detectors do not have.
@@ -40,8 +42,15 @@ def export(request: ExportRequest, sink: Sink = silent) -> Bundle:
     """
     require_packages()
     if request.arguments:
-        raise UsageError(f"{request.model}: a RefineMask checkpoint describes its own network; leave out --set")
+        raise UsageError(f"{request.model}: its weights describe the network; leave out --set")
     checked_sha256(request.model, request.expect_sha256)
+    shapes = weight_shapes(request.model)
+    torchvision = is_mask_rcnn(shapes)
+    _refuse_foreign_options(request, REFINEMASK_ONLY if torchvision else TORCHVISION_ONLY, torchvision)
+    if torchvision:
+        from offline_infer.tasks.instances.torchvision_exporting import export_torchvision
+
+        return export_torchvision(request, shapes, sink)
     config, how = request.options.get("config"), request.how
     if config is not None and not Path(config).is_file():
         raise UsageError(f"{config}: no such file")
@@ -55,6 +64,13 @@ def export(request: ExportRequest, sink: Sink = silent) -> Bundle:
         overwrite=how.overwrite,
         sink=sink,
     )
+
+
+def _refuse_foreign_options(request: ExportRequest, foreign: Sequence[str], torchvision: bool) -> None:
+    given = next((name for name in foreign if name in request.options), None)
+    if given is not None:
+        kind = "a Mask R-CNN of torchvision" if torchvision else "a RefineMask"
+        raise UsageError(f"{request.model}: --{given} does not apply to {kind}")
 
 
 def _canvas(text: str) -> tuple[int, int] | None:

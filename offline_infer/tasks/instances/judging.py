@@ -90,21 +90,32 @@ def judge(answers: Sequence[Answers], reference: Sequence[Answers] | None, spec:
     if reference is None:
         return told
     found = [agreement(_read(other, spec), mine) for other, mine in zip(reference, own, strict=True)]
+    return {**told, **verdict(found)}
+
+
+def verdict(found: Sequence[Agreement]) -> dict[str, Any]:
+    """``status`` (``ok``, or ``failed`` with a ``reason``) and the figures of several images together."""
     sure, replaced = sum(one.sure for one in found), sum(one.replaced for one in found)
     worst = min((one.mask_iou_min for one in found if one.mask_iou_min is not None), default=1.0)
     means = [one.mask_iou_mean for one in found if one.mask_iou_mean is not None]
-    told |= {
+    mean = float(np.mean(means)) if means else 1.0
+    told: dict[str, Any] = {
+        "status": "ok",
         "sure": sure,
         "replaced": replaced,
         "max_box_difference": max((one.box for one in found), default=0.0),
         "max_score_difference": max((one.score for one in found), default=0.0),
         "min_mask_iou": worst,
-        "mean_mask_iou": float(np.mean(means)) if means else 1.0,
+        "mean_mask_iou": mean,
     }
+    told["text"] = (
+        f"{sure} objects above {SURE}, {replaced} replaced; boxes differ by up to {told['max_box_difference']:.2g} px, scores by "
+        f"{told['max_score_difference']:.2g}, masks agree with an IoU of {mean:.4f}"
+    )
     if replaced > max(1, MAX_REPLACED * sure):
         told |= {"status": "failed", "reason": f"{replaced} of {sure} detections above {SURE} have no partner"}
-    elif told["mean_mask_iou"] < MIN_MASK_IOU:
-        told |= {"status": "failed", "reason": f"masks agree with an IoU of {told['mean_mask_iou']:.3f} only"}
+    elif mean < MIN_MASK_IOU:
+        told |= {"status": "failed", "reason": f"masks agree with an IoU of {mean:.3f} only"}
     return told
 
 

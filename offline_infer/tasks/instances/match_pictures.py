@@ -42,7 +42,7 @@ def write_match_pictures(
             crop, place = _placed(found.masks[row.prediction])
             labels[place][crop] = row.index + 1
     write_labels(folder / f"{name}_predict.png", labels)
-    canvas = _background(reference.size, image)
+    canvas = background(reference.size, image)
     objects = [mask for mask, crowd in zip(reference.masks, reference.crowds, strict=True) if not crowd]
     for row in result.rows:
         _outline(canvas, objects[row.index], MISSED if row.prediction is None else REFERENCE)
@@ -56,7 +56,8 @@ def write_match_pictures(
     return path
 
 
-def _background(size: tuple[int, int], image: Path | None) -> npt.NDArray[np.uint8]:
+def background(size: tuple[int, int], image: Path | None) -> npt.NDArray[np.uint8]:
+    """The image to draw on (y, x, 3); black where it is not known, cannot be read or has another size."""
     if image is not None:
         try:
             pixels = read_image(image, Pixels(exif="applied"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import numpy.typing as npt
 from offline_infer.files import replacing
 from offline_infer.images.decoding import pillow
 from offline_infer.tasks.instances.result import Instances
+from offline_infer.tasks.instances.rle import Runs
 
 Bytes = npt.NDArray[np.uint8]
 Labels = npt.NDArray[np.uint16]
@@ -62,16 +64,21 @@ def write_mask(path: Path, mask: npt.NDArray[np.bool_]) -> None:
 def write_overlay(path: Path, image: Bytes, found: Instances, alpha: float = 0.45) -> None:
     """Write the image (y, x, 3) RGB with every object tinted in its colour and outlined."""
     picture = image.copy()
+    tint_objects(picture, found.masks, alpha)
+    _save(pillow().fromarray(picture), path)
+
+
+def tint_objects(picture: Bytes, masks: Sequence[Runs], alpha: float = 0.45) -> None:
+    """Tint and outline objects on a picture (y, x, 3), each in its own colour, the first one on top."""
     palette = voc_palette()
-    for index in reversed(range(len(found))):
-        crop, top, left = found.masks[index].crop()
+    for index in reversed(range(len(masks))):
+        crop, top, left = masks[index].crop()
         if not crop.size:
             continue
         part = picture[top : top + crop.shape[0], left : left + crop.shape[1]]
         colour = palette[index % 254 + 1]
         part[crop] = (part[crop] * (1 - alpha) + colour * alpha).astype(np.uint8)
         part[contour(crop)] = colour
-    _save(pillow().fromarray(picture), path)
 
 
 def contour(crop: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:

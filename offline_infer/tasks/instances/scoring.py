@@ -1,7 +1,8 @@
 """Scores of a folder of results against reference objects: matching, average precision, tables and pictures.
 
 Written beside the summary: ``objects.csv``, the workbook ``objects.xlsx`` where openpyxl is installed, and, on request, for
-every image the label image of the matched predictions and an overlay with the contours of what was matched, missed and invented.
+every image the label image of the matched predictions and an overlay with the contours of what was matched, missed and invented,
+and ``worst_objects.json`` with close-ups of the worst for a report.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from offline_infer.errors import CaseError, GeometryError, OfflineInferError, Us
 from offline_infer.events import Event, Sink
 from offline_infer.files import write_json
 from offline_infer.tasks.instances.average_precision import CocoPrecision, VocPrecision
+from offline_infer.tasks.instances.close_ups import WorstObjects
 from offline_infer.tasks.instances.match_pictures import write_match_pictures
 from offline_infer.tasks.instances.matching import VOID_RULES, ImageMatch, in_record_order, match
 from offline_infer.tasks.instances.references import Reference, References, class_numbers, open_references
@@ -25,7 +27,7 @@ from offline_infer.tasks.instances.result import Instances
 from offline_infer.tasks.instances.workbook import IMAGE_COLUMNS, OBJECT_COLUMNS, write_csv, write_workbook
 from offline_infer.tasks.instances.writing import read_record
 
-FORMAT = "offline_infer instances summary 1"
+KIND, FORMAT = "offline_infer.evaluation.objects", "offline_infer instances summary 1"
 MATCH_RULES = ("class-blind", "class-aware")
 
 
@@ -117,6 +119,7 @@ class _Tables:
     objects: list[list[Any]] = field(default_factory=list)
     images: list[list[Any]] = field(default_factory=list)
     details: dict[str, Any] = field(default_factory=dict)
+    worst: WorstObjects = field(default_factory=WorstObjects)
     matches: list[ImageMatch] = field(default_factory=list)
 
 
@@ -152,10 +155,10 @@ def evaluate(
         names = [name for name in names if (folder / f"{name}.json").is_file()]
     for done, name in enumerate(names, start=1):
         try:
-            found, reference, labels = _read_pair(folder, name, truth, chosen)
+            found, classes, reference, labels = _read_pair(folder, name, truth, chosen)
             voc.add(found, labels, reference)
             coco.add(found, labels, reference)
-            _add_rows(tables, name, found, reference, truth, labels, chosen, pictures)
+            _add_rows(tables, name, found, classes, reference, truth, labels, chosen, pictures)
         except OfflineInferError as error:
             if isinstance(error, UsageError) and not tables.images and not failed and len(names) > 1:
                 raise
@@ -166,6 +169,8 @@ def evaluate(
     summary = _summary(tables, voc, coco, truth, chosen, failed)
     if output is not None:
         _write(output, summary, tables)
+        if chosen.pictures:
+            write_json(output.with_name("worst_objects.json"), tables.worst.record(), indent=None)
     if chosen.csv is not None:
         write_csv(chosen.csv, OBJECT_COLUMNS, tables.objects)
     return InstanceScores(summary, failed)
@@ -173,8 +178,8 @@ def evaluate(
 
 def _read_pair(
     folder: Path, name: str, truth: References, options: Options
-) -> tuple[Instances, Reference, tuple[int, ...]]:
-    """A result, its reference, and the results' class numbers in the references' list."""
+) -> tuple[Instances, tuple[str, ...], Reference, tuple[int, ...]]:
+    """A result with the model's classes, its reference, and the results' class numbers in the references' list."""
     path = folder / f"{name}.json"
     if not path.is_file():
         raise CaseError(f"{path} is missing; there is no result for this image")
@@ -194,13 +199,14 @@ def _read_pair(
         if options.match == "class-aware":
             raise
         numbers = (-1,) * len(classes)
-    return found, reference, tuple(numbers[label] for label in found.labels)
+    return found, classes, reference, tuple(numbers[label] for label in found.labels)
 
 
 def _add_rows(
     tables: _Tables,
     name: str,
     found: Instances,
+    classes: tuple[str, ...],
     reference: Reference,
     truth: References,
     labels: tuple[int, ...],
@@ -222,7 +228,10 @@ def _add_rows(
     )
     picture = None
     if pictures is not None:
-        picture = write_match_pictures(pictures, name, kept, reference, result, truth.picture(name))
+        file = truth.picture(name)
+        picture = write_match_pictures(pictures, name, kept, reference, result, file)
+        categories = [_category(row.label, truth) for row in result.rows]
+        tables.worst.add(name, kept, classes, reference, categories, result, file)
     tables.matches.append(result)
     background = [result.bg_iou, result.mean_iou_with_bg, result.bg_f1, result.mean_f1_with_bg]
     for row in result.rows:
@@ -236,16 +245,12 @@ def _add_rows(
 
 def _details(result: ImageMatch, kept: Instances, truth: References, picture: Path | None) -> dict[str, Any]:
     """One image's part of the summary."""
-
-    def category(label: int) -> str | None:
-        return truth.classes[label] if label >= 0 else None
-
     return {
         "objects": [
             {
                 "index": row.index,
                 "id": row.object_id,
-                "category": category(row.label),
+                "category": _category(row.label, truth),
                 "prediction": row.prediction,
                 "score": row.score,
                 "iou": row.iou,
@@ -262,6 +267,10 @@ def _details(result: ImageMatch, kept: Instances, truth: References, picture: Pa
         "mean_f1_with_bg": result.mean_f1_with_bg,
         "picture": None if picture is None else f"{picture.parent.name}/{picture.name}",
     }
+
+
+def _category(label: int, truth: References) -> str | None:
+    return truth.classes[label] if label >= 0 else None
 
 
 def _summary(
@@ -283,6 +292,7 @@ def _summary(
     if find_spec("pycocotools") is not None:
         precision["coco_segm"] = coco.figures()
     return {
+        "kind": KIND,
         "format": FORMAT,
         "task": "instances",
         "settings": {

@@ -26,6 +26,7 @@ from offline_infer.tasks.base import (
     Scores,
 )
 from offline_infer.tasks.instances.cases import list_images
+from offline_infer.tasks.instances.drawing import draw_case
 from offline_infer.tasks.instances.geometry import InstanceGeometry, fit, geometry_from_json
 from offline_infer.tasks.instances.judging import judge, sample_inputs
 from offline_infer.tasks.instances.network_input import network_input
@@ -278,6 +279,17 @@ class InstancesTask:
 
     def evaluate(self, request: EvaluationRequest, spec: InstancesSpec | None, sink: Sink) -> Scores:
         return evaluate(request.predictions, request.references, request.output, request.options, sink)
+
+    def draw(
+        self,
+        case: CaseFiles,
+        predictions: Path,
+        references: Path | None,
+        spec: InstancesSpec,
+        picture: Path,
+        title: str,
+    ) -> None:
+        draw_case(case, predictions, picture)
 
     def sample_inputs(self, case: CaseFiles | None, spec: InstancesSpec, count: int, threads: int) -> list[FloatArray]:
         if case is None:

@@ -8,7 +8,7 @@ import pytest
 import torch
 from refinemask_samples import CLASSES, IMAGE, SETTINGS, config_text, tiny_network, write_checkpoint
 
-from offline_infer.checkpoints.mmdet.reader import is_refinemask, read_refinemask
+from offline_infer.checkpoints.mmdet.reader import read_refinemask, weight_shapes
 from offline_infer.errors import CheckpointError
 from offline_infer.networks import load_weights
 from offline_infer.networks.refinemask import build_refinemask
@@ -25,7 +25,7 @@ def test_a_checkpoint_is_read_with_its_own_configuration(tmp_path: Path) -> None
     load_weights(network, checkpoint.load_weights())
     for name, tensor in tiny_network().state_dict().items():
         assert torch.equal(network.state_dict()[name], tensor), name
-    assert is_refinemask(path)
+    assert "roi_head.mask_head.semantic_logits.weight" in weight_shapes(path)
 
 
 def test_a_configuration_beside_it_takes_the_place_of_a_missing_one(tmp_path: Path) -> None:
@@ -72,8 +72,7 @@ def test_options_that_change_the_answer_are_refused_by_name(tmp_path: Path, old:
 
 def test_another_network_is_refused(tmp_path: Path) -> None:
     torch.save({"state_dict": {"backbone.conv1.weight": torch.zeros(4, 3, 7, 7)}}, tmp_path / "other.pth")
-    assert not is_refinemask(tmp_path / "other.pth")
-    with pytest.raises(CheckpointError, match="not a RefineMask"):
+    with pytest.raises(CheckpointError, match="is no RefineMask but"):
         read_refinemask(tmp_path / "other.pth")
 
 
@@ -91,3 +90,21 @@ def test_the_recorded_checkpoint_and_its_json(goldens: Path) -> None:
     )
     assert (own.settings, own.image, own.classes) == (given.settings, given.image, given.classes)
     assert (own.image.long_side, own.image.short_side) == (320, 240)
+
+
+@pytest.mark.parametrize(
+    ("names", "told"),
+    [
+        (["backbone.body.conv1.weight", "roi_heads.box_predictor.cls_score.weight"], "torchvision without masks"),
+        (["backbone.conv1.weight", "roi_head.mask_head.convs.0.conv.weight"], "mmdetection with another mask head"),
+        (["proposal_generator.rpn_head.conv.weight"], "detectron2"),
+        (["model.0.conv.weight", "model.22.proto.cv1.conv.weight"], "Ultralytics"),
+        (["encoder.stages.0.0.convs.0.conv.weight"], "nnU-Net v2; give the model folder"),
+        (["layer1.0.conv1.weight", "fc.weight"], "a ResNet"),
+        (["something.else"], "unknown network .1 weights: something.else"),
+    ],
+)
+def test_a_stray_checkpoint_is_called_what_it_is(tmp_path: Path, names: list[str], told: str) -> None:
+    torch.save({name: torch.zeros(2) for name in names}, tmp_path / "stray.pth")
+    with pytest.raises(CheckpointError, match=told):
+        read_refinemask(tmp_path / "stray.pth")

@@ -14,7 +14,8 @@ from refinemask_samples import CLASSES, write_checkpoint
 import offline_infer
 from offline_infer.cli import main
 from offline_infer.errors import UsageError
-from offline_infer.tasks.instances.adopting import adopt_detector, read_class_names
+from offline_infer.tasks.instances.adopting import adopt_detector
+from offline_infer.tasks.instances.class_names import read_class_names
 from offline_infer.tasks.instances.exporting import export_refinemask
 from offline_infer.tasks.instances.writing import read_record
 from offline_infer.tasks.opening import open_bundle

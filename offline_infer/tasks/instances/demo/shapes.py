@@ -13,8 +13,10 @@ import numpy as np
 import numpy.typing as npt
 
 CLASSES = ("disc", "ring", "box", "triangle", "star")
-SIZE = (192, 256)
+SIZE = (240, 320)
 """Height and width of a picture, in pixels."""
+UNITS = 192.0
+"""Length of a picture's shorter side in the units shapes are drawn in: one scene looks alike at every size."""
 LEAST_VISIBLE = 0.4
 """Of a shape's own area; one that would hide another further than this is not painted."""
 
@@ -40,10 +42,8 @@ class Scene:
 def draw_scene(seed: int, size: tuple[int, int] = SIZE) -> Scene:
     """The picture of a seed (0 or more); the same seed gives the same pixels."""
     rng = np.random.default_rng([2112, seed])
-    height, width = size
-    y, x = np.meshgrid(
-        np.arange(height, dtype=np.float32) + 0.5, np.arange(width, dtype=np.float32) + 0.5, indexing="ij"
-    )
+    pixel = UNITS / min(size)
+    y, x = np.meshgrid(*((np.arange(side, dtype=np.float32) + 0.5) * pixel for side in size), indexing="ij")
     canvas = _background(y, x, rng)
     masks: list[Mask] = []
     areas: list[int] = []
@@ -56,7 +56,7 @@ def draw_scene(seed: int, size: tuple[int, int] = SIZE) -> Scene:
         masks = [*(mask & ~own for mask in masks), own]
         areas.append(int(own.sum()))
         labels.append(label)
-        _paint(canvas, y, x, distance, rng)
+        _paint(canvas, y, x, distance, pixel, rng)
     canvas += rng.normal(0, rng.uniform(1, 5), canvas.shape).astype(np.float32)
     image = np.clip(np.rint(canvas), 0, 255).astype(np.uint8)
     return Scene(image, tuple(masks), tuple(labels))
@@ -65,7 +65,7 @@ def draw_scene(seed: int, size: tuple[int, int] = SIZE) -> Scene:
 def _background(y: Float, x: Float, rng: np.random.Generator) -> Float:
     """Two colours that run into each other along a direction, with faint waves."""
     angle, waves = rng.uniform(0, 2 * math.pi), rng.uniform(0.02, 0.09, 2)
-    along = (x * math.cos(angle) + y * math.sin(angle)) / max(x.shape)
+    along = (x * math.cos(angle) + y * math.sin(angle)) / (x[0, -1] + x[0, 0])
     wave = 7 * np.sin(x * waves[0] + rng.uniform(0, 6)) * np.sin(y * waves[1] + rng.uniform(0, 6))
     first, second = rng.uniform(20, 235, 3), rng.uniform(20, 235, 3)
     blend = np.clip(along + 0.5 - rng.uniform(0, 0.5), 0, 1)[..., None]
@@ -75,9 +75,9 @@ def _background(y: Float, x: Float, rng: np.random.Generator) -> Float:
 def _draw_shape(y: Float, x: Float, rng: np.random.Generator) -> tuple[int, Float]:
     """A shape of any class, somewhere inside the picture: its label and its signed distance in pixels."""
     label = int(rng.integers(len(CLASSES)))
-    shortest = min(x.shape)
-    radius = float(rng.uniform(0.07, 0.25)) * shortest
-    centre = [float(rng.uniform(0.6 * radius, side - 0.6 * radius)) for side in x.shape]
+    radius = float(rng.uniform(0.1, 0.27)) * UNITS
+    sides = (y[0, 0] + y[-1, 0], x[0, 0] + x[0, -1])
+    centre = [float(rng.uniform(0.6 * radius, side - 0.6 * radius)) for side in sides]
     angle = float(rng.uniform(0, 2 * math.pi))
     dy, dx = y - centre[0], x - centre[1]
     across, down = dx * math.cos(angle) + dy * math.sin(angle), dy * math.cos(angle) - dx * math.sin(angle)
@@ -115,7 +115,7 @@ def _pointed(y: Float, x: Float, radius: float, points: int, inner: float) -> Fl
     return np.asarray(((px - radius) * -edge[1] + py * edge[0]) / -length, np.float32)
 
 
-def _paint(canvas: Float, y: Float, x: Float, distance: Float, rng: np.random.Generator) -> None:
+def _paint(canvas: Float, y: Float, x: Float, distance: Float, pixel: float, rng: np.random.Generator) -> None:
     """In one colour that differs from what lies under it, shaded, perhaps striped, with a soft shadow beside it."""
     inside = distance < 0
     under = canvas[inside].mean(axis=0) if inside.any() else np.zeros(3)
@@ -126,5 +126,5 @@ def _paint(canvas: Float, y: Float, x: Float, distance: Float, rng: np.random.Ge
     shade = 1 + rng.uniform(-0.12, 0.12) * np.clip(distance / 20 + 1, 0, 1)
     if rng.random() < 0.25:
         shade = shade + 0.12 * np.sign(np.sin((x * rng.uniform(-1, 1) + y) * rng.uniform(0.4, 0.9)))
-    cover = np.clip(0.5 - distance, 0, 1)[..., None]
+    cover = np.clip(0.5 - distance / pixel, 0, 1)[..., None]
     canvas[:] = canvas * (1 - cover) + np.clip(colour * shade[..., None], 0, 255) * cover
