@@ -188,7 +188,14 @@ def _dets_labels_masks(build: _Builder) -> tuple[_Found, int]:
     if rank == 4:
         masks = build.squeeze(masks, 0)
     side = sides[0] if own and isinstance(sides[0], int) else -1
-    return _Found(dets, labels, build.node("Cast", [masks], to=1)), side
+    numbers = build.node("Cast", [masks], to=1)
+    if build.is_bytes(MASKS):
+        # Either 0 and 1, or probabilities times 255: nothing but the largest value tells which.
+        largest = build.node("ReduceMax", [numbers], keepdims=0)
+        many = build.node("Greater", [largest, build.constant("one", np.array(1, np.float32))])
+        whole = [build.constant("whole", np.array(value, np.float32)) for value in (255, 1)]
+        numbers = build.node("Div", [numbers, build.node("Where", [many, *whole])])
+    return _Found(dets, labels, numbers), side
 
 
 def _prototypes(build: _Builder, rule: Suppression) -> tuple[_Found, int, int]:
@@ -298,6 +305,10 @@ class _Builder:
     def port_shape(self, output: str) -> tuple[int | str | None, ...]:
         shapes = {port.name: port.shape for port in passes.inspect_graph(self.model).outputs}
         return shapes.get(output) or ()
+
+    def is_bytes(self, output: str) -> bool:
+        """Whether an output's numbers are whole ones from 0 to 255."""
+        return {port.name: port.dtype for port in passes.inspect_graph(self.model).outputs}.get(output) == "uint8"
 
     def side_of_regions(self, tensor: str) -> int | None:
         """Side of what the nearest RoIAlign behind a tensor gives, times the strides of upsampling convolutions between."""

@@ -148,4 +148,5 @@ def _built(detection: Any, builder: Path) -> nn.Module:
         raise ExportError(f"{builder}: {BUILDER}() failed ({type(error).__name__}: {error})") from error
     if not isinstance(network, detection.MaskRCNN):
         raise UsageError(f"{builder}: {BUILDER}() returned a {type(network).__name__}, not a MaskRCNN of torchvision")
-    return network
+    found: nn.Module = network
+    return found

@@ -211,3 +211,20 @@ def test_the_recorded_torchvision_model(goldens: Path, tmp_path: Path, engine: s
     assert not found["dets"][count:].any()
     probabilities = torch.from_numpy(expected["mask_logits28"]).sigmoid().numpy()
     np.testing.assert_allclose(found["masks"][:count], probabilities, atol=1e-4)
+
+
+@pytest.mark.parametrize("whole", [1, 255])
+def test_masks_in_bytes_become_fractions(tmp_path: Path, whole: int) -> None:
+    values = {
+        "dets": np.ones((1, 2, 5), np.float32),
+        "labels": np.zeros((1, 2), np.int64),
+        "masks": (np.eye(8, dtype=np.uint8)[None, None] * np.uint8(whole)).repeat(2, axis=1),
+    }
+    _, found = run_adopted(tmp_path, constant_graph(values, [1, 3, 64, 64]), "onnxruntime", limit=2)
+    np.testing.assert_array_equal(found["masks"][0], np.eye(8))
+
+
+@pytest.mark.parity
+def test_the_number_of_classes_is_seen_in_torchvisions_graph(goldens: Path) -> None:
+    model = passes.load_model(goldens / "instances/torchvision/tiny_maskrcnn.onnx")
+    assert adopt_graph(model).classes == 20

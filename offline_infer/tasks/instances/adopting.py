@@ -239,22 +239,23 @@ def _usual(adopted: AdoptedGraph) -> tuple[Pixels, Scaling, Padding, MaskRule, f
     canvas, over_input = adopted.canvas, adopted.mask_size < 0
     frame: dict[str, Any] = {"frame": "input"} if over_input else {}
     as_fractions = Pixels(mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0), exif="applied", sixteen_bit="high_byte")
+    inside = Scaling(inside=canvas) if canvas else None  # a graph of one size gets the largest image it holds
     if adopted.convention == "torchvision":
         # The graph scales, normalises and pads by itself.
         mask = MaskRule(activation="none", paste="integer_box", **frame)
-        return as_fractions, Scaling(), Padding(canvas=canvas), mask, 0.05
+        return as_fractions, inside or Scaling(), Padding(canvas=canvas), mask, 0.05
     if adopted.convention == "prototypes":
-        sides = canvas or (640, 640)
-        scaling = Scaling(long_side=max(sides), short_side=min(sides))
+        scaling = inside or Scaling(long_side=640, short_side=640)
         grey = Padding(divisor=32, canvas=canvas, place="centre", value=114 / 255)
         # Logits are interpolated and compared with 0.
-        mask = MaskRule(activation="none", frame="input", threshold=0.0, above=True)
+        mask = MaskRule(activation="none", frame="input", cut="within", empty="dropped", threshold=0.0, above=True)
         return as_fractions, scaling, grey, mask, 0.25
     pixels = as_fractions.model_copy(
         update={"mean": (123.675, 116.28, 103.53), "std": (58.395, 57.12, 57.375), "scale": 1.0}
     )
     mask = MaskRule(activation="none", **frame)
-    return pixels, Scaling(long_side=1333, short_side=800), Padding(divisor=32, canvas=canvas), mask, 0.05
+    scaling = inside or Scaling(long_side=1333, short_side=800)
+    return pixels, scaling, Padding(divisor=32, canvas=canvas), mask, 0.05
 
 
 def _verified(file: Path, spec: InstancesSpec, engines: Sequence[str]) -> dict[str, Any]:

@@ -101,9 +101,12 @@ def fit(size: Size, spec: InstancesSpec) -> InstanceGeometry:
 
 def scaled_size(size: Size, scaling: Scaling) -> Size:
     """Size of the scaled image."""
-    if scaling.long_side is None or scaling.short_side is None:
+    if scaling.inside is not None:
+        factor = min(most / own for most, own in zip(scaling.inside, size, strict=True))
+    elif scaling.long_side is not None and scaling.short_side is not None:
+        factor = min(scaling.long_side / max(size), scaling.short_side / min(size))
+    else:
         return size
-    factor = min(scaling.long_side / max(size), scaling.short_side / min(size))
     if factor > 1 and not scaling.enlarge:
         return size
     add = 0.5 if scaling.rounding == "nearest" else 0.0

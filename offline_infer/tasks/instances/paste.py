@@ -105,8 +105,9 @@ def _from_input(mask: FloatArray, box: FloatArray, geometry: InstanceGeometry, r
     columns = slice(round(x * scale_x), max(round((x + geometry.scaled[1]) * scale_x), 1))
     height, width = geometry.size
     whole = resize_soft(np.ascontiguousarray(mask[rows, columns]), height, width)
-    left, right = max(math.floor(box[0]), 0), min(math.ceil(box[2]), width)
-    top, bottom = max(math.floor(box[1]), 0), min(math.ceil(box[3]), height)
+    begin = math.ceil if rule.cut == "within" else math.floor
+    left, right = max(begin(box[0]), 0), min(math.ceil(box[2]), width)
+    top, bottom = max(begin(box[1]), 0), min(math.ceil(box[3]), height)
     if left >= right or top >= bottom:
         return np.zeros((0, 0), bool), 0, 0
     return reached(whole[top:bottom, left:right], rule), top, left

@@ -165,7 +165,8 @@ class VocTree:
 def read_indices(path: Path) -> Bytes:
     """The label numbers of a palette PNG (y, x) uint8.
 
-    A file that was saved in colours is turned back by Pascal VOC's palette, if it holds no other colour.
+    A file that was saved in colours, or whose palette a program has put into another order, is turned back by Pascal VOC's
+    palette, if it holds no other colour.
 
     Raises:
         ImageError: missing, damaged, or not a label image.
@@ -176,7 +177,7 @@ def read_indices(path: Path) -> Bytes:
             image.load()
             if image.mode in ("P", "L", "1"):
                 indices: Bytes = np.array(image.convert("L") if image.mode == "1" else image, np.uint8)
-                return indices
+                return _by_colour(indices, image.palette.palette) if image.mode == "P" else indices
             if image.mode not in ("RGB", "RGBA"):
                 raise ImageError(f"{path}: has mode {image.mode}; expected a palette image whose pixels are numbers")
             colours = np.array(image.convert("RGB")).astype(np.uint32)
@@ -196,6 +197,25 @@ def read_indices(path: Path) -> Bytes:
             f"{path}: was saved in colours, some of which are not Pascal VOC's; convert it to a palette image again"
         )
     return indices.astype(np.uint8)
+
+
+def _by_colour(indices: Bytes, palette: bytes) -> Bytes:
+    """The numbers that a palette's colours stand for in Pascal VOC, where all that are used are its colours; else as they are.
+
+    Programs that save a picture anew leave colours out and number the others afresh: void is no longer 255 then.
+    """
+    own = np.frombuffer(palette[: len(palette) // 3 * 3], np.uint8).reshape(-1, 3)
+    used = np.unique(indices)
+    if not len(own) or used[-1] >= len(own):
+        return indices
+    known = {tuple(colour): number for number, colour in enumerate(voc_palette().tolist())}
+    numbers = [known.get(tuple(colour)) for colour in own[used].tolist()]
+    table = np.arange(256, dtype=np.uint8)
+    for index, number in zip(used, numbers, strict=True):
+        if number is None:
+            return indices
+        table[index] = number
+    return np.asarray(table[indices], np.uint8)
 
 
 def _class_under(classes: Bytes | None, mask: npt.NDArray[np.bool_]) -> int:

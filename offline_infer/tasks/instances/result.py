@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,9 +40,13 @@ class Instances:
 
     def above(self, score: float) -> Instances:
         """Those with a score strictly above ``score``."""
-        keep = np.flatnonzero(self.scores > np.float32(score))
-        chosen = tuple(self.masks[index] for index in keep)
-        return Instances(self.size, self.boxes[keep], self.scores[keep], self.labels[keep], chosen)
+        return self.chosen(self.scores > np.float32(score))
+
+    def chosen(self, wanted: Sequence[bool] | npt.NDArray[np.bool_]) -> Instances:
+        """Those marked."""
+        keep = np.flatnonzero(wanted)
+        masks = tuple(self.masks[index] for index in keep)
+        return Instances(self.size, self.boxes[keep], self.scores[keep], self.labels[keep], masks)
 
 
 def read_outputs(answers: Mapping[str, npt.NDArray[Any]], geometry: InstanceGeometry, spec: InstancesSpec) -> Instances:
@@ -60,7 +64,11 @@ def read_outputs(answers: Mapping[str, npt.NDArray[Any]], geometry: InstanceGeom
         paste(_probabilities(mask, spec), box, geometry, spec.mask)
         for mask, box in zip(rows[MASKS], boxes, strict=True)
     )
-    return Instances(geometry.size, boxes, rows[DETS][:, 4].copy(), rows[LABELS], pasted)
+    if spec.mask.frame == "input":  # graphs of this kind leave it to their reader to keep boxes inside the image
+        height, width = geometry.size
+        boxes = np.clip(boxes, 0, np.array([width, height, width, height], np.float32))
+    found = Instances(geometry.size, boxes, rows[DETS][:, 4].copy(), rows[LABELS], pasted)
+    return found if spec.mask.empty == "kept" else found.chosen([mask.area > 0 for mask in pasted])
 
 
 def kept_rows(answers: Mapping[str, npt.NDArray[Any]], spec: InstancesSpec) -> dict[str, npt.NDArray[Any]]:

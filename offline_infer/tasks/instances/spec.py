@@ -23,12 +23,14 @@ class Scaling(Record):
 
     ``long_side``, ``short_side``: the image is scaled, keeping its aspect ratio, to the largest size at which its longer
     side is at most the first and its shorter side at most the second; None leaves it as it is.
+    ``inside``: instead of both, a (height, width) that the scaled image must not exceed, however it lies.
     ``enlarge``: whether small images are scaled up.
     ``rounding``: of the scaled sides, ``nearest`` (halves up) or ``floor``.
     """
 
     long_side: Count | None = None
     short_side: Count | None = None
+    inside: tuple[Count, Count] | None = None
     enlarge: bool = True
     rounding: Literal["nearest", "floor"] = "nearest"
 
@@ -36,6 +38,8 @@ class Scaling(Record):
     def _both_or_neither(self) -> Scaling:
         if (self.long_side is None) != (self.short_side is None):
             raise ValueError("long_side and short_side must both be given, or neither")
+        if self.inside is not None and self.long_side is not None:
+            raise ValueError("give long_side and short_side, or inside, not both")
         return self
 
 
@@ -63,12 +67,17 @@ class MaskRule(Record):
     ``frame``: a mask covers its object's ``box``, or the network's whole ``input``.
     ``paste``: how a mask is stretched over its box. ``continuous``: bilinear, box corners as they are, zero outside.
     ``integer_box``: as torchvision does, over the box rounded to whole pixels.
+    ``cut``: a mask over the input is cut to the pixels its box touches (``touched``), or to those whose coordinates lie in the
+    box (``within``), as Ultralytics does.
+    ``empty``: objects whose mask holds no pixel are ``kept`` or ``dropped``.
     ``threshold``: a pixel belongs to the object where its probability is at least this (``above``: strictly above).
     """
 
     activation: Literal["none", "sigmoid"] = "sigmoid"
     frame: Literal["box", "input"] = "box"
     paste: Literal["continuous", "integer_box"] = "continuous"
+    cut: Literal["touched", "within"] = "touched"
+    empty: Literal["kept", "dropped"] = "kept"
     threshold: Probability = 0.5
     above: bool = False
 

@@ -11,7 +11,7 @@ from instance_samples import make_spec
 from torch.nn import functional
 
 from offline_infer.errors import EngineFailed, GeometryError, UsageError
-from offline_infer.tasks.instances.geometry import InstanceGeometry, fit, geometry_from_json
+from offline_infer.tasks.instances.geometry import InstanceGeometry, fit, geometry_from_json, scaled_size
 from offline_infer.tasks.instances.network_input import network_input
 from offline_infer.tasks.instances.paste import paste
 from offline_infer.tasks.instances.result import read_outputs
@@ -137,3 +137,12 @@ def test_what_no_model_answers_is_refused(name: str) -> None:
     del good[name]
     with pytest.raises(EngineFailed, match=name):
         read_outputs(good, geometry, spec)
+
+
+def test_an_image_fits_a_canvas_that_is_not_square_however_it_lies() -> None:
+    scaling = Scaling(inside=(160, 192))
+    assert scaled_size((160, 192), scaling) == (160, 192)
+    assert scaled_size((300, 200), scaling) == (160, 107)
+    assert scaled_size((100, 400), scaling) == (48, 192)
+    with pytest.raises(ValueError, match="not both"):
+        Scaling(inside=(160, 192), long_side=5, short_side=5)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ import offline_infer
 from offline_infer.cli import main
 from offline_infer.errors import UsageError
 from offline_infer.tasks.instances.adopting import adopt_detector
-from offline_infer.tasks.instances.class_names import read_class_names
+from offline_infer.tasks.instances.class_names import model_classes, read_class_names
 from offline_infer.tasks.instances.exporting import export_refinemask
 from offline_infer.tasks.instances.writing import read_record
 from offline_infer.tasks.opening import open_bundle
@@ -172,3 +173,27 @@ def check(found: Any, boxes: np.ndarray, scores: np.ndarray, labels: np.ndarray,
     wrong = [int((own.mask() != other).sum()) for own, other in zip(found.masks, masks, strict=True)]
     assert max(wrong, default=0) <= max(3, 0.001 * masks[0].size if len(masks) else 0)
     assert sum(count == 0 for count in wrong) >= 0.9 * len(wrong)
+
+
+def test_class_names_stand_where_exporters_leave_them(tmp_path: Path) -> None:
+    def graph(**metadata: str) -> Any:
+        return SimpleNamespace(metadata_props=[SimpleNamespace(key=key, value=metadata[key]) for key in metadata])
+
+    path = tmp_path / "m.onnx"
+    for text in ("{0: 'a', 1: 'b'}", "['a', 'b']", '{"0": "a", "1": "b"}', "a, b"):
+        assert model_classes(None, path, graph(names=text), 2) == ("a", "b")
+    assert model_classes(None, path, graph(stride="32", CLASSES="('a', 'b')"), None) == ("a", "b")
+    with pytest.raises(UsageError, match="does not name its 2 classes"):
+        model_classes(None, path, graph(names="{1: 'a'}"), 2)
+    path.with_suffix(".txt").write_text("background\na\nb\n")
+    assert model_classes(None, path, graph(), 2) == ("a", "b")
+    with pytest.raises(UsageError, match="3 class names for a graph with 2"):
+        model_classes(("a", "b", "c"), path, graph(), 2)
+    # COCO's 91 numbers, of which many are no class.
+    assert model_classes(("__background__", "a", "N/A", "N/A"), path, graph(), 3) == ("a", "N/A (1)", "N/A (2)")
+
+
+def test_an_empty_name_in_the_middle_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "names.txt").write_text("a\n\nb\n")
+    with pytest.raises(UsageError, match="name 2 is empty"):
+        read_class_names(tmp_path / "names.txt")

@@ -4,18 +4,27 @@ from __future__ import annotations
 
 import csv
 import json
+from itertools import pairwise, permutations
 from pathlib import Path
 
 import numpy as np
 import pytest
 from instance_samples import box_mask, make_found, write_voc_tree
+from PIL import Image
 
 from offline_infer.errors import UsageError
 from offline_infer.events import silent
 from offline_infer.files import write_json
+from offline_infer.tasks.instances.average_precision import VocPrecision
 from offline_infer.tasks.instances.matching import match
 from offline_infer.tasks.instances.palette import voc_palette
-from offline_infer.tasks.instances.references import VOC_CLASSES, Reference, class_numbers, open_references
+from offline_infer.tasks.instances.references import (
+    VOC_CLASSES,
+    Reference,
+    class_numbers,
+    open_references,
+    read_indices,
+)
 from offline_infer.tasks.instances.result import Instances
 from offline_infer.tasks.instances.rle import runs_of_mask
 from offline_infer.tasks.instances.scoring import evaluate
@@ -317,3 +326,91 @@ def test_the_recorded_label_images_of_matched_predictions(goldens: Path, tmp_pat
     for name in names:
         ours = np.array(Image.open(tmp_path / "scores" / "pictures" / f"{name}_predict.png"))
         np.testing.assert_array_equal(ours, np.array(Image.open(folder / "expected" / f"{name}_predict.png")))
+
+
+def test_a_palette_in_another_order_is_turned_back(tmp_path: Path) -> None:
+    labels = np.zeros((6, 8), np.uint8)
+    labels[1:3, 1:4], labels[4, 5], labels[0] = 3, 9, 255
+    path = tmp_path / "a.png"
+    picture = Image.fromarray(labels)
+    picture.putpalette(voc_palette().ravel().tolist())
+    picture.convert("RGB").quantize(16).save(path)  # numbers the colours afresh
+    assert set(np.unique(np.array(Image.open(path)))) == {0, 1, 2, 3}
+    np.testing.assert_array_equal(read_indices(path), labels)
+    picture.putpalette([value for index in range(256) for value in (index, index, index)])
+    picture.save(path)  # another palette altogether: the numbers count
+    np.testing.assert_array_equal(read_indices(path), labels)
+
+
+def plain_precision(images: list, label: int, threshold: float, eleven: bool) -> float | None:
+    """Average precision of one class written the long way, with whole masks: (masks, scores, labels, objects, classes)."""
+    total = sum(classes.count(label) for *_, classes in images)
+    marked = []
+    for masks, scores, labels, objects, classes in images:
+        free = {index for index, kind in enumerate(classes) if kind == label}
+        own = set(free)
+        for index in sorted(range(len(masks)), key=lambda i: -scores[i]):
+            if labels[index] != label:
+                continue
+            ious = {o: (masks[index] & objects[o]).sum() / (masks[index] | objects[o]).sum() for o in own}
+            best = max(ious, key=lambda o: ious[o], default=None)
+            right = best is not None and ious[best] >= threshold and best in free
+            if right:
+                free.discard(best)
+            marked.append((scores[index], right))
+    if total == 0:
+        return None
+    marked.sort(key=lambda pair: -pair[0])
+    points, hits = [], 0
+    for number, (_, right) in enumerate(marked, start=1):
+        hits += right
+        points.append((hits / total, hits / number))
+    best_from = lambda recall: max((p for r, p in points if r >= recall), default=0.0)  # noqa: E731
+    if eleven:
+        return sum(best_from(level) for level in np.arange(0, 1.1, 0.1)) / 11
+    recalls = [0.0, *sorted({r for r, _ in points if r > 0})]
+    return sum((b - a) * best_from(b) for a, b in pairwise(recalls))
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_average_precision_and_pairs_against_the_long_way(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    size, images, ours = (18, 22), [], VocPrecision(3)
+
+    def rectangles(count: int) -> list[np.ndarray]:
+        corners = [(int(rng.integers(0, 12)), int(rng.integers(0, 16))) for _ in range(count)]
+        return [box_mask(size, y, x, y + int(rng.integers(2, 7)), x + int(rng.integers(2, 7))) for y, x in corners]
+
+    for _ in range(8):
+        objects = rectangles(int(rng.integers(0, 5)))
+        classes = [int(rng.integers(0, 3)) for _ in objects]
+        masks = [np.roll(mask, int(rng.integers(-1, 2)), 1) for mask in objects if rng.random() < 0.8]
+        masks += rectangles(int(rng.integers(0, 3)))
+        labels = [int(rng.integers(0, 3)) if index >= len(classes) else classes[index] for index in range(len(masks))]
+        scores = rng.permutation(1000)[: len(masks)] / 1000 + 0.0001
+        found = make_found(masks, scores, labels) if masks else make_found([], [])
+        order = np.argsort(-found.scores)
+        found = Instances(
+            size, found.boxes[order], found.scores[order], found.labels[order], tuple(found.masks[i] for i in order)
+        )
+        ids = sorted(rng.permutation(254)[: len(objects)].tolist())  # not contiguous
+        runs = tuple(runs_of_mask(mask) for mask in objects)
+        reference = Reference(size, runs, tuple(classes), (False,) * len(objects), tuple(ids))
+        ours.add(found, found.labels.tolist(), reference)
+        images.append((masks, list(scores), labels, objects, classes))
+        result = match(found, tuple(found.labels.tolist()), reference)
+        best = max(
+            (
+                sum(result.iou[row, column] for row, column in zip(rows, columns, strict=False))
+                for rows in permutations(range(len(objects)))
+                for columns in permutations(range(len(masks)), min(len(objects), len(masks)))
+            ),
+            default=0.0,
+        ) if len(masks) <= 6 else None  # fmt: skip
+        if best is not None:
+            assert sum(row.iou for row in result.rows) == pytest.approx(best)
+    for threshold in (0.5, 0.7):
+        for eleven in (False, True):
+            _, values = ours.figures(threshold, eleven_points=eleven)
+            expected = [plain_precision(images, label, threshold, eleven) for label in range(3)]
+            assert values == pytest.approx(expected)
