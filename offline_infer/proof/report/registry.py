@@ -34,7 +34,9 @@ KINDS: tuple[RecordKind, ...] = (
 )
 """In the order in which a record that does not name its kind is tried."""
 ORDER: tuple[str, ...] = (
-    *("summary", "image_summary", "sweep", "slices", "objects", "close-ups", "lesions", "volumes", "surface", "problems"),
+    *("summary", "image_summary", "sweep", "slices"),
+    *("objects", "worst pairs", "missed objects", "invented objects"),
+    *("lesions", "volumes", "surface", "problems"),
     *("bundle", "comparison", "arrays", "layers", "precision", "checks", "quantization"),
     *("performance overview", "speed", "tuning", "performance", "measurements", "statistics", "run", "stage", "record"),
 )

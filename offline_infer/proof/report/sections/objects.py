@@ -19,9 +19,9 @@ _LEGEND = (
     ("#ffd166", "invented object"),
 )
 _SORTS = {
-    "matched": "Pairs that overlap least",
-    "missed": "Missed objects, the largest first",
-    "invented": "Invented objects, the surest first",
+    "matched": ("worst pairs", "Pairs that overlap least"),
+    "missed": ("missed objects", "Missed objects, the largest first"),
+    "invented": ("invented objects", "Invented objects, the surest first"),
 }
 
 
@@ -56,10 +56,10 @@ def objects_section(content: Content, names: Names) -> list[Section]:
 def close_ups_section(content: Content, names: Names) -> list[Section]:
     """The worst pairs, the missed and the invented objects, each as a picture with contours."""
     found = []
-    for sort, heading in _SORTS.items():
+    for sort, (kind, heading) in _SORTS.items():
         thumbs = tuple(_thumb(entry) for entry in content["objects"] if entry["sort"] == sort)
         if thumbs:
-            found.append(Section(kind="close-ups", heading=heading, gallery=thumbs, legend=_LEGEND))
+            found.append(Section(kind=kind, heading=heading, gallery=thumbs, legend=_LEGEND))
     return found
 
 

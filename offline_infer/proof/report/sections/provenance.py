@@ -22,6 +22,11 @@ _COMPARISON_HEAD = (
     "margin there",
 )
 
+_CHANGED = (
+    " A changed label is a voxel whose most probable class is another one; the margin says how far the two best classes were "
+    "apart there."
+)
+
 
 def bundle_section(content: Content, names: Names) -> list[Section]:
     """Where a bundle came from, and how its graphs compare with the framework's network."""
@@ -37,13 +42,19 @@ def bundle_section(content: Content, names: Names) -> list[Section]:
         kind="bundle",
         heading="The exported graph against the framework's network",
         verdict=("verified when exported", "good") if good else ("not verified", "warn"),
-        text="The graph answered the same inputs as the framework's own network. A changed label is a voxel whose most "
-        "probable class is another one; the margin says how far the two best classes were apart there.",
+        text="The graph answered the same inputs as the framework's own network." + (_CHANGED if rows else ""),
         facts=_bundle_facts(content),
         tiles=(Tile(f"{flips:,}", changed, "warn" if flips else "good"),) if voxels else (),
         tables=(Table(_COMPARISON_HEAD, rows),) if rows else (),
+        notes=tuple(line for graph in content["graphs"] for line in _own_words(graph)),
     )
     return [section]
+
+
+def _own_words(graph: Content) -> list[str]:
+    """What a kind of model whose answers are no labels of voxels says of every engine."""
+    engines = (graph.get("verification") or {}).get("engines") or ()
+    return [f"{engine['engine']}: {engine['text']}" for engine in engines if isinstance(engine.get("text"), str)]
 
 
 def _comparisons(graph: Content) -> list[tuple[str, str, Content]]:
@@ -51,7 +62,7 @@ def _comparisons(graph: Content) -> list[tuple[str, str, Content]]:
     return [
         (f"{engine['engine']} {_release(engine['version'])}", probe, found)
         for engine in (graph.get("verification") or {}).get("engines", ())
-        for probe, found in engine["inputs"].items()
+        for probe, found in (engine.get("inputs") or {}).items()
     ]
 
 
