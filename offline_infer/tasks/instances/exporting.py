@@ -43,6 +43,7 @@ def export(request: ExportRequest, sink: Sink = silent) -> Bundle:
     require_packages()
     if request.arguments:
         raise UsageError(f"{request.model}: its weights describe the network; leave out --set")
+    canvas = _canvas(request.options["canvas"]) if "canvas" in request.options else None
     checked_sha256(request.model, request.expect_sha256)
     shapes = weight_shapes(request.model)
     torchvision = is_mask_rcnn(shapes)
@@ -58,7 +59,7 @@ def export(request: ExportRequest, sink: Sink = silent) -> Bundle:
         request.model,
         request.output,
         config=config,
-        canvas=_canvas(request.options["canvas"]) if "canvas" in request.options else None,
+        canvas=canvas,
         opset=how.opset,
         verify=how.verify,
         overwrite=how.overwrite,
