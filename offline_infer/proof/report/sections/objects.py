@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 from offline_infer.proof.report.charts import strip_plot
@@ -19,9 +20,9 @@ _LEGEND = (
     ("#ffd166", "invented object"),
 )
 _SORTS = {
-    "matched": ("worst pairs", "Pairs that overlap least"),
-    "missed": ("missed objects", "Missed objects, the largest first"),
-    "invented": ("invented objects", "Invented objects, the surest first"),
+    "matched": Section(kind="worst pairs", heading="Pairs that overlap least"),
+    "missed": Section(kind="missed objects", heading="Missed objects, the largest first"),
+    "invented": Section(kind="invented objects", heading="Invented objects, the surest first"),
 }
 
 
@@ -56,10 +57,10 @@ def objects_section(content: Content, names: Names) -> list[Section]:
 def close_ups_section(content: Content, names: Names) -> list[Section]:
     """The worst pairs, the missed and the invented objects, each as a picture with contours."""
     found = []
-    for sort, (kind, heading) in _SORTS.items():
+    for sort, empty in _SORTS.items():
         thumbs = tuple(_thumb(entry) for entry in content["objects"] if entry["sort"] == sort)
         if thumbs:
-            found.append(Section(kind=kind, heading=heading, gallery=thumbs, legend=_LEGEND))
+            found.append(replace(empty, gallery=thumbs, legend=_LEGEND))
     return found
 
 
