@@ -9,8 +9,8 @@ for every stage of the mask head, cross-entropy, as the paper describes them (wi
 
 The checkpoint is written in mmdetection's form with a configuration beside it, and goes the way of every RefineMask:
 ``export`` reads it, traces it, compares it with the network on every engine. The time budget steers the learning rate, so
-two runs agree closely but not bit by bit; ``--resume`` trains a finished checkpoint further. The model in the package: seven minutes,
-400 pictures, before moved boxes were added to the examples of the box head.
+two runs agree closely but not bit by bit; ``--resume`` trains a finished checkpoint further. The model in the package: seven
+minutes, 400 pictures, before moved boxes were added to the examples of the box head.
 
 Needs the ``export`` and ``instances`` extras.
 """

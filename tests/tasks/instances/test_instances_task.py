@@ -126,7 +126,7 @@ def test_the_command_adopts_the_recorded_torchvision_model(
     (tmp_path / "classes.txt").write_text("\n".join(classes))
     command = ["adopt", str(folder / "tiny_maskrcnn.onnx"), "--task", "instances", "-o", str(tmp_path / "b"), "--quiet"]
     assert main(command) == 2
-    assert "the graph does not name its classes" in capsys.readouterr().err
+    assert "the graph does not name its 20 classes" in capsys.readouterr().err
     command += ["--set", f"classes={tmp_path / 'classes.txt'}"]
     assert main([*command, "--set", "std=0,1,1"]) == 2
     assert "the preparation of images is impossible" in capsys.readouterr().err
