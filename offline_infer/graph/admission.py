@@ -13,23 +13,39 @@ from __future__ import annotations
 import math
 import struct
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
 from offline_infer.errors import BundleError
+from offline_infer.graph.messages import (
+    ATTRIBUTE,
+    AXIS,
+    ENTRY,
+    GRAPH,
+    MODEL,
+    NODE,
+    OPERATOR_SET,
+    PORT,
+    SHAPE,
+    TENSOR,
+    TENSOR_TYPE,
+    TYPE,
+    Message,
+)
 from offline_infer.graph.operators import (
     CONTROL_FLOW,
     DOMAINS,
+    ELEMENTWISE,
     LOOP_LENGTHS,
     SIZING_ATTRIBUTES,
     SIZING_INPUTS,
     SIZING_PADDINGS,
     TENSOR_OPERATORS,
 )
-from offline_infer.graph.wire import BYTES, FIXED32, VARINT, Buffer, Field, Walker, WireError, mapped, signed
+from offline_infer.graph.wire import BYTES, Buffer, Field, Walker, WireError, mapped, signed
 
 _MODEL = {"ir_version": 1, "graph": 7, "opset": 8, "metadata": 14, "training": 20, "functions": 25}
 _GRAPH = {"node": 1, "weight": 5, "input": 11, "output": 12, "value": 13, "sparse": 15}
@@ -52,6 +68,13 @@ DTYPES: Mapping[int, str] = {
     11: "float64", 12: "uint32", 13: "uint64", 16: "bfloat16",
 }  # fmt: skip
 
+_FIELD_OF: Mapping[int, int] = {
+    1: _TENSOR["floats"], 7: _TENSOR["int64s"], 11: _TENSOR["doubles"], 12: _TENSOR["uint64s"], 13: _TENSOR["uint64s"],
+    **dict.fromkeys((2, 3, 4, 5, 6, 9, 10, 16), _TENSOR["int32s"]),
+}  # fmt: skip
+"""ONNX element type -> field its values stand in where they are not raw bytes."""
+_DATA = frozenset({_TENSOR["raw"], *_FIELD_OF.values()})
+
 _FORBIDDEN_METADATA = frozenset({"ort_config"})  # ONNX Runtime may take session options from it
 
 
@@ -64,20 +87,24 @@ class Limits:
         fields: of the whole file, counted one by one; bounds the time.
         rank: axes of a tensor.
         values: elements of an input, an output, or a tensor whose size stands in the file.
-        extent: a kernel's size, a stride, a dilation or a padding.
+        extent: a padding.
         name: bytes of a name.
         depth: graphs within graphs.
+        row: operators one after the other that compute value by value.
+        opset: version of the standard operator set; engines count down from it.
         rounds: of a loop whose number stands in the file.
     """
 
-    nodes: int = 50_000
-    weights: int = 50_000
+    nodes: int = 10_000
+    weights: int = 20_000
     fields: int = 4_000_000
     rank: int = 16
     values: int = 1 << 32
     extent: int = 1 << 16
     name: int = 4096
     depth: int = 4
+    row: int = 128
+    opset: int = 99
     rounds: int = 10_000
 
 
@@ -157,11 +184,15 @@ class _Scope:
     Attributes:
         depth: 0 for the main graph.
         constants: short lists of numbers by name, those of the graphs around it among them.
+        made: tensors of this graph that a weight or a node gives.
+        rows: tensor -> how many operators in a row compute it value by value.
         makers: tensor -> operator that makes it, and its inputs.
     """
 
     depth: int
     constants: dict[str, list[float]]
+    made: set[str]
+    rows: dict[str, int] = field(default_factory=dict)
     makers: dict[str, tuple[str, list[str]]] = field(default_factory=dict)
 
 
@@ -191,15 +222,16 @@ class _Inspection:
         opset, metadata, seen = 0, {}, set()
         inputs: list[GraphPort] = []
         outputs: list[GraphPort] = []
-        for part in self._walker.fields(0, len(self._data)):
+        for part in self._fields(Field(0, BYTES, len(self._data), 0), MODEL):
             if part.number == _MODEL["graph"]:
-                if part.number in seen:
-                    raise _RefusedError("it holds two graphs")
-                inputs, outputs = self._graph(self._inside(part), 0, {})
+                inputs, outputs = self._graph(part, 0, {})
             elif part.number == _MODEL["opset"]:
-                opset = max(opset, self._opset(self._inside(part)))
+                version = self._opset(part)
+                if version and opset not in (0, version):
+                    raise _RefusedError("it names two versions of the standard operator set")
+                opset = opset or version
             elif part.number == _MODEL["metadata"]:
-                metadata.update(self._entry(self._inside(part)))
+                metadata.update(self._entry(part))
             elif part.number == _MODEL["functions"]:
                 raise _RefusedError("it defines functions of its own; inline them (onnx.inliner)")
             elif part.number == _MODEL["training"]:
@@ -217,16 +249,20 @@ class _Inspection:
     def _opset(self, part: Field) -> int:
         """Version of the standard operator set; 0 for another one, which no admitted node uses."""
         domain, version = "", 0
-        for entry in self._walker.fields(part.start, part.end):
+        for entry in self._fields(part, OPERATOR_SET):
             if entry.number == 1:
                 domain = self._name(entry)
             elif entry.number == 2:
-                version = self._number(entry)
-        return version if domain in DOMAINS else 0
+                version = entry.value
+        if domain not in DOMAINS:
+            return 0
+        if version > self._limits.opset:
+            raise _RefusedError(f"it asks for version {version} of the operator set; there is none beyond some dozens")
+        return version
 
     def _entry(self, part: Field) -> dict[str, str]:
         key, value = "", b""
-        for entry in self._walker.fields(part.start, part.end):
+        for entry in self._fields(part, ENTRY):
             if entry.number == 1:
                 key = self._name(entry)
             elif entry.number == 2:
@@ -247,20 +283,22 @@ class _Inspection:
         constants: dict[str, list[float]] = dict(outer)
         weights: set[str] = set()
         nodes: list[Field] = []
-        for entry in self._walker.fields(part.start, part.end):
+        for entry in self._fields(part, GRAPH):
             if entry.number == _GRAPH["node"]:
-                nodes.append(self._inside(entry))
+                nodes.append(entry)
                 self._count_node()
             elif entry.number == _GRAPH["weight"]:
-                tensor = self._tensor(self._inside(entry))
+                tensor = self._tensor(entry)
+                if tensor.name in weights:
+                    raise _RefusedError(f"two weights are named {tensor.name[:80]!r}")
                 weights.add(tensor.name)
                 if tensor.values is not None:
                     constants[tensor.name] = tensor.values
             elif entry.number in ports:
-                ports[entry.number].append(self._port(self._inside(entry)))
+                ports[entry.number].append(self._port(entry))
             elif entry.number == _GRAPH["sparse"]:
                 raise _RefusedError("it holds sparse weights")
-        scope = _Scope(depth, constants)
+        scope = _Scope(depth, constants, made=set(weights))
         for node in nodes:  # after the weights, wherever those stand in the file
             self._node(node, scope)
         return [port for port in ports[_GRAPH["input"]] if port.name not in weights], ports[_GRAPH["output"]]
@@ -273,10 +311,7 @@ class _Inspection:
     def _node(self, part: Field, scope: _Scope) -> None:
         operator, name, domain, inputs, outputs = "", "", "", [], []
         attributes: list[Field] = []
-        singular: set[int] = set()
-        for entry in self._walker.fields(part.start, part.end):
-            if entry.number in (_NODE["op"], _NODE["domain"], _NODE["name"]):
-                self._once(entry, singular, "a node")
+        for entry in self._fields(part, NODE):
             if entry.number == _NODE["op"]:
                 operator = self._name(entry)
             elif entry.number == _NODE["domain"]:
@@ -288,7 +323,7 @@ class _Inspection:
             elif entry.number == _NODE["output"]:
                 outputs.append(self._name(entry))
             elif entry.number == _NODE["attribute"]:
-                attributes.append(self._inside(entry))
+                attributes.append(entry)
             elif entry.number == _NODE["overload"]:
                 raise _RefusedError(f"{_shown(operator, name)} names a function overload")
         if domain not in DOMAINS:
@@ -298,30 +333,41 @@ class _Inspection:
         if operator not in self._allowed:
             raise _RefusedError(f"{_shown(operator, name)} is not an operator that is admitted here")
         self._found.operators[operator] += 1
+        names: set[str] = set()
         for attribute in attributes:
-            value = self._attribute(attribute, operator, name, scope)
+            value = self._attribute(attribute, operator, name, scope, names)
             if operator == "Constant" and value is not None and outputs:
                 scope.constants[outputs[0]] = value
-        scope.makers.update((output, (operator, inputs)) for output in outputs)
+        self._note_outputs(operator, name, inputs, outputs, scope)
         self._check_sizing(operator, name, inputs, scope.constants)
         if operator == "Loop":
             self._check_loop(name, inputs, scope)
 
-    def _attribute(self, part: Field, operator: str, node: str, scope: _Scope) -> list[float] | None:
-        """Check an attribute; its numbers, where it holds a few."""
+    def _note_outputs(self, operator: str, node: str, inputs: list[str], outputs: Sequence[str], scope: _Scope) -> None:
+        """Refuse a tensor that two nodes give, for which one counts would be the engine's choice, and rows that are too long."""
+        row = 1 + max((scope.rows.get(each, 0) for each in inputs), default=0) if operator in ELEMENTWISE else 0
+        if row > self._limits.row:
+            raise _RefusedError(f"{_shown(operator, node)} is in a row of more than {self._limits.row} such operators")
+        scope.rows.update(dict.fromkeys(outputs, row))
+        for output in filter(None, outputs):
+            if output in scope.made:
+                raise _RefusedError(f"{_shown(operator, node)} gives {output[:80]!r}, which exists already")
+            scope.made.add(output)
+            scope.makers[output] = (operator, inputs)
+
+    def _attribute(self, part: Field, operator: str, node: str, scope: _Scope, names: set[str]) -> list[float] | None:
+        """Check an attribute; its numbers, where it holds a few. ``names``: of the node's attributes so far."""
         name = ""
         values: list[float] = []
-        singular: set[int] = set()
-        for entry in self._walker.fields(part.start, part.end):
+        for entry in self._fields(part, ATTRIBUTE):
             if entry.number == _ATTRIBUTE["name"]:
-                self._once(entry, singular, "an attribute")
                 name = self._name(entry)
             elif entry.number in (_ATTRIBUTE["tensor"], _ATTRIBUTE["tensors"]):
-                values += self._tensor(self._inside(entry)).values or []
+                values += self._tensor(entry).values or []
             elif entry.number in (_ATTRIBUTE["graph"], _ATTRIBUTE["graphs"]):
                 if operator not in CONTROL_FLOW:
                     raise _RefusedError(f"{_shown(operator, node)} holds a graph")
-                self._graph(self._inside(entry), scope.depth + 1, scope.constants)
+                self._graph(entry, scope.depth + 1, scope.constants)
             elif entry.number in (_ATTRIBUTE["i"], _ATTRIBUTE["ints"]):
                 values += self._walker.numbers(entry, 1 << 16)
             elif entry.number in (_ATTRIBUTE["f"], _ATTRIBUTE["floats"]):
@@ -330,8 +376,12 @@ class _Inspection:
                 raise _RefusedError(f"{_shown(operator, node)} holds a sparse tensor")
             elif entry.number == _ATTRIBUTE["reference"]:
                 raise _RefusedError(f"{_shown(operator, node)} refers to an attribute of a function")
-        if name in SIZING_ATTRIBUTES and any(abs(value) > self._limits.extent for value in values):
-            raise _RefusedError(f"{_shown(operator, node)}: {name} is {values[:6]}, more than {self._limits.extent:,}")
+        if name in names:
+            raise _RefusedError(f"{_shown(operator, node)} has two attributes {name[:80]!r}")
+        names.add(name)
+        largest = SIZING_ATTRIBUTES.get(name, math.inf)
+        if any(abs(value) > largest for value in values):
+            raise _RefusedError(f"{_shown(operator, node)}: {name} is {values[:6]}, more than {largest:,}")
         return values or None
 
     def _check_sizing(
@@ -376,25 +426,20 @@ class _Inspection:
         """Check a tensor that stands in the file: complete, of a plain type, and as many values as its shape says."""
         tensor, dims, kind = _Tensor(), [], 0
         data: list[Field] = []
-        singular: set[int] = set()
-        for entry in self._walker.fields(part.start, part.end):
-            if entry.number in (_TENSOR["type"], _TENSOR["raw"], _TENSOR["name"]):
-                self._once(entry, singular, "a weight")
+        for entry in self._fields(part, TENSOR):
             if entry.number == _TENSOR["dims"]:
                 dims += self._walker.numbers(entry, self._limits.rank)
             elif entry.number == _TENSOR["type"]:
-                kind = self._number(entry)
+                kind = entry.value
             elif entry.number == _TENSOR["name"]:
                 tensor.name = self._name(entry)
-            elif entry.number == _TENSOR["external"] or (
-                entry.number == _TENSOR["location"] and self._number(entry) != 0
-            ):
+            elif entry.number == _TENSOR["external"] or (entry.number == _TENSOR["location"] and entry.value != 0):
                 raise _RefusedError(
                     f"the data of weight {tensor.name[:80]!r} lie outside the file; save the graph as a single file"
                 )
             elif entry.number in (_TENSOR["segment"], _TENSOR["strings"]):
                 raise _RefusedError(f"weight {tensor.name[:80]!r} is segmented or holds text")
-            elif entry.number in _TENSOR.values():
+            elif entry.number in _DATA:
                 data.append(entry)
         self._found.weights += 1
         if self._found.weights > self._limits.weights:
@@ -402,6 +447,9 @@ class _Inspection:
         if kind not in ITEM_BYTES:
             raise _RefusedError(f"weight {tensor.name[:80]!r} is of element type {kind}, which is not admitted")
         count = self._size(dims, f"weight {tensor.name[:80]!r}")
+        used = {entry.number for entry in data}
+        if len(used) > 1 or not used <= {_TENSOR["raw"], _FIELD_OF[kind]}:
+            raise _RefusedError(f"weight {tensor.name[:80]!r} has its values in a field of another element type")
         stored = self._stored(data, kind)
         if stored != count:
             raise _RefusedError(f"weight {tensor.name[:80]!r} has shape {dims[:8]} but {stored:,} values")
@@ -415,12 +463,11 @@ class _Inspection:
         count = 0
         for entry in data:
             if entry.number == _TENSOR["raw"]:
-                if entry.kind != BYTES or entry.value % ITEM_BYTES[kind]:
+                if entry.value % ITEM_BYTES[kind]:
                     raise WireError("a weight's bytes do not fit its element type")
                 count += entry.value // ITEM_BYTES[kind]
             elif entry.number in (_TENSOR["floats"], _TENSOR["doubles"]):
-                width = 4 if entry.number == _TENSOR["floats"] else 8
-                count += entry.value // width
+                count += entry.value // (4 if entry.number == _TENSOR["floats"] else 8)
             elif entry.kind == BYTES:  # packed: the last byte of every number is below 128
                 packed = np.frombuffer(self._data, np.uint8, entry.value, entry.start) if entry.value else np.zeros(0)
                 count += int(np.count_nonzero(packed < 0x80))
@@ -446,46 +493,44 @@ class _Inspection:
 
     def _floats(self, entry: Field) -> list[float]:
         """The float32 values of a repeated field that stands here; of a long list the first ones only."""
-        if entry.kind not in (BYTES, FIXED32):
-            raise WireError(f"field {entry.number} holds no floating-point numbers")
         length = min(entry.value, 4 * (1 << 10)) // 4
         return list(struct.unpack_from(f"<{length}f", self._data, entry.start))
 
     def _port(self, part: Field) -> GraphPort:
         """An input or output: a tensor of a plain type."""
         name, found = "", None
-        for entry in self._walker.fields(part.start, part.end):
+        for entry in self._fields(part, PORT):
             if entry.number == 1:
                 name = self._name(entry)
             elif entry.number == 2:
-                found = self._tensor_type(self._inside(entry), name)
+                found = self._tensor_type(entry, name)
         if found is None:
             raise _RefusedError(f"{name[:80]!r} has no type")
         return GraphPort(name, *found)
 
     def _tensor_type(self, part: Field, name: str) -> tuple[str, tuple[int, ...] | None]:
         kind, shape = 0, None
-        for entry in self._walker.fields(part.start, part.end):
+        for entry in self._fields(part, TYPE):
             if entry.number == 6:  # a denotation, in words
                 continue
             if entry.number != 1:
                 raise _RefusedError(f"{name[:80]!r} is a sequence, a map or an optional value, expected a tensor")
-            for inner in self._walker.fields(entry.start, entry.end):
+            for inner in self._fields(entry, TENSOR_TYPE):
                 if inner.number == 1:
-                    kind = self._number(inner)
+                    kind = inner.value
                 elif inner.number == 2:
-                    shape = self._shape(self._inside(inner), name)
+                    shape = self._shape(inner, name)
         if kind not in DTYPES:
             raise _RefusedError(f"{name[:80]!r} is of element type {kind}, which is not admitted")
         return DTYPES[kind], shape
 
     def _shape(self, part: Field, name: str) -> tuple[int, ...]:
         sizes: list[int] = []
-        for axis in self._walker.fields(part.start, part.end):
+        for axis in self._fields(part, SHAPE):
             size = -1
-            for entry in self._walker.fields(axis.start, axis.end):
+            for entry in self._fields(axis, AXIS):
                 if entry.number == 1:
-                    size = signed(self._number(entry))
+                    size = signed(entry.value)
             sizes.append(size if size > 0 else -1)
             if len(sizes) > self._limits.rank:
                 raise _RefusedError(f"{name[:80]!r} has more than {self._limits.rank} axes")
@@ -505,25 +550,25 @@ class _Inspection:
 
     # ---- small parts
 
-    def _inside(self, part: Field) -> Field:
-        """A field that holds a message."""
-        if part.kind != BYTES:
-            raise WireError(f"field {part.number} holds no message")
-        return part
+    def _fields(self, part: Field, message: Message) -> Iterator[Field]:
+        """The fields of a message, each known, stored as its type says, and no more often than it may."""
+        seen: set[int] = set()
+        for entry in self._walker.fields(part.start, part.end):
+            kinds = message.kinds.get(entry.number)
+            if kinds is None and message is MODEL:
+                raise WireError(f"field {entry.number} is none of an ONNX file")
+            if kinds is None:
+                raise _RefusedError(f"field {entry.number} of {message.what} is not known here")
+            if entry.kind not in kinds:
+                raise WireError(f"field {entry.number} of {message.what} is stored in another way than its type says")
+            if entry.number not in message.repeated:
+                if entry.number in seen:
+                    raise _RefusedError(f"field {entry.number} of {message.what} stands twice")
+                seen.add(entry.number)
+            yield entry
 
     def _name(self, part: Field) -> str:
         return self._walker.text(part, self._limits.name)
-
-    def _number(self, part: Field) -> int:
-        if part.kind != VARINT:
-            raise WireError(f"field {part.number} holds no number")
-        return part.value
-
-    def _once(self, part: Field, seen: set[int], what: str) -> None:
-        """Refuse a field that stands twice: readers differ in which one counts."""
-        if part.number in seen:
-            raise _RefusedError(f"field {part.number} of {what} stands twice")
-        seen.add(part.number)
 
 
 def _shown(operator: str, name: str) -> str:

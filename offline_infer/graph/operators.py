@@ -39,6 +39,20 @@ TENSOR_OPERATORS = frozenset(
     }
 )  # fmt: skip
 
+ELEMENTWISE = frozenset(
+    {
+        "Abs", "Acos", "Acosh", "Add", "And", "Asin", "Asinh", "Atan", "Atanh", "BitShift", "BitwiseAnd", "BitwiseNot",
+        "BitwiseOr", "BitwiseXor", "Cast", "CastLike", "Ceil", "Celu", "Clip", "Cos", "Cosh", "DequantizeLinear", "Div",
+        "Dropout", "Elu", "Equal", "Erf", "Exp", "Floor", "Gelu", "Greater", "GreaterOrEqual", "HardSigmoid", "HardSwish",
+        "Identity", "IsInf", "IsNaN", "LeakyRelu", "Less", "LessOrEqual", "Log", "Max", "Mean", "Min", "Mish", "Mod", "Mul",
+        "Neg", "Not", "Or", "PRelu", "Pow", "QuantizeLinear", "Reciprocal", "Relu", "Round", "Selu", "Shrink", "Sigmoid",
+        "Sign", "Sin", "Sinh", "Softplus", "Softsign", "Sqrt", "Sub", "Sum", "Swish", "Tan", "Tanh", "ThresholdedRelu",
+        "Where", "Xor",
+    }
+)  # fmt: skip
+"""Operators that compute each value from the values at the same place. Engines join a row of them into one kernel, and take
+minutes to compile one for a row of some hundred."""
+
 SIZING_INPUTS: dict[str, tuple[int, ...]] = {
     "ConstantOfShape": (0,),
     "Expand": (1,),
@@ -57,7 +71,22 @@ SIZING_INPUTS: dict[str, tuple[int, ...]] = {
 SIZING_PADDINGS = frozenset({"Pad"})
 """Operators whose sizing input is added to each axis instead of multiplying the size of the output."""
 
-SIZING_ATTRIBUTES = frozenset(
-    {"kernel_shape", "strides", "dilations", "pads", "output_padding", "output_shape", "scales"}
-)
-"""Attributes that decide how large an output or the work for it is."""
+SIZING_ATTRIBUTES: dict[str, int] = {
+    **dict.fromkeys(
+        (
+            "blocksize",
+            "dilations",
+            "kernel_shape",
+            "output_padding",
+            "output_shape",
+            "pads",
+            "scales",
+            "size",
+            "strides",
+        ),
+        1 << 16,
+    ),
+    **dict.fromkeys(("output_height", "output_width", "pooled_shape"), 1 << 12),
+    "sampling_ratio": 64,
+}
+"""Attributes that decide how large an output or the work for it is -> the largest value a network may have."""

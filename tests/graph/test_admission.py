@@ -251,6 +251,74 @@ def test_oddities(tmp_path: Path, change: Change, words: str) -> None:
         admit(path)
 
 
+def field_of(number: int, kind: int, content: bytes) -> bytes:
+    """A field as it stands in a file; content shorter than 128 bytes."""
+    key = number << 3 | kind
+    begin = bytes([key]) if key < 128 else bytes([key & 0x7F | 0x80, key >> 7])
+    return begin + (bytes([len(content)]) if kind == 2 else b"") + content
+
+
+def with_weight(weight: bytes) -> bytes:
+    """The one-Relu graph with a weight of these bytes."""
+    made = model()
+    graph = made.graph.SerializeToString()
+    made.ClearField("graph")
+    whole = graph + field_of(5, 2, weight)
+    return bytes(made.SerializeToString()) + bytes([7 << 3 | 2, len(whole) & 0x7F | 0x80, len(whole) >> 7]) + whole
+
+
+FOUR = field_of(1, 0, b"\x04") + field_of(2, 0, b"\x01") + field_of(8, 2, b"w")  # four values of float32, named w
+
+
+@pytest.mark.parametrize(
+    ("weight", "words"),
+    [
+        (FOUR + field_of(4, 0, b"\x10"), "another way"),  # a number where packed values belong; readers skip it
+        (FOUR + field_of(4, 1, b"\0" * 8) * 2, "another way"),
+        (FOUR + field_of(7, 2, b"\x01" * 4), "another element type"),
+        (FOUR + field_of(10, 2, b"\0" * 32), "another element type"),
+        (FOUR + field_of(9, 2, b"\0" * 8) + field_of(4, 2, b"\0" * 8), "another element type"),
+        (FOUR + field_of(9, 2, b"\0" * 16) * 2, "stands twice"),
+        (FOUR + field_of(9, 2, b"\0" * 16) + field_of(15, 0, b"\x01"), "not known"),
+    ],
+)
+def test_readers_that_differ_cannot_be_played_against_each_other(tmp_path: Path, weight: bytes, words: str) -> None:
+    assert words in refusal(tmp_path / "g.onnx", with_weight(weight))
+    admit(stored(tmp_path / "g.onnx", with_weight(FOUR + field_of(9, 2, b"\0" * 16))))
+
+
+def test_a_name_means_one_thing(tmp_path: Path) -> None:
+    path = tmp_path / "g.onnx"
+    weights = tuple(from_array(np.full(1, value, np.float32), "w") for value in (1, 2))
+    assert "two weights" in refusal(path, model(weights=weights))
+    relu = [helper.make_node("Relu", ["image"], ["logits"]) for _ in range(2)]
+    assert "exists already" in refusal(path, model(*relu))
+    pool = helper.make_node("MaxPool", ["image"], ["logits"], kernel_shape=[1, 1])
+    pool.attribute.add().CopyFrom(pool.attribute[0])
+    assert "two attributes" in refusal(path, model(pool))
+    tensor = weights[0].SerializeToString()  # of an attribute with two tensors some readers make one
+    attribute = field_of(1, 2, b"value") + field_of(20, 0, b"\x04") + field_of(5, 2, tensor) * 2
+    made = model(weights=weights[:1]).SerializeToString()
+    node = field_of(2, 2, b"v") + field_of(4, 2, b"Constant") + field_of(5, 2, attribute)
+    graph = onnx.load_from_string(made).graph.SerializeToString() + field_of(1, 2, node)
+    head = onnx.load_from_string(made)
+    head.ClearField("graph")
+    whole = head.SerializeToString() + bytes([7 << 3 | 2, len(graph) & 0x7F | 0x80, len(graph) >> 7]) + graph
+    assert "field 5 of an attribute stands twice" in refusal(path, whole)
+
+
+def test_versions_and_rows_that_keep_an_engine_busy(tmp_path: Path) -> None:
+    path = tmp_path / "g.onnx"
+    made = model()
+    made.opset_import[0].version = 1 << 60
+    assert "operator set" in refusal(path, made)
+    made.opset_import[0].version = 17
+    made.opset_import.append(helper.make_opsetid("ai.onnx", 18))
+    assert "two versions" in refusal(path, made)
+    chain = [helper.make_node("Relu", [f"x{i}" if i else "image"], [f"x{i + 1}"]) for i in range(200)]
+    assert "in a row" in refusal(path, model(*chain))
+
+
 def sized(operator: str, values: Any, dtype: Any = np.int64, position: int = 1, **attributes: Any) -> Any:
     inputs = ["image", *[""] * (position - 1), "size"] if position else ["size"]
     node = helper.make_node(operator, inputs, ["logits"], **attributes)
@@ -269,6 +337,7 @@ def sized(operator: str, values: Any, dtype: Any = np.int64, position: int = 1, 
         sized("Pad", [0, 0, 1 << 33, 0, 0, 0, 0, 0]),
         model(helper.make_node("MaxPool", ["image"], ["logits"], kernel_shape=[1 << 30, 1], strides=[1, 1])),
         model(helper.make_node("ConvTranspose", ["image", "image"], ["logits"], strides=[1 << 30, 1])),
+        model(helper.make_node("RoiAlign", ["image", "image", "image"], ["logits"], sampling_ratio=1 << 30)),
     ],
 )
 def test_absurd_sizes(tmp_path: Path, made: Any) -> None:

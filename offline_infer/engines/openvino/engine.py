@@ -14,7 +14,7 @@ import io
 import os
 import sys
 import time
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
@@ -41,11 +41,14 @@ from offline_infer.engines.base import (
 from offline_infer.engines.compiled_cache import open_cache
 from offline_infer.engines.openvino.bf16_norms import VERSION as BF16_NORMS_VERSION
 from offline_infer.engines.openvino.bf16_norms import keep_ends_float32, make_norms_float32, rounded_node
+from offline_infer.engines.openvino.indices import VERSION as INDICES_VERSION
+from offline_infer.engines.openvino.indices import UnsafeNodeError, bound_indices
 from offline_infer.engines.openvino.norms import VERSION as NORMS_VERSION
 from offline_infer.engines.openvino.norms import make_norms_exact
 from offline_infer.engines.openvino.winograd.choice import Convolutions
 from offline_infer.engines.ports import Port
 from offline_infer.engines.self_test import check_arithmetic
+from offline_infer.engines.sizes import check_sizes
 from offline_infer.errors import BundleError, EngineFailed, EngineUnavailable
 from offline_infer.graph.admission import admit
 from offline_infer.threads import PerThread
@@ -423,7 +426,21 @@ def _read(ov: Any, graph: Path) -> Any:
     except Exception as error:  # the reader's exceptions share no base class
         raise BundleError(f"{graph} cannot be read by OpenVINO: {telling_line(error)}") from error
     _input(model.inputs, graph)
+    check_sizes(graph, _computed(model))
+    try:
+        bound_indices(model)
+    except (UnsafeNodeError, RuntimeError) as error:
+        raise BundleError(f"{graph} is not opened: it may leave its tensors: {telling_line(error)}") from error
     return model
+
+
+def _computed(model: Any) -> Iterator[tuple[str, list[int], int]]:
+    """Name, shape and bytes a value of every tensor that the graph computes; open sizes as small as they may be."""
+    for node in model.get_ordered_ops():
+        for output in node.outputs():
+            shape = output.get_partial_shape()
+            if node.get_type_name() not in ("Constant", "Parameter") and not shape.rank.is_dynamic:
+                yield node.get_friendly_name(), list(shape.get_min_shape()), output.get_element_type().size
 
 
 def _machine_facts(ov: Any, core: Any, config: Mapping[str, str]) -> dict[str, Any]:
@@ -434,6 +451,7 @@ def _machine_facts(ov: Any, core: Any, config: Mapping[str, str]) -> dict[str, A
         "processor": str(core.get_property("CPU", "FULL_DEVICE_NAME")),
         "capabilities": sorted(str(item) for item in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")),
         "config": dict(sorted(config.items())),
+        "indices": INDICES_VERSION,
     }
 
 
