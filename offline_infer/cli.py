@@ -14,6 +14,7 @@ import os
 import sys
 import traceback
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, NoReturn
 
 from offline_infer._version import __version__
@@ -31,6 +32,7 @@ from offline_infer.commands import (
     statistics,
     tasks,
 )
+from offline_infer.commands.common import refuse_replacing
 from offline_infer.commands.printable import forgive_encodings, printable
 from offline_infer.commands.remedies import advise
 from offline_infer.errors import CasesFailed, OfflineInferError
@@ -182,6 +184,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parse(parser, list(sys.argv[1:] if arguments is None else arguments))
     name = f"{parser.prog} {options.command}"
     try:
+        if isinstance(output := getattr(options, "output", None), Path):
+            refuse_replacing(output)
         result = options.function(options)
     except OfflineInferError as error:
         if options.traceback:

@@ -24,7 +24,11 @@ from offline_infer.errors import UsageError
 PARTIAL = ".partial"
 """Part of every temporary name; what a killed process leaves behind holds it (see :func:`is_partial`)."""
 
+LARGEST_JSON = 256 << 20
+"""Bytes of the largest record that is read: a summary of a hundred thousand cases stays below."""
+
 _CHUNK = 1 << 20
+_MOST_DIGITS = 40  # of an integer
 _NAME_MAX = 255  # bytes a file name may have on common file systems
 _RENAME_EXCHANGE = 2  # of renameat2(2)
 _AT_FDCWD = -100
@@ -122,11 +126,54 @@ def write_json(path: Path | str, value: Any, *, indent: int | None = 2) -> None:
 def keep_json(path: Path, value: Any) -> None:
     """:func:`write_json`, but a file that says so already is left alone: it may lie where nothing can be written."""
     try:
-        same = json.loads(path.read_text(encoding="utf-8")) == json.loads(json.dumps(value))
+        same = read_json(path) == json.loads(json.dumps(value))
     except (OSError, ValueError):
         same = False
     if not same:
         write_json(path, value)
+
+
+def read_json(path: Path | str, *, largest: int = LARGEST_JSON) -> Any:
+    """What a JSON file holds, read without trusting it.
+
+    Args:
+        largest: bytes it may have.
+
+    Raises:
+        OSError: it is missing or cannot be read.
+        ValueError: not a regular file, too large, not UTF-8, not JSON, nested too deeply, or with an integer no figure has; the
+            text says which.
+    """
+    text = read_utf8(path, largest=largest)
+    try:
+        return json.loads(text, parse_int=_integer)
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error
+
+
+def read_utf8(path: Path | str, *, largest: int = LARGEST_JSON) -> str:
+    """A text file, read without trusting it.
+
+    Raises:
+        OSError: it is missing or cannot be read.
+        ValueError: not a regular file, too large, or not UTF-8.
+    """
+    place = Path(path)
+    facts = place.stat()
+    if not stat.S_ISREG(facts.st_mode):
+        raise ValueError("it is not a regular file")
+    if facts.st_size > largest:
+        raise ValueError(f"it has {facts.st_size:,} bytes, expected at most {largest:,}")
+    try:
+        return place.read_bytes().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"it is not UTF-8 at byte {error.start}") from error
+
+
+def _integer(digits: str) -> int:
+    if len(digits) > _MOST_DIGITS:
+        raise ValueError(f"an integer of {len(digits)} digits")
+    return int(digits)
 
 
 def plain_name(text: object, what: str = "name") -> str:

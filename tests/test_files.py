@@ -227,3 +227,29 @@ def test_inside_takes_relative_paths_and_linked_roots(tmp_path: Path, monkeypatc
 def test_printable() -> None:
     assert files.printable("plain ü") == "plain ü"
     assert files.printable("a\x1b[2J\udcffb") == "a\\x1b[2J\\udcffb"
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b'{"a": \xff}', "UTF-8"),
+        (b"[" * 100_000, "nested too deeply"),
+        (b"1" * 400, "400 digits"),
+        (b"{", "Expecting"),
+        (b" " * 300, "300 bytes"),
+    ],
+)
+def test_json_is_read_without_trust(tmp_path: Path, content: bytes, words: str) -> None:
+    path = tmp_path / "a.json"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=words):
+        files.read_json(path, largest=200 if words.endswith("bytes") else files.LARGEST_JSON)
+    path.write_text('\ufeff{"a": [1, 2.5, "\u00e9"]}', encoding="utf-8")
+    assert files.read_json(path) == {"a": [1, 2.5, "\u00e9"]}
+
+
+def test_a_pipe_in_the_place_of_a_record_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path / "pipe", Path("/dev/zero"), tmp_path):
+        with pytest.raises(ValueError, match="regular file"):
+            files.read_json(path)

@@ -11,7 +11,6 @@ import fcntl
 import os
 import shutil
 import tempfile
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -258,11 +257,11 @@ def _compile(job: _Job, overwrite: bool, sink: Sink) -> Compilation:
         (folder / "out").mkdir()
         _write_graph(job, folder / "graph.onnx")
         command = [job.atc, f"--model={folder / 'graph.onnx'}", f"--output={folder / 'out' / 'model'}"]
-        begun = time.time()
         finished = run([*command, *job.flags.arguments], cwd=folder / "out", log=log, timeout_s=job.timeout_s)
         text = read_log(log, limit=1 << 24)
-        # With options for another host the name may be longer: model_<os>_<arch>.om
-        found = [path for path in sorted((folder / "out").glob("model*.om")) if path.stat().st_mtime >= begun - 2]
+        # The folder was empty: whatever is in it now is new. With options for another host the name may be longer:
+        # model_<os>_<arch>.om
+        found = sorted((folder / "out").glob("model*.om"))
         reason = _failure(finished, text, found) or _damage(job, found[0], folder)
         if reason is not None:
             kept = place / f"{job.stem}.failed.log"

@@ -280,7 +280,7 @@ def parse_ais_bench(text: str, device: int, source: str = "") -> DevicePerforman
     """
     try:
         record = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UsageError(f"{source}: not a JSON summary ({error}); was ais_bench ended while it wrote?") from error
     compute = record.get("NPU_compute_time") if isinstance(record, dict) else None
     if not isinstance(compute, dict) or not compute.get("mean"):

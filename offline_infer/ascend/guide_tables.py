@@ -7,7 +7,6 @@ only published (the checkpoint's own Dice) is given as numbers and marked as suc
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -17,6 +16,7 @@ from typing import Any
 
 from offline_infer.ascend.figures import PerformanceRecord, devices_per_card, read_folder
 from offline_infer.errors import UsageError
+from offline_infer.files import read_json
 from offline_infer.proof.evaluation.tables import MEAN, dice_table
 
 
@@ -168,7 +168,7 @@ def _seconds(content: Mapping[str, Any]) -> float | None:
 
 def _json(path: Path) -> dict[str, Any]:
     try:
-        content = json.loads(path.read_bytes())
+        content = read_json(path)
     except (OSError, ValueError, RecursionError) as error:
         raise UsageError(f"{path} cannot be read as JSON ({error}); name a record of this run") from error
     if not isinstance(content, dict):

@@ -294,7 +294,7 @@ class AisBench:
             return None
         try:
             record = json.loads(path.read_text(encoding="utf-8", errors="replace"))
-        except ValueError:
+        except (ValueError, RecursionError):
             return None  # ended while it wrote the summary: names have to do
         table: dict[str, list[Path]] = {}
         for inputs, outputs in ais_bench_files(record if isinstance(record, dict) else {}):

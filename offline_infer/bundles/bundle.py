@@ -27,6 +27,8 @@ from offline_infer.spec import SCHEMA_VERSION, BundleSpec, CompiledRecord, Graph
 BUNDLE_FILE = "bundle.json"
 COMPILED = "compiled"
 """Folder of compiled artefacts and their logs; a failed compile leaves only a log there."""
+BILL = "bom.cdx.json"
+"""Bill of materials: the software that made the bundle, as CycloneDX lists it. It is listed in the manifest and read by nothing."""
 PRECISION_CHECKS = "precision_checks.json"
 """What is known of the precisions; no part of the bundle proper (see :mod:`offline_infer.bundles.precision_checks`)."""
 QUANTIZATION = "quantization.json"
@@ -415,9 +417,8 @@ def _records(spec: BundleSpec) -> list[tuple[str, GraphRecord | CompiledRecord]]
 def _digests(spec: BundleSpec, folder: Path) -> dict[str, str]:
     """SHA-256 of every file of a bundle: as recorded, and of what no record covers."""
     digests = {record.file: record.sha256 for _, record in _records(spec)}
-    others = {BUNDLE_FILE, QUANTIZATION, TUNING, *(item.log for item in spec.compiled if item.log is not None)} - set(
-        digests
-    )
+    logs = {item.log for item in spec.compiled if item.log is not None}
+    others = ({BUNDLE_FILE, BILL, QUANTIZATION, TUNING} | logs) - set(digests)
     return digests | {name: sha256_file(folder / name) for name in others if (folder / name).is_file()}
 
 
@@ -475,9 +476,8 @@ def _refuse_target(target: Path, overwrite: bool) -> None:
         raise UsageError(
             f"{target}: {BUNDLE_FILE} cannot be read, so what may be deleted is unknown; remove the folder yourself"
         ) from error
-    foreign = sorted(
-        present - own - {BUNDLE_FILE, COMPILED, PRECISION_CHECKS, QUANTIZATION, TUNING, MANIFEST, SIGNATURE}
-    )
+    ours = {BUNDLE_FILE, BILL, COMPILED, PRECISION_CHECKS, QUANTIZATION, TUNING, MANIFEST, SIGNATURE}
+    foreign = sorted(present - own - ours)
     if foreign:
         raise UsageError(
             f"{target} holds files that are not the bundle's ({', '.join(foreign[:_SHOWN])}); move them away first"

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from offline_infer.commands.common import Subparsers, command, existing, say
+from offline_infer.commands.common import Subparsers, command, existing, refuse_replacing, say
 
 
 def register(commands: Subparsers) -> None:
@@ -89,6 +89,9 @@ def guide_tables(options: argparse.Namespace) -> dict[str, Any]:
     from offline_infer.ascend.guide_tables import read_tables
     from offline_infer.files import write_text
 
+    named = [*options.precision, *options.performance, *([options.baseline] if options.baseline else [])]
+    if options.output:
+        refuse_replacing(options.output, [Path(words) for _, words in named])
     tables = read_tables(
         options.precision,
         options.performance,

@@ -6,6 +6,7 @@ import argparse
 import os
 import re
 import sys
+from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -271,6 +272,23 @@ def existing(path: Path) -> Path:
     if not path.exists():
         raise UsageError(f"{path}: no such file or folder")
     return path
+
+
+def refuse_replacing(output: Path, inputs: Iterable[Path] = ()) -> None:
+    """Refuse to write a report over something that is read: one of the command's own inputs, or a part of a bundle.
+
+    Raises:
+        UsageError: it would be replaced; the message names it.
+    """
+    if not output.is_file():
+        return
+    from offline_infer.bundles.bundle import BUNDLE_FILE
+
+    if any(path.is_file() and path.samefile(output) for path in inputs):
+        raise UsageError(f"{output} is one of the files to read; name another file to write")
+    folder = output.resolve().parent
+    if any((place / BUNDLE_FILE).is_file() for place in (folder, folder.parent)):
+        raise UsageError(f"{output} is part of a bundle; name another file to write")
 
 
 def step_size(text: str) -> float:

@@ -23,7 +23,7 @@ from offline_infer.bundles.canary import KEY, canary_input, make_canary
 from offline_infer.errors import ExportError, UsageError
 from offline_infer.events import Event, Sink, silent
 from offline_infer.exporting.comparing import Trial, compare_engines, usable_engines
-from offline_infer.exporting.materials import made_with
+from offline_infer.exporting.materials import made_with, save_made
 from offline_infer.exporting.options import ExportOptions
 from offline_infer.exporting.reference_run import References, reference_run
 from offline_infer.exporting.torch_export import require_packages
@@ -108,7 +108,7 @@ def export_network(
         for fold in folds:
             spec, record = _export_fold(spec, fold, make_network, job)
             records.append(record)
-        bundles.save(spec.model_copy(update={"graphs": tuple(records), "compiled": ()}), folder)
+        save_made(spec.model_copy(update={"graphs": tuple(records), "compiled": ()}), folder)
     return Bundle.load(output)
 
 

@@ -18,6 +18,7 @@ from offline_infer.engines.base import EngineOptions, get_engine
 from offline_infer.errors import EngineFailed, ExportError
 from offline_infer.events import Event, Sink, silent
 from offline_infer.exporting.comparing import usable_engines
+from offline_infer.exporting.materials import save_made
 from offline_infer.exporting.torch_export import import_torch, write_onnx
 from offline_infer.exporting.tracing import OPSETS
 from offline_infer.files import sha256_file
@@ -101,7 +102,7 @@ def export_named(
         record = GraphRecord(
             file=path.name, fold=fold, opset=facts.opset, sha256=sha256_file(path), verification=verification
         )
-        bundles.save(spec.model_copy(update={"graphs": (record,), "compiled": ()}), folder)
+        save_made(spec.model_copy(update={"graphs": (record,), "compiled": ()}), folder)
     return Bundle(job.output, spec.model_copy(update={"graphs": (record,), "compiled": ()}))
 
 
@@ -226,5 +227,5 @@ def write_adopted(
             },
         )
         done = spec.model_copy(update={"graphs": (record,), "compiled": ()})
-        bundles.save(done, folder)
+        save_made(done, folder)
     return Bundle(job.output, done)

@@ -5,7 +5,6 @@ Both write nothing in place of what is there, can be interrupted, and go on wher
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import shutil
@@ -20,7 +19,7 @@ from typing import Any, Literal
 from offline_infer.checkpoints.pickles.reading import read_pickle
 from offline_infer.errors import OfflineInferError, UsageError
 from offline_infer.events import Event, Sink, silent
-from offline_infer.files import replacing
+from offline_infer.files import read_json, replacing
 from offline_infer.images.cases import natural_key
 from offline_infer.images.formats import TIFF_ENDINGS, VOLUME_ENDINGS, split_ending
 from offline_infer.images.nifti import check_complete
@@ -189,7 +188,7 @@ def _description(task_folder: Path) -> dict[str, Any]:
             raise UsageError(f"{task_folder}: is no Decathlon task, it has no folder {name}")
     path = task_folder / "dataset.json"
     try:
-        description = json.loads(path.read_text(encoding="utf-8"))
+        description = read_json(path)
     except (OSError, ValueError) as error:
         raise UsageError(f"{path}: cannot be read as JSON ({error}); every Decathlon task has one") from error
     if not isinstance(description, dict):
@@ -272,7 +271,7 @@ def _read_splits(path: Path) -> Any:
     if path.suffix == ".pkl":
         return read_pickle(path)
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return read_json(path)
     except (OSError, ValueError) as error:
         raise UsageError(f"{path}: is neither JSON nor named .pkl ({error})") from error
 

@@ -74,8 +74,9 @@ def postprocess_stage(
     def provenance_of(case: CaseFiles, known: ResultRecord | None = None) -> Provenance:
         return Provenance(**facts, sources=records[case.case_id].sources)
 
+    cases = [_files(record) for record in worklist.cases]
+    results.refuse_inputs(None, cases)
     with results.exclusive("postprocess"):
-        cases = [_files(record) for record in worklist.cases]
         skipped = {case.case_id: found for case, found in results.sort_out(cases, job.existing, provenance_of) if found}
 
         def finish(case_id: str) -> CaseOutcome:

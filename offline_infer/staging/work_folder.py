@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
-import json
 import os
 import re
 from collections.abc import Iterator
@@ -12,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 
 from offline_infer.errors import UsageError
-from offline_infer.files import is_partial, write_json
+from offline_infer.files import is_partial, read_json, write_json
 
 WORK_MARKER = ".offline-infer-work.json"
 _MARK = "offline-infer staged run"
@@ -25,7 +24,7 @@ def is_work_folder(work: Path | str) -> bool:
     try:
         if marker.is_symlink() or not marker.is_file():
             return False
-        record = json.loads(marker.read_text(encoding="utf-8"))
+        record = read_json(marker)
     except (OSError, ValueError):
         return False
     return isinstance(record, dict) and record.get("folder") == _MARK

@@ -30,7 +30,7 @@ from pydantic import AfterValidator, Field, ValidationError
 
 from offline_infer.bundles.fingerprint import fingerprint
 from offline_infer.errors import UsageError
-from offline_infer.files import is_partial, plain_name, write_text
+from offline_infer.files import is_partial, plain_name, printable, read_utf8, write_text
 from offline_infer.spec import BundleSpec, Extent, OutputSpec, Record
 from offline_infer.staging.outputs import OUTPUTS_FILE, WRITERS, OutputEntry, OutputsManifest, Writer
 from offline_infer.staging.work_folder import WORK_MARKER, inside, is_work_folder, mark_work_folder, safe_name
@@ -62,6 +62,7 @@ FOLDERS = ("cases", "inputs", "info", "outputs", "perf")
 
 Natural = Annotated[int, Field(ge=0)]
 BinDtype = Literal["float32", "float16"]
+_LARGEST = 256 << 20  # bytes of a list; an item has some hundred
 
 
 def _plain(case_id: str) -> str:
@@ -286,7 +287,7 @@ class WorklistWriter:
         """Write ``worklist.jsonl`` anew from the header and ``cases/``."""
         ordered = sorted(self.cases.values(), key=lambda case: case.first_item)
         parts = [self.header.model_dump_json() + "\n"]
-        parts += [self._case_file(case).read_text(encoding="utf-8") for case in ordered]
+        parts += [_text(self._case_file(case)) for case in ordered]
         write_text(self.work / WORKLIST_FILE, "".join(parts))
 
 
@@ -316,16 +317,14 @@ def _read_header(work: Path) -> WorklistHeader:
     path = work / WORKLIST_FILE
     if not is_work_folder(work) or not path.is_file():
         raise UsageError(f"{work} is not the work folder of a staged run (no {WORKLIST_FILE}); run preprocess first")
-    with path.open(encoding="utf-8") as stream:
-        line = stream.readline()
     try:
-        return WorklistHeader.model_validate_json(line)
+        return WorklistHeader.model_validate_json(_text(path).partition("\n")[0])
     except ValidationError as error:
         raise _damaged(path, error) from error
 
 
 def _read_case(path: Path) -> tuple[CaseRecord, list[Item]]:
-    first, *others = path.read_text(encoding="utf-8").splitlines() or [""]
+    first, *others = _text(path).splitlines() or [""]
     try:
         case = CaseRecord.model_validate_json(first)
         items = [Item.model_validate_json(line) for line in others]
@@ -337,6 +336,13 @@ def _read_case(path: Path) -> tuple[CaseRecord, list[Item]]:
             " delete it and preprocess again"
         )
     return case, items
+
+
+def _text(path: Path) -> str:
+    try:
+        return read_utf8(path, largest=_LARGEST)
+    except (OSError, ValueError) as error:
+        raise UsageError(f"{printable(path)} cannot be read ({error}); delete it and preprocess again") from error
 
 
 def _consecutive(case: CaseRecord, items: Iterable[Item]) -> bool:

@@ -26,7 +26,7 @@ from offline_infer.ascend.compile import CompileOptions, compile_bundle
 from offline_infer.ascend.figures import read_folder
 from offline_infer.ascend.runs import device_runs
 from offline_infer.ascend.runs.device_runs import DeviceRunner, doubts, run_tool, share
-from offline_infer.ascend.runs.device_session import session_stems
+from offline_infer.ascend.runs.device_session import end_leftover, session_stems
 from offline_infer.bundles.bundle import Bundle
 from offline_infer.engines.base import EngineOptions, get_engine
 from offline_infer.engines.om.npu_smi import Device, DeviceQuery
@@ -651,3 +651,26 @@ def test_tools_end_with_a_killed_program(
     started.wait()
     _, alive = psutil.wait_procs(tools, timeout=15)
     assert not alive
+
+
+def test_a_foreign_work_folder_does_not_decide_which_process_ends(tmp_path: Path) -> None:
+    """A session's file names a process by number and birth; it ends only if it works in that session's folder."""
+    sleeper = subprocess.Popen(["sleep", "60"], start_new_session=True, cwd="/")
+    leftover = subprocess.Popen(["sleep", "60"], start_new_session=True, cwd=tmp_path)
+    try:
+        for process in (sleeper, leftover):
+            end_leftover(tmp_path, process.pid, psutil.Process(process.pid).create_time())
+        leftover.wait(10)
+        assert sleeper.poll() is None
+        for pid, born in (
+            (10**30, 1.0),
+            (-1, 1.0),
+            (sleeper.pid, "x"),
+            (sleeper.pid, None),
+            (sleeper.pid, float("nan")),
+        ):
+            end_leftover(tmp_path, pid, born)
+        assert sleeper.poll() is None
+    finally:
+        sleeper.kill()
+        assert sleeper.wait() == -signal.SIGKILL

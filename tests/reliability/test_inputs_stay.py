@@ -68,6 +68,40 @@ def test_a_source_is_never_replaced(
         assert_orderly(status, said, "would be replaced", statuses=(2,))
 
 
+@pytest.mark.parametrize("more", [[], ["--overwrite"], ["--keep"]])
+def test_stage_by_stage_no_source_is_replaced_either(
+    more: list[str], bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The work folder remembers what its tiles were cut from."""
+    folder, work = tmp_path / "in", str(tmp_path / "work")
+    write_case(folder, "scan", shape=SHAPE)
+    (folder / "scan_0000.nii.gz").rename(folder / "scan.nii.gz")
+    (tmp_path / "link").symlink_to(folder)
+    before = tree(folder)
+    assert main(["preprocess", str(bundle), str(folder / "scan.nii.gz"), work, "--quiet"]) == 0
+    assert main(["infer", str(bundle), work, *FAKE]) == 0
+    for target in (folder, tmp_path / "link"):
+        refused(capsys, ["postprocess", str(bundle), work, str(target), "--quiet", *more], "would be replaced")
+    assert tree(folder) == before
+
+
+def test_a_report_replaces_no_bundle_and_no_record_it_reads(
+    bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_case(tmp_path / "in", "a", shape=SHAPE)
+    assert main(["predict", str(bundle), str(tmp_path / "in"), str(tmp_path / "out"), *FAKE]) == 0
+    shutil.copytree(tmp_path / "out", tmp_path / "labels")
+    record = tmp_path / "summary.json"
+    mean = {"0": {"Dice": 0.99}, "1": {"Dice": 0.9}}
+    record.write_text(json.dumps({"results": {"mean": mean, "all": [{"test": "a", "reference": "a", **mean}]}}))
+    before = tree(tmp_path)
+    target = str(bundle / "bundle.json")
+    refused(capsys, ["compare", str(tmp_path / "out"), str(tmp_path / "labels"), "-o", target], "part of a bundle")
+    refused(capsys, ["benchmark", str(bundle), "--engines", "fake", "-o", target], "part of a bundle")
+    refused(capsys, ["guide-tables", "--precision", f"NPU={record}", "-o", str(record)], "one of the files to read")
+    assert tree(tmp_path) == before
+
+
 def test_a_reference_is_never_replaced(bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_case(tmp_path / "in", "a", shape=SHAPE)
     assert main(["predict", str(bundle), str(tmp_path / "in"), str(tmp_path / "out"), *FAKE]) == 0

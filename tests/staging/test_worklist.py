@@ -11,6 +11,7 @@ from specimens import tiny_spec, with_graphs, with_outputs
 
 from offline_infer.arithmetic.sliding_window import mirror_code, mirror_sets
 from offline_infer.bundles.fingerprint import fingerprint
+from offline_infer.cli import main
 from offline_infer.errors import UsageError
 from offline_infer.files import temporary_name
 from offline_infer.staging.outputs import OUTPUTS_FILE, WRITERS, OutputEntry, OutputsManifest, append_lines
@@ -159,6 +160,19 @@ def test_damage_is_named(tmp_path: Path) -> None:
     file.write_text(whole.replace('"crc32":1', '"crc32":-1'))
     with pytest.raises(UsageError, match=r"one\.jsonl is damaged.*crc32"):
         Worklist.load(work)
+
+
+def test_bytes_that_are_no_text_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for damaged in ("worklist.jsonl", "cases/*.jsonl", ".offline-infer-work.json"):
+        work = tmp_path / f"work_{len(damaged)}"
+        _add(WorklistWriter(work, _header()), "liver_2", 3)
+        (path,) = work.glob(damaged)
+        content = path.read_bytes()
+        for bad in (b"\xff\xfe", b"[" * 100_000):
+            path.write_bytes(content[:20] + bad + content[20:] if bad[0] == 255 else bad)
+            for arguments in (["info", str(work)], ["clean", str(work)]):
+                assert main(arguments) == 2, (damaged, arguments)
+            assert "Traceback" not in capsys.readouterr().err
 
 
 def test_records_refuse_what_they_do_not_know(tmp_path: Path) -> None:

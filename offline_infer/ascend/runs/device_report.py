@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import Any
 
 from offline_infer.ascend.figures import DevicePerformance, PerformanceRecord, combine
 from offline_infer.errors import UsageError
-from offline_infer.files import write_json
+from offline_infer.files import read_json, write_json
 
 KIND = "offline_infer.device_run"
 
@@ -121,7 +120,7 @@ def record_run(path: Path, report: DeviceRunReport) -> None:
 def _earlier(path: Path, report: DeviceRunReport) -> Sequence[dict[str, Any]]:
     """The parts of a record that this run goes on from."""
     try:
-        record = json.loads(path.read_bytes())
+        record = read_json(path)
         if (record["kind"], record["tool"], record["soc"]) != (KIND, report.tool, report.soc):
             return ()
         parts: list[dict[str, Any]] = record["parts"]

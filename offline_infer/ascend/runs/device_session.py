@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import json
 import os
 import shutil
 import stat
@@ -21,7 +20,7 @@ from offline_infer.ascend.compiled import Compiled
 from offline_infer.ascend.figures import DevicePerformance
 from offline_infer.ascend.tools import Program, SessionJob, Tool
 from offline_infer.engines.om.answers import Fault
-from offline_infer.files import write_json
+from offline_infer.files import read_json, write_json
 from offline_infer.processes import read_log, start, stop, terminate
 from offline_infer.staging.judging import AnswerJudge, told
 from offline_infer.staging.outputs import OutputEntry, OutputsManifest, Writer
@@ -354,7 +353,7 @@ def recover(folder: Path, tool: Tool, collector: Collector) -> int:
         Number of needed outputs that were taken over; 0 where the session was of another tool, fold or OM.
     """
     try:
-        record = json.loads((folder / SESSION_FILE).read_text(encoding="utf-8"))
+        record = read_json(folder / SESSION_FILE)
         pid, born, stems = int(record["pid"]), record["born"], dict(record["items"])
         same = (record["tool"], record["fold"], record["om_sha256"]) == (
             tool.name,
@@ -364,7 +363,7 @@ def recover(folder: Path, tool: Tool, collector: Collector) -> int:
         device = int(record["device"])
     except (OSError, ValueError, KeyError, TypeError):
         return 0
-    end_leftover(pid, born)
+    end_leftover(folder, pid, born)
     if not same:
         return 0
     by_index = {item.index: item for item in collector.worklist.items()}
@@ -379,13 +378,17 @@ def recover(folder: Path, tool: Tool, collector: Collector) -> int:
     return collector.take(scan_folder(place, names, collector.sizes()).complete) if place is not None else 0
 
 
-def end_leftover(pid: int, born: float | None) -> None:
-    """End the process group of a tool that outlived its run; the birth time tells it from a later process."""
-    if born is None:
+def end_leftover(folder: Path, pid: int, born: object) -> None:
+    """End the process group of a tool that outlived its run.
+
+    The birth time tells it from a later process, and its working folder from one that the session never started: whoever wrote
+    the session's file does not decide which process ends.
+    """
+    if not isinstance(born, int | float):
         return
-    with suppress(psutil.Error, ProcessLookupError, PermissionError):
+    with suppress(psutil.Error, ProcessLookupError, PermissionError, OverflowError, ValueError):
         process = psutil.Process(pid)
-        if abs(process.create_time() - born) < 1.0:
+        if abs(process.create_time() - born) < 1.0 and Path(process.cwd()) == folder.resolve():
             os.killpg(pid, 9)
             process.wait(5)
 

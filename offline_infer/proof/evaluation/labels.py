@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from offline_infer.errors import UsageError
+from offline_infer.files import read_json
 from offline_infer.proof.evaluation.metrics import Label
 from offline_infer.proof.run_records import RUN_RECORD, read_run_record
 from offline_infer.spec import Labels
@@ -48,7 +48,7 @@ def labels_of_dataset(path: Path, layout: Format = "nnunet-v2") -> EvaluatedLabe
         UsageError: the file cannot be read, or its ``labels`` are in neither form.
     """
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = read_json(path)
         table = content["labels"]
         names, ignore = _names_of(table)
     except OSError as error:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from offline_infer.errors import UsageError
-from offline_infer.files import write_text
+from offline_infer.files import read_json, write_text
 from offline_infer.proof.evaluation.labels import EvaluatedLabels, Format, label_key
 from offline_infer.proof.evaluation.metrics import (
     JointHistogram,
@@ -69,7 +69,7 @@ def read_summary(path: Path) -> Summary:
         UsageError: the file cannot be read or is no such summary.
     """
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = read_json(path)
     except OSError as error:
         raise UsageError(f"{path}: cannot be read ({error.strerror or error})") from error
     except ValueError as error:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 import re
 import shutil
 from collections.abc import Callable, Mapping, Sequence
@@ -20,7 +19,7 @@ import numpy as np
 
 from offline_infer.errors import CaseError, UsageError
 from offline_infer.events import Event, Sink, silent
-from offline_infer.files import replacing_folder, write_json, write_text
+from offline_infer.files import read_json, replacing_folder, write_json, write_text
 from offline_infer.images.decoding import pillow, read_image
 from offline_infer.spec import Pixels
 from offline_infer.tasks.image.attacks import ATTACKS, Attack, seed_of
@@ -85,7 +84,7 @@ def read_grid(path: Path, attacks: Mapping[str, Attack] = ATTACKS) -> dict[str, 
         UsageError: not readable, or an attack that does not exist.
     """
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = read_json(path)
     except (OSError, ValueError, RecursionError) as error:
         raise UsageError(f"{path}: cannot be read ({error})") from error
     if not isinstance(value, dict):
@@ -237,7 +236,7 @@ def _made_with(job: SweepJob, point: Point) -> dict[str, Any]:
 
 def _known_row(path: Path, job: SweepJob, point: Point) -> dict[str, Any] | None:
     try:
-        row = json.loads(path.read_text(encoding="utf-8"))
+        row = read_json(path)
     except (OSError, ValueError):
         return None
     whole = isinstance(row, dict) and (row.get("key"), row.get("made_with")) == (point.key, _made_with(job, point))

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ import numpy.typing as npt
 
 from offline_infer.arithmetic.bilinear import soft_bands
 from offline_infer.errors import UsageError
-from offline_infer.files import keep_json, replacing, write_json
+from offline_infer.files import keep_json, read_json, replacing, write_json
 from offline_infer.images.decoding import pillow, read_image
 from offline_infer.spec import Pixels
 from offline_infer.tasks.image.case import FloatArray, ImageResult
@@ -213,7 +212,7 @@ def read_score(path: Path) -> dict[str, Any]:
         UsageError: it is damaged.
     """
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
+        record = read_json(path)
         whole = isinstance(record["name"], str) and isinstance(record["image"], str)
         if not whole or not 0 <= float(record["score"]) <= 1:
             raise ValueError("not a score")

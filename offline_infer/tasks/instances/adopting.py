@@ -24,6 +24,7 @@ from offline_infer.exporting.adopted_detectors import (
     Suppression,
     adopt_graph,
 )
+from offline_infer.exporting.materials import save_made
 from offline_infer.files import sha256_file
 from offline_infer.spec import FoldSource, GraphRecord, OutputSpec, Pixels, Source
 from offline_infer.tasks.instances.class_names import model_classes, read_class_names
@@ -188,7 +189,7 @@ def write_adopted(
         record = GraphRecord(
             file=file.name, fold=FOLD, opset=opset, sha256=sha256_file(file), verification=verification
         )
-        bundles.save(spec.model_copy(update={"graphs": (record,)}), folder)
+        save_made(spec.model_copy(update={"graphs": (record,)}), folder)
     return Bundle.load(output, spec_of=_own)
 
 

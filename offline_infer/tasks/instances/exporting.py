@@ -16,6 +16,7 @@ from offline_infer.engines.base import get_engine
 from offline_infer.errors import ExportError, UsageError
 from offline_infer.events import Event, Sink, silent
 from offline_infer.exporting.detectors import DetectorShapes, torch_answers, trace_detector, verify_detector
+from offline_infer.exporting.materials import save_made
 from offline_infer.exporting.torch_export import require_packages
 from offline_infer.exporting.torchvision_detectors import is_mask_rcnn
 from offline_infer.files import sha256_file
@@ -199,7 +200,7 @@ def write_bundle(
         record = GraphRecord(
             file=path.name, fold=FOLD, opset=facts.opset, sha256=sha256_file(path), verification=verification
         )
-        bundles.save(spec.model_copy(update={"graphs": (record,)}), folder)
+        save_made(spec.model_copy(update={"graphs": (record,)}), folder)
     return Bundle.load(output, spec_of=_own)
 
 
