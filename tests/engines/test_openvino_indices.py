@@ -77,6 +77,28 @@ def test_scattering_stays_inside(tmp_path: Path, image: Any, axis: int) -> None:
         assert np.isin(found, [*table.ravel(), 3.0]).all()
 
 
+def test_sizes_that_are_known_when_it_runs(tmp_path: Path, image: Any) -> None:
+    """What detectors have: as many rows as were found."""
+    found = np.argwhere(image > 7.5).astype(np.float32)
+    nodes = [
+        helper.make_node("Greater", ["image", "least"], ["some"]),
+        helper.make_node("NonZero", ["some"], ["columns"]),
+        helper.make_node("Transpose", ["columns"], ["rows"]),
+        helper.make_node("Cast", ["rows"], ["x"], to=1),
+        helper.make_node("GatherND", ["x", "i"], ["g"]),
+        helper.make_node("ScatterElements", ["x", "j", "u"], ["logits"], axis=0),
+    ]
+    weights: dict[str, Any] = {"least": np.array(7.5, np.float32)}
+    weights |= {"j": np.array([[3, 3], [-1, 0]]), "u": np.full((2, 2), 99, np.float32)}
+    expected = found.copy()
+    expected[3, :2] = expected[-1, 0] = expected[0, 1] = 99
+    assert np.array_equal(answer(tmp_path / "g.onnx", [*nodes[:4], nodes[5]], weights, image), expected)
+    nodes[4] = helper.make_node("GatherND", ["x", "i"], ["logits"])
+    weights["i"] = np.array([[2, 3], [-1, 1]])
+    gathered = answer(tmp_path / "g.onnx", nodes[:5], weights, image)
+    assert np.array_equal(gathered, [found[2, 3], found[-1, 1]])
+
+
 def test_empty_tensors_have_no_places(tmp_path: Path, image: Any) -> None:
     """Where nothing was found there is nothing to read."""
     nodes = [

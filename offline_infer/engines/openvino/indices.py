@@ -14,8 +14,6 @@ import numpy as np
 VERSION = "1"
 """Part of the key of a cached graph: change it with this module."""
 
-_UNBOUNDED = np.iinfo(np.int64).max
-
 
 class UnsafeNodeError(Exception):
     """A node that cannot be kept inside its tensors; the text says which, and why."""
@@ -69,8 +67,8 @@ def _bound_gather(node: Any) -> None:
     places = np.arange(batch, batch + width.get_length())
     sizes = ops.gather(ops.shape_of(node.input_value(0), "i64"), _numbers(places), _number(0))
     # Nothing can be read from an axis without values: then there are no indices.
-    smallest = ops.reduce_min(sizes, _numbers([0]), keep_dims=True)
-    end = ops.select(ops.greater(smallest, _number(0)), _numbers([_UNBOUNDED]), _numbers([0]))
+    some = ops.minimum(ops.reduce_min(sizes, _numbers([0]), keep_dims=True), _number(1))
+    end = ops.multiply(ops.gather(ops.shape_of(indices, "i64"), _numbers([0]), _number(0)), some)
     indices = ops.slice(indices, _numbers([0]), end, _numbers([1]), _numbers([0]))
     node.input(1).replace_source_output(_within(indices, sizes).output(0))
 
@@ -79,19 +77,22 @@ def _bound_scatter(node: Any) -> None:
     """Indices along one axis of the data, no longer than the data along the others; updates of the same shape."""
     import openvino.opset13 as ops
 
+    axis_node = node.input_value(3).get_node()
+    if axis_node.get_type_name() != "Constant":
+        raise UnsafeNodeError(
+            f"ScatterElementsUpdate {node.get_friendly_name()!a} works along an axis that is computed"
+        )
     rank = node.input_value(0).get_partial_shape().rank.get_length()
-    axes = _numbers(range(rank))
+    axis = int(np.asarray(axis_node.data).ravel()[0]) % rank
     sizes = ops.shape_of(node.input_value(0), "i64")
-    axis = ops.reshape(_whole(node.input_value(3)), _numbers([1]), special_zero=False)
-    axis = ops.select(ops.less(axis, _number(0)), ops.add(axis, _number(rank)), axis)
-    size = ops.gather(sizes, axis, _number(0))
-    along = ops.equal(axes, axis)
-    end = ops.select(along, ops.select(ops.greater(size, _number(0)), _numbers([_UNBOUNDED]), _numbers([0])), sizes)
-    for source in (1, 2):
-        end = ops.minimum(end, ops.shape_of(node.input_value(source), "i64"))
-    starts, steps = _numbers([0] * rank), _numbers([1] * rank)
-    indices = ops.slice(_whole(node.input_value(1)), starts, end, steps, axes)
-    updates = ops.slice(node.input_value(2), starts, end, steps, axes)
+    given = ops.minimum(ops.shape_of(node.input_value(1), "i64"), ops.shape_of(node.input_value(2), "i64"))
+    along = np.arange(rank) == axis
+    # Along the axis any number of indices may stand, but none into an axis without values.
+    within = ops.multiply(ops.minimum(given, sizes), _numbers(~along))
+    end = ops.add(within, ops.multiply(ops.multiply(given, ops.minimum(sizes, _number(1))), _numbers(along)))
+    bounds = (_numbers([0] * rank), end, _numbers([1] * rank), _numbers(range(rank)))
+    size = ops.gather(sizes, _numbers([axis]), _number(0))
+    indices, updates = ops.slice(_whole(node.input_value(1)), *bounds), ops.slice(node.input_value(2), *bounds)
     node.input(1).replace_source_output(_within(indices, size).output(0))
     node.input(2).replace_source_output(updates.output(0))
 
@@ -119,4 +120,4 @@ def _number(value: int) -> Any:
 def _numbers(values: Any) -> Any:
     import openvino.opset13 as ops
 
-    return ops.constant(np.array(list(values), np.int64))
+    return ops.constant(np.array([int(value) for value in values], np.int64))
