@@ -375,6 +375,19 @@ def say(options: argparse.Namespace, *lines: str) -> None:
             print(printable(advise(line)))
 
 
+def say_cases(options: argparse.Namespace, *lines: str) -> None:
+    """Print what became of each case, unless the reader has just been told: one terminal or one log takes both streams."""
+    if options.quiet or options.progress == "json" or not _streams_meet():
+        say(options, *lines)
+
+
+def _streams_meet() -> bool:
+    try:
+        return os.path.sameopenfile(sys.stdout.fileno(), sys.stderr.fileno())
+    except (OSError, ValueError):  # a stream that is no file, or a closed one
+        return False
+
+
 def verified(bundle: Bundle) -> dict[str, Any]:
     """Graph file -> what each engine's comparison with the checkpoint's network gave."""
     from offline_infer.bundles.verification_record import comparisons

@@ -25,6 +25,7 @@ from offline_infer.commands.common import (
     readers,
     run_settings,
     say,
+    say_cases,
     show_outcome,
     sink_for,
 )
@@ -186,7 +187,7 @@ def predict(options: argparse.Namespace) -> dict[str, Any]:
         measured = _write_statistics(model, job, settings, report, sink) if options.statistics else ()
     for case in report.cases:
         times = ", ".join(f"{name} {value:.1f} s" for name, value in case.seconds.items())
-        say(
+        say_cases(
             options,
             f"{case.case}: {case.status}"
             + (f" ({times})" if times else "")

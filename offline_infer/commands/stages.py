@@ -28,6 +28,7 @@ from offline_infer.commands.common import (
     readers,
     run_settings,
     say,
+    say_cases,
     sink_for,
     tell_precision,
 )
@@ -374,6 +375,6 @@ def _device_lines(run: dict[str, Any]) -> list[str]:
 def _stage_result(options: argparse.Namespace, report: RunReport) -> dict[str, Any]:
     """Print and return what became of each case; raise if some failed."""
     for case in report.cases:
-        say(options, f"{case.case}: {case.status}" + (f": {case.reason}" if case.reason else ""))
+        say_cases(options, f"{case.case}: {case.status}" + (f": {case.reason}" if case.reason else ""))
     report.raise_failures()
     return report.to_json()

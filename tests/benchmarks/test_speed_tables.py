@@ -9,6 +9,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import numpy as np
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -70,3 +71,19 @@ def test_claimed_ranges_hold_the_recorded_ratios(render: ModuleType) -> None:
             row = recorded["network"][name]
             ratio = row["peer"]["whole_s"]["median"] / row[precision]["whole_s"]["median"]
             assert float(low) <= round(ratio, 1) <= float(high)
+
+
+@pytest.mark.parametrize(("direct", "gain"), [([], "| - | 1.00 | - |"), ([6.0], "| 2.00 | 1.00 | 50.0000 % |")])
+def test_fewer_multiplications_are_tabled_also_without_direct_ones(
+    direct: list[float], gain: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks" / "speed"))
+    monkeypatch.delitem(sys.modules, "winograd", raising=False)
+    import winograd
+
+    rows = {
+        way: [{"wall_s": wall, "peak_gib": 1.0} for wall in walls]
+        for way, walls in (("direct", direct), ("auto", [3.0]))
+    }
+    labels = {"direct": np.array([0, 1]), "auto": np.array([0, 0])}
+    assert winograd.table(rows, labels)[-1].endswith(gain)

@@ -47,6 +47,22 @@ def test_predict_writes_a_label_map_and_a_manifest(bundle: Path, tmp_path: Path)
     assert record["engine"]["name"] == "fake"
 
 
+def test_one_terminal_or_log_hears_of_a_case_once(
+    bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    image = write_image(tmp_path / "in" / "a_0000.nii.gz")
+    with (tmp_path / "out.txt").open("a") as out, (tmp_path / "err.txt").open("a") as err:
+        for number, stdout in enumerate((out, err)):
+            monkeypatch.setattr(sys, "stdout", stdout)
+            monkeypatch.setattr(sys, "stderr", err)
+            assert (
+                main(["predict", str(bundle), str(image.parent), str(tmp_path / f"run{number}"), "--engine", "fake"])
+                == 0
+            )
+    assert (tmp_path / "out.txt").read_text().count("a: done") == 1, "a file of results gets its own line"
+    assert (tmp_path / "err.txt").read_text().count("a: done") == 2, "each run speaks of the case once"
+
+
 def test_predict_measures_the_labels_on_request(bundle: Path, tmp_path: Path) -> None:
     for seed, name in enumerate(("a", "b")):
         write_image(tmp_path / "in" / f"{name}_0000.nii.gz", seed)
