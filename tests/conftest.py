@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,11 @@ from hypothesis import settings
 from offline_infer.engines import fake
 
 fake.register()
+
+# A shell starts what runs in its background with SIGINT ignored, and children inherit that: the interrupted programs of
+# the tests would never notice.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # No test asserts a time: a busy machine is not a failure.
 settings.register_profile("untimed", deadline=None)
