@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -194,7 +195,12 @@ def test_other_models_grow_as_forecast_too(
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="the peak can be started anew on Linux only")
 def test_too_little_memory_changes_the_method_not_the_result(bundle: Path, tmp_path: Path) -> None:
     plenty = _run(bundle, tmp_path, "float32", "no", 1.5, 0)
-    little = _run(bundle, tmp_path, "float32", "no", 1.5, 2**20, "tight")
+    refused = _attempt(bundle, tmp_path, "float32", "no", 1.5, 2**20, "refused")
+    least = re.search(r"the least is (\d+) MB", refused.stderr)
+    assert refused.returncode != 0
+    assert least is not None, refused.stderr
+    # A little more than the least, because a process does not hold the same to the byte twice.
+    little = _run(bundle, tmp_path, "float32", "no", 1.5, int(float(least[1]) * 1.03e6), "tight")
     assert not plenty["memory"]["spill"]
     assert little["memory"]["spill"]
     files = [tmp_path / name / "c.nii.gz" for name in ("out", "tight")]
@@ -206,6 +212,15 @@ def test_too_little_memory_changes_the_method_not_the_result(bundle: Path, tmp_p
 def _run(
     bundle: Path, tmp_path: Path, accumulate: str, tta: str, spacing: float, memory: int, name: str = "out"
 ) -> dict[str, Any]:
+    done = _attempt(bundle, tmp_path, accumulate, tta, spacing, memory, name)
+    assert done.returncode == 0, done.stderr
+    found: dict[str, Any] = json.loads(done.stdout)
+    return found
+
+
+def _attempt(
+    bundle: Path, tmp_path: Path, accumulate: str, tta: str, spacing: float, memory: int, name: str
+) -> subprocess.CompletedProcess[str]:
     path = tmp_path / "c_0000.nii"
     # Objects of sixteen voxels: labels change at their surfaces, not at every voxel.
     blocks = np.random.default_rng(0).normal(size=(9, 20, 20))
@@ -213,7 +228,4 @@ def _run(
     image.SetSpacing([spacing] * 3)
     sitk.WriteImage(image, str(path))
     arguments = [str(bundle), str(path), str(tmp_path / name), accumulate, tta, str(memory)]
-    done = subprocess.run([sys.executable, "-c", SCRIPT, *arguments], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    found: dict[str, Any] = json.loads(done.stdout)
-    return found
+    return subprocess.run([sys.executable, "-c", SCRIPT, *arguments], capture_output=True, text=True, check=False)
