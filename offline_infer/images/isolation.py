@@ -155,20 +155,23 @@ class _Child:
     def __init__(self, seconds: float) -> None:
         self.spent = False
         self._socket, theirs = socket.socketpair()
+        watched, self._lifeline = os.pipe()
         try:
             self._socket.settimeout(seconds)
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "offline_infer.images.reader_process", str(theirs.fileno())],
-                pass_fds=[theirs.fileno()],
+                [sys.executable, "-m", "offline_infer.images.reader_process", str(theirs.fileno()), str(watched)],
+                pass_fds=[theirs.fileno(), watched],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,  # the libraries' own messages are discarded
                 stderr=subprocess.DEVNULL,
             )
         except BaseException:
             self._socket.close()
+            os.close(self._lifeline)
             raise
         finally:
             theirs.close()
+            os.close(watched)
 
     def ask(self, request: Mapping[str, Any], dtype: np.dtype[Any] | None) -> tuple[Answer, npt.NDArray[Any] | None]:
         """Send a request; give the last answer, and the voxels (c, z, y, x) if there are any.
@@ -216,12 +219,20 @@ class _Child:
         self._socket.close()
         with suppress(subprocess.TimeoutExpired):
             self._process.wait(0.2)
-        if self._process.returncode is None:
+        running = self._process.returncode is None
+        if running:
             self._process.kill()
             self._process.wait()
+        self._let_go()
+        if running:
             return "was ended"
         code = self._process.returncode
         return f"crashed ({signal.Signals(-code).name})" if code < 0 else f"ended with status {code}"
+
+    def _let_go(self) -> None:
+        if self._lifeline >= 0:
+            os.close(self._lifeline)
+            self._lifeline = -1
 
 
 def send(channel: socket.socket, record: Mapping[str, Any]) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -109,3 +111,60 @@ def test_threads_have_a_child_each(tmp_path: Path, isolated: None) -> None:
         for i, array in enumerate(pool.map(read, range(6))):
             np.testing.assert_array_equal(array[0], voxels((20, 40, 50), seed=i).astype(np.float32))
     assert len(children()) <= 2
+
+
+STUCK = """
+import ctypes, sys
+
+def stuck(event, arguments):
+    if event == "open" and "endless" in str(arguments[0]):
+        ctypes.PyDLL(None).sleep(300)  # without letting go of the interpreter
+
+sys.addaudithook(stuck)
+"""
+READS = """
+import pathlib, sys
+from offline_infer.images import read_image
+from offline_infer.images.isolation import isolated_readers
+
+with isolated_readers():
+    read_image([pathlib.Path(sys.argv[1])], "SimpleITKIO")
+    print("ready", flush=True)
+    read_image([pathlib.Path(sys.argv[2])], "SimpleITKIO")
+"""
+
+
+def test_a_reader_that_is_stuck_in_native_code_ends_with_its_parent(tmp_path: Path) -> None:
+    easy, endless = save(tmp_path / "easy.nii.gz", voxels()), save(tmp_path / "endless.nii.gz", voxels())
+    (tmp_path / "sitecustomize.py").write_text(STUCK)
+    search = os.pathsep.join([str(tmp_path), *filter(None, [os.environ.get("PYTHONPATH")])])
+    command = [sys.executable, "-c", READS, str(easy), str(endless)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, env={**os.environ, "PYTHONPATH": search}) as parent:
+        assert parent.stdout is not None
+        assert parent.stdout.readline() == b"ready\n"
+        (child,) = psutil.Process(parent.pid).children()
+        assert "reader_process" in " ".join(child.cmdline())
+        until = time.monotonic() + 60
+        before = child.cpu_times()
+        while (now := child.cpu_times()) != before and time.monotonic() < until:
+            before = now
+            time.sleep(0.2)
+        time.sleep(0.5)
+        assert parent.poll() is None  # it waits for the child
+        parent.kill()
+    try:
+        gone, _ = psutil.wait_procs([child], timeout=30)
+        assert gone
+    finally:
+        if child.is_running():
+            child.kill()
+
+
+def test_the_end_of_the_thread_that_started_a_child_does_not_end_the_child(tmp_path: Path, isolated: None) -> None:
+    path = save(tmp_path / "a.nii.gz", voxels())
+    thread = threading.Thread(target=read_image, args=([path], "SimpleITKIO"))
+    thread.start()
+    thread.join()
+    (child,) = children()
+    assert read_image([path], "SimpleITKIO").array.shape == (1, 7, 9, 11)
+    assert children() == [child]
