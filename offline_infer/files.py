@@ -1,18 +1,22 @@
 """Files that are either absent or complete, and names from untrusted files that become paths.
 
 A file is written to a temporary name beside its place, flushed and renamed. The temporary name starts with a dot and holds
-``.partial``, so a glob for results never meets it. It carries the process id and a random part: two processes may write
-the same file, and the last rename wins with a complete file.
+``.partial``, so a glob for results never meets it. It carries the machine, the process id and a random part: two processes may
+write the same file, and the last rename wins with a complete file; and what a killed process left can be told from what a
+living one is writing.
 """
 
 from __future__ import annotations
 
 import ctypes
+import functools
 import hashlib
 import json
 import os
+import re
 import secrets
 import shutil
+import socket
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -29,6 +33,9 @@ LARGEST_JSON = 256 << 20
 
 _CHUNK = 1 << 20
 _MOST_DIGITS = 40  # of an integer
+_TEMPORARY = re.compile(
+    rf"\..*\.(?P<machine>[0-9a-f]{{8}})-(?P<pid>[0-9]+)-[0-9a-f]{{8}}{re.escape(PARTIAL)}.*", re.DOTALL
+)
 _NAME_MAX = 255  # bytes a file name may have on common file systems
 _RENAME_EXCHANGE = 2  # of renameat2(2)
 _AT_FDCWD = -100
@@ -238,14 +245,14 @@ def sha256_file(path: Path | str) -> str:
 def temporary_name(name: str) -> str:
     """A fresh hidden name for something that will be called ``name``, its last two suffixes kept at the end.
 
-    ``case.nii.gz`` gives ``.case.<pid>-<random>.partial.nii.gz``: short enough for any file system, and a shell's ``*``
-    does not match it.
+    ``case.nii.gz`` gives ``.case.<machine>-<pid>-<random>.partial.nii.gz``: short enough for any file system, and a shell's
+    ``*`` does not match it.
     """
     suffixes = "".join(Path(name).suffixes[-2:])
     if len(suffixes) > 16:  # dots of a case name rather than a file type
         suffixes = ""
     stem = name[: len(name) - len(suffixes)]
-    tail = f".{os.getpid()}-{secrets.token_hex(4)}{PARTIAL}{suffixes}"
+    tail = f".{_machine()}-{os.getpid()}-{secrets.token_hex(4)}{PARTIAL}{suffixes}"
     room = _NAME_MAX - 1 - len(tail.encode())
     return f".{stem.encode()[:room].decode(errors='ignore')}{tail}"
 
@@ -254,6 +261,52 @@ def is_partial(path: Path | str) -> bool:
     """Whether ``path`` is a temporary name made here: something a killed process left behind."""
     name = Path(path).name
     return name.startswith(".") and PARTIAL in name
+
+
+def clear_partial(folder: Path | str, *, depth: int = 0) -> int:
+    """Delete the temporary files in a folder that were left by killed processes of this machine; returns their number.
+
+    What a living process holds, or a process of another machine or container that shares the folder, stays; so do links and
+    folders.
+
+    Args:
+        depth: levels of folders below that are cleared as well; links are not followed.
+    """
+    removed = 0
+    with suppress(OSError):  # gone, or not ours to read
+        for entry in list(os.scandir(folder)):
+            if depth and entry.is_dir(follow_symlinks=False):
+                removed += clear_partial(entry.path, depth=depth - 1)
+            elif _is_abandoned(entry.name) and entry.is_file(follow_symlinks=False):
+                with suppress(OSError):
+                    os.unlink(entry.path)
+                    removed += 1
+    return removed
+
+
+def _is_abandoned(name: str) -> bool:
+    """Whether this is a temporary name that a process of this machine gave, and the process is gone."""
+    found = _TEMPORARY.fullmatch(name)
+    if found is None or found["machine"] != _machine():
+        return False
+    try:
+        os.kill(int(found["pid"]), 0)
+    except ProcessLookupError:
+        return True
+    except (OSError, OverflowError):  # another user's
+        return False
+    return False
+
+
+@functools.cache
+def _machine() -> str:
+    """Eight digits for where process ids mean the same: this machine and this container."""
+    facts = [socket.gethostname()]
+    with suppress(OSError):
+        facts.append(Path("/etc/machine-id").read_text())
+    with suppress(OSError):
+        facts.append(os.readlink("/proc/self/ns/pid"))
+    return hashlib.sha256("\n".join(facts).encode()).hexdigest()[:8]
 
 
 def flush_file(path: Path) -> None:

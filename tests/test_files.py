@@ -6,6 +6,8 @@ import ctypes
 import hashlib
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -103,6 +105,28 @@ def test_temporary_names_are_short_hidden_and_fresh(name: str, tmp_path: Path) -
     assert not files.is_partial(name)
     files.write_bytes(tmp_path / name, b"x")
     assert names(tmp_path) == [name]
+
+
+def test_only_what_no_living_process_of_this_machine_holds_is_cleared(tmp_path: Path) -> None:
+    killed = subprocess.Popen([sys.executable, "-c", "import os; os.kill(os.getpid(), 9)"])
+    killed.wait()
+    mine = files.temporary_name("case.nii.gz")
+    theirs = mine.replace(f"-{os.getpid()}-", f"-{killed.pid}-")
+    machine = theirs.split("-")[0].rpartition(".")[2]
+    elsewhere = theirs.replace(machine, "00000000")
+    kept = [mine, elsewhere, "case.nii.gz", ".case.partial.nii.gz"]
+    (tmp_path / "a" / "b").mkdir(parents=True)
+    for name in (theirs, *kept):
+        for folder in (tmp_path, tmp_path / "a", tmp_path / "a" / "b"):
+            (folder / name).write_bytes(b"half")
+    (tmp_path / theirs.replace("case", "folder")).mkdir()
+    (tmp_path / theirs.replace("case", "link")).symlink_to(tmp_path / "case.nii.gz")
+    assert files.clear_partial(tmp_path / "missing") == 0
+    assert files.clear_partial(tmp_path, depth=1) == 2
+    assert set(names(tmp_path / "a")) == {*kept, "b"}
+    assert (tmp_path / "a" / "b" / theirs).exists()
+    left = {*kept, "a", theirs.replace("case", "folder"), theirs.replace("case", "link")}
+    assert set(names(tmp_path)) == left
 
 
 def test_folder_appears_only_when_complete(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 
 from offline_infer.errors import UsageError
-from offline_infer.files import is_partial, read_json, write_json
+from offline_infer.files import clear_partial, is_partial, read_json, write_json
 
 WORK_MARKER = ".offline-infer-work.json"
 _MARK = "offline-infer staged run"
@@ -62,6 +62,7 @@ def exclusive(work: Path | str) -> Iterator[None]:
     except OSError as error:
         os.close(handle)
         raise UsageError(f"another process is at work in {folder}; wait for it, or name another folder") from error
+    clear_partial(folder, depth=1)
     try:
         yield
     finally:

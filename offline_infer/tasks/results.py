@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from offline_infer.errors import UsageError
-from offline_infer.files import inside
+from offline_infer.files import clear_partial, inside
 from offline_infer.images.cases import CaseFiles
 from offline_infer.spec import BundleSpec
 from offline_infer.tasks.base import Task
@@ -22,6 +22,7 @@ from offline_infer.tasks.settings import RunSettings
 OnExisting = Literal["compare", "keep", "overwrite"]
 """``compare``: skip a result that this run would make alike, refuse any other; ``keep``: skip it anyhow."""
 _SHOWN = 3
+_DEPTH = 2  # levels of folders below a folder of results, where results and their records lie
 _TIME = "%Y-%m-%dT%H:%M:%S%z"
 
 
@@ -119,7 +120,8 @@ class ResultFolder:
 
     @contextmanager
     def exclusive(self, share: str) -> Iterator[None]:
-        """Hold one share of the folder against other processes; freed when the process ends.
+        """Hold one share of the folder against other processes; freed when the process ends. What killed runs left
+        half-written in the folder is deleted.
 
         Args:
             share: processes with different shares may work at the same time.
@@ -139,6 +141,7 @@ class ResultFolder:
                     f"another process is writing results to {self._folder} ({share}); wait for it, or name another folder"
                 ) from error
             self._identity = _identity(self._folder)
+            clear_partial(self._folder, depth=_DEPTH)
             yield
         finally:
             self._identity = None
