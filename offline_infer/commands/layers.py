@@ -69,8 +69,9 @@ def _side(bundle: Bundle, text: str, options: argparse.Namespace) -> Side:
 
     engine, _, precision = text.partition(":")
     precision = precision or "fp32"
-    if precision not in PRECISIONS:
-        raise UsageError(f"--layers {text!r}: unknown precision {precision!r}; legal names: {', '.join(PRECISIONS)}")
+    legal = [name for name in PRECISIONS if name != "int8"]  # an INT8 graph has tensors of its own
+    if precision not in legal:
+        raise UsageError(f"--layers {text!r}: unknown precision {precision!r}; legal names: {', '.join(legal)}")
     fold = options.fold if options.fold is not None else bundle.folds[0]
     graph = checked_graph(bundle, fold, get_engine(engine).graph_precision(precision))
     chosen = EngineOptions(precision=precision, threads=options.threads)

@@ -24,7 +24,7 @@ FloatArray = npt.NDArray[np.float32]
 AnyArray = npt.NDArray[Any]
 OPEN = -1
 """Size of an axis that the graph leaves open: any height and width, an unknown number of boxes."""
-PRECISIONS = ("fp32", "bf16", "fp16")
+PRECISIONS = ("fp32", "bf16", "fp16", "int8")
 OUTPUT_TYPES = ("float32", "float16", "int64", "int32", "uint8", "bool")
 """NumPy types an output may have."""
 

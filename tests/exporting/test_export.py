@@ -101,7 +101,7 @@ def test_a_bundle_gives_the_networks_answer_on_every_engine(tmp_path: Path) -> N
     spec = tiny_spec(folds=("0", "1"))
     bundle = export_network(spec, maker(), tmp_path / "b", sink=events.append)
     assert partials(tmp_path) == ["b"]
-    assert partials(tmp_path / "b") == ["MANIFEST.sha256", "bundle.json", "fold_0.onnx", "fold_1.onnx"]
+    assert partials(tmp_path / "b") == ["MANIFEST.sha256", "bom.cdx.json", "bundle.json", "fold_0.onnx", "fold_1.onnx"]
     assert Bundle.load(tmp_path / "b", verify_hashes=True).spec == bundle.spec
     assert bundle.folds == ("0", "1")
     image = np.random.default_rng(7).standard_normal(spec.input_shape).astype(np.float32)
