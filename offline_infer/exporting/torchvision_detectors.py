@@ -51,7 +51,7 @@ def load_network(path: Path, shapes: dict[str, tuple[int, ...]], builder: Path |
         CheckpointError: the weights are those of another network.
     """
     detection = _torchvision("torchvision.models.detection")
-    network = _standard(detection, shapes) if builder is None else _built(detection, builder)
+    network = standard_network(detection, shapes) if builder is None else _built(detection, builder)
     load_checkpoint(network, path)
     network.eval()
     return network
@@ -112,7 +112,15 @@ def _torchvision(module: str) -> Any:
         ) from error
 
 
-def _standard(detection: Any, shapes: dict[str, tuple[int, ...]]) -> nn.Module:
+def standard_network(detection: Any, shapes: dict[str, tuple[int, ...]]) -> nn.Module:
+    """torchvision's own Mask R-CNN with a ResNet-50, in the version that the names and shapes of its weights tell.
+
+    Args:
+        detection: the module ``torchvision.models.detection``.
+
+    Raises:
+        UsageError: the weights have another backbone.
+    """
     if "backbone.body.layer4.2.conv3.weight" not in shapes or shapes["backbone.body.conv1.weight"][0] != 64:
         raise UsageError(
             "the weights are a Mask R-CNN of torchvision on another backbone than its ResNet-50; name a Python file whose "

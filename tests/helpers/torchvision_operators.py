@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,25 +16,39 @@ import torch
 
 from offline_infer.networks.refinemask import operators
 
-_LIBRARIES: list[Any] = []  # a library's definitions vanish with it
+DEFINED: list[Any] = []
+"""Libraries of operators defined here, which vanish with them; empty where torchvision's own are loaded."""
 
 
 def import_torchvision() -> Any:
     """torchvision; skips the test where it is not installed."""
-    if importlib.util.find_spec("torchvision") is None:
+    found = importlib.util.find_spec("torchvision")
+    if found is None or found.origin is None:
         pytest.skip("torchvision is not installed")
-    try:
-        torch.ops.torchvision.nms  # noqa: B018
-    except (AttributeError, RuntimeError):
+    if not DEFINED and not _compiled(Path(found.origin).parent):
         _define()
     import torchvision
     import torchvision.ops
 
-    if _LIBRARIES:
+    if DEFINED:
         # It found none of its compiled operators; from here on the defined ones count.
         for name in ("torchvision.extension", "torchvision.ops.roi_align"):
             vars(sys.modules[name])["_has_ops"] = _has_ops
     return torchvision
+
+
+def _compiled(package: Path) -> bool:
+    """Load torchvision's compiled operators, as it does itself; whether they fit this torch.
+
+    Definitions of our own must not come first where they do: a second definition of an operator ends the process.
+    """
+    try:
+        for library in package.glob("_C*"):
+            torch.ops.load_library(str(library))
+            return True
+    except (ImportError, OSError):
+        pass
+    return False
 
 
 def _has_ops() -> bool:  # compiled by torch along with those that call it, so no lambda
@@ -50,7 +65,7 @@ def _define() -> None:
     library.define("qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")  # registered, never called
     library.impl("nms", lambda d, s, iou: operators._suppress(d, s, iou, -float("inf"), len(s)), "CPU")
     library.impl("roi_align", _roi_align, "CPU")
-    _LIBRARIES.append(library)
+    DEFINED.append(library)
 
 
 def _roi_align(

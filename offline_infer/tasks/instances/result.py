@@ -17,6 +17,8 @@ from offline_infer.tasks.instances.spec import DETS, LABELS, MASKS, InstancesSpe
 
 FloatArray = npt.NDArray[np.float32]
 
+_FURTHEST = 1e6  # pixels from the input's corner
+
 
 @dataclass(frozen=True, eq=False)
 class Instances:
@@ -56,10 +58,13 @@ def read_outputs(answers: Mapping[str, npt.NDArray[Any]], geometry: InstanceGeom
         answers: ``dets``, ``labels`` and ``masks`` as the graph gives them; a leading axis of 1 is allowed.
 
     Raises:
-        EngineFailed: an output is missing, has another shape, or a kept row holds NaN or an unknown label.
+        EngineFailed: an output is missing, has another shape, or a kept row makes no sense: NaN, a box far away,
+            an unknown label.
     """
     rows = kept_rows(answers, spec)
     boxes = geometry.to_image(rows[DETS][:, :4])
+    if spec.mask.paste == "integer_box":
+        _refuse_vast(boxes, geometry)
     pasted = tuple(
         paste(_probabilities(mask, spec), box, geometry, spec.mask)
         for mask, box in zip(rows[MASKS], boxes, strict=True)
@@ -80,12 +85,16 @@ def kept_rows(answers: Mapping[str, npt.NDArray[Any]], spec: InstancesSpec) -> d
     dets, labels, masks = (_output(answers, name, rank) for name, rank in ((DETS, 2), (LABELS, 1), (MASKS, 3)))
     if dets.shape[1] != 5 or not len(dets) == len(labels) == len(masks):
         raise EngineFailed(f"dets {dets.shape}, labels {labels.shape} and masks {masks.shape} do not belong together")
-    if np.isnan(dets[:, 4]).any():
-        raise EngineFailed("a score is NaN")
+    if not masks.shape[1] or not masks.shape[2]:
+        raise EngineFailed(f"masks {masks.shape} have no pixels")
+    if np.isnan(dets[:, 4]).any() or np.isposinf(dets[:, 4]).any():
+        raise EngineFailed("a score is NaN or infinite")
     keep = np.flatnonzero(dets[:, 4] > max(spec.score_floor, 0))
     keep = keep[np.argsort(-dets[keep, 4], kind="stable")]
-    if not np.isfinite(dets[keep]).all():
-        raise EngineFailed("the box of a detection is NaN or infinite")
+    if not (np.abs(dets[keep, :4]) <= _FURTHEST).all():  # NaN is not
+        raise EngineFailed("the box of a detection is NaN, infinite or millions of pixels away")
+    if not (labels[keep] == np.trunc(labels[keep])).all():
+        raise EngineFailed("the label of a detection is not a whole number")
     chosen = labels[keep].astype(np.int64)
     if chosen.size and (chosen.min() < 0 or chosen.max() >= len(spec.classes)):
         raise EngineFailed(f"a detection has the label {int(chosen.max())}; the model has {len(spec.classes)} classes")
@@ -98,9 +107,24 @@ def _output(answers: Mapping[str, npt.NDArray[Any]], name: str, rank: int) -> np
     array = np.asarray(answers[name])
     if array.ndim == rank + 1 and array.shape[0] == 1:
         array = array[0]
+    if array.dtype.kind not in "fiub":
+        raise EngineFailed(f"output {name!r} holds {array.dtype}; expected numbers")
     if array.ndim != rank:
         raise EngineFailed(f"output {name!r} has shape {array.shape}; expected {rank} axes")
     return array
+
+
+def _refuse_vast(boxes: FloatArray, geometry: InstanceGeometry) -> None:
+    """Such masks are stretched over the whole box, also outside the image, where torchvision never puts one.
+
+    Raises:
+        EngineFailed: a box is more than twice as wide or high as the image, which would take memory without bound.
+    """
+    height, width = geometry.size
+    if (boxes[:, 2] - boxes[:, 0] > 2 * width + 2).any() or (boxes[:, 3] - boxes[:, 1] > 2 * height + 2).any():
+        raise EngineFailed(
+            f"the box of a detection is more than twice as large as the image of {width} x {height} pixels"
+        )
 
 
 def _probabilities(mask: npt.NDArray[Any], spec: InstancesSpec) -> FloatArray:

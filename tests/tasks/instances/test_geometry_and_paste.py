@@ -127,9 +127,26 @@ def test_what_no_model_answers_is_refused(name: str) -> None:
     geometry = fit((240, 320), spec)
     good = outputs()
     wrong = {
-        "dets": [good["dets"][:, :4], np.where(good["dets"] == np.float32(0.9), np.nan, good["dets"])],
-        "labels": [good["labels"][:5], good["labels"] + 2],
-        "masks": [good["masks"][0], np.full_like(good["masks"], np.nan)],
+        "dets": [
+            good["dets"][:, :4],
+            *(
+                np.where(good["dets"] == np.float32(old), np.float32(new), good["dets"])
+                for old, new in ((0.9, np.nan), (0.9, np.inf), (30, np.nan), (30, np.inf), (30, 3e38))
+            ),
+        ],
+        "labels": [
+            good["labels"][:5],
+            good["labels"] + 2,
+            good["labels"] - 2,
+            good["labels"] + 0.5,
+            good["labels"] * np.nan,
+        ],
+        "masks": [
+            good["masks"][0],
+            np.full_like(good["masks"], np.nan),
+            good["masks"][:, :0],
+            good["masks"].astype(str),
+        ],
     }[name]
     for array in wrong:
         with pytest.raises(EngineFailed):
@@ -137,6 +154,18 @@ def test_what_no_model_answers_is_refused(name: str) -> None:
     del good[name]
     with pytest.raises(EngineFailed, match=name):
         read_outputs(good, geometry, spec)
+
+
+def test_a_mask_over_whole_pixels_is_not_stretched_without_bound() -> None:
+    spec = make_spec()
+    spec = spec.model_copy(update={"mask": MaskRule(paste="integer_box")})
+    geometry = fit((240, 320), spec)
+    dets = outputs()["dets"]
+    dets[1, :4] = [-9e5, -9e5, 9e5, 9e5]
+    with pytest.raises(EngineFailed, match="more than twice as large"):
+        read_outputs(outputs(dets=dets), geometry, spec)
+    dets[1, :4] = [500, 500, 600, 600]  # outside the image
+    assert read_outputs(outputs(dets=dets), geometry, spec).masks[0].area == 0
 
 
 def test_an_image_fits_a_canvas_that_is_not_square_however_it_lies() -> None:

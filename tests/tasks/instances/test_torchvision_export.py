@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from torchvision_operators import import_torchvision
+from torchvision_operators import DEFINED, import_torchvision
 
 import offline_infer
 from offline_infer.cli import main
+from offline_infer.exporting.torchvision_detectors import standard_network
 from offline_infer.networks.refinemask import operators
 
 BUILDER = """
@@ -87,17 +88,40 @@ def test_another_backbone_asks_for_its_builder(
     assert "does not apply to a Mask R-CNN of torchvision" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("second", [False, True])
+@pytest.mark.parametrize("frozen", [False, True])
+def test_the_standard_networks_are_built_from_names_and_shapes(second: bool, frozen: bool) -> None:
+    detection = import_torchvision().models.detection
+    make = detection.maskrcnn_resnet50_fpn_v2 if second else detection.maskrcnn_resnet50_fpn
+    with torch.device("meta"):
+        entries = make(weights=None, weights_backbone=None, num_classes=7).state_dict()
+        shapes = {
+            name: tuple(value.shape)
+            for name, value in entries.items()
+            if not (frozen and name.endswith("num_batches_tracked"))
+        }
+        network = standard_network(detection, shapes)
+    assert {name: tuple(value.shape) for name, value in network.state_dict().items()} == shapes
+
+
 def test_our_roi_align_and_suppression_are_torchvisions() -> None:
-    """Against torchvision's own Python, which its documentation calls equal to the compiled operators."""
+    """Against the compiled operators; boxes inside the image, across its edge and far outside."""
     import_torchvision()
-    from torchvision.ops.roi_align import _roi_align
+    if DEFINED:
+        pytest.skip("torchvision's compiled operators do not load beside this torch")
+    from torchvision.ops import nms, roi_align
 
     generator = torch.Generator().manual_seed(0)
     features = torch.randn(1, 3, 20, 26, generator=generator)
-    corners = torch.rand(40, 2, 2, generator=generator) * torch.tensor([110.0, 90.0]) - 4
+    corners = torch.rand(80, 2, 2, generator=generator) * torch.tensor([150.0, 130.0]) - 20
     boxes = torch.cat([corners.min(1).values, corners.max(1).values], dim=1)
-    regions = torch.cat([torch.zeros(40, 1), boxes], dim=1)
+    regions = torch.cat([torch.zeros(80, 1), boxes], dim=1)
     for size in (7, 14):
         ours = operators.roi_align(features, boxes, 0.25, size)
-        theirs = _roi_align(features, regions, 0.25, size, size, 0, True)
-        torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
+        theirs = roi_align(features, regions, (size, size), 0.25, 0, True)
+        torch.testing.assert_close(ours, theirs, atol=2e-5, rtol=1e-5)
+    scores = torch.rand(80, generator=generator).round(decimals=1)  # ties among them
+    boxes[:2], scores[:2] = torch.tensor([5.0, 5.0, 5.0, 9.0]), 1.0  # no area: neither drops the other
+    for iou in (0.1, 0.3, 0.5, 0.7):
+        kept = operators.keep_best(boxes[None], scores[None], iou, -1.0, len(boxes))
+        assert kept[:, 1].tolist() == nms(boxes, scores, iou).tolist()
