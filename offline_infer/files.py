@@ -284,6 +284,22 @@ def clear_partial(folder: Path | str, *, depth: int = 0) -> int:
     return removed
 
 
+def clear_partial_folders(path: Path | str) -> int:
+    """Delete the temporary folders beside ``path`` in which killed processes of this machine were making it; returns their
+    number."""
+    target = Path(path)
+    begin, _, end = temporary_name(target.name).partition(f".{_machine()}-{os.getpid()}-")
+    end = end.partition(PARTIAL)[2]
+    removed = 0
+    with suppress(OSError):
+        for entry in list(os.scandir(target.parent)):
+            ours = entry.name.startswith(f"{begin}.{_machine()}-") and entry.name.endswith(f"{PARTIAL}{end}")
+            if ours and _is_abandoned(entry.name) and entry.is_dir(follow_symlinks=False):
+                shutil.rmtree(entry.path, ignore_errors=True)
+                removed += 1
+    return removed
+
+
 def _is_abandoned(name: str) -> bool:
     """Whether this is a temporary name that a process of this machine gave, and the process is gone."""
     found = _TEMPORARY.fullmatch(name)

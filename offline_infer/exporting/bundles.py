@@ -20,6 +20,7 @@ from offline_infer import graph as passes
 from offline_infer.bundles import bundle as bundles
 from offline_infer.bundles.bundle import Bundle
 from offline_infer.bundles.canary import KEY, canary_input, make_canary
+from offline_infer.bundles.repeats import making
 from offline_infer.errors import ExportError, UsageError
 from offline_infer.events import Event, Sink, silent
 from offline_infer.exporting.comparing import Trial, compare_engines, usable_engines
@@ -100,7 +101,7 @@ def export_network(
     chosen = options or ExportOptions()
     folds = [source.fold for source in spec.source.folds]
     engines = tuple(usable_engines()) if chosen.verify else ()
-    with bundles.creating(output, overwrite=chosen.overwrite) as folder:
+    with making(output, spec, overwrite=chosen.overwrite, sink=sink) as folder:
         job = _Job(folder, chosen, engines, sink, total=len(folds) * (2 + len(engines)))
         data = {"folds": folds, "precision": chosen.precision, "opset": chosen.opset}
         sink(Event("stage-started", "export", data=data))

@@ -14,6 +14,7 @@ import numpy.typing as npt
 from offline_infer import graph as passes
 from offline_infer.bundles import bundle as bundles
 from offline_infer.bundles.bundle import Bundle
+from offline_infer.bundles.repeats import making
 from offline_infer.engines.base import EngineOptions, get_engine
 from offline_infer.errors import EngineFailed, ExportError
 from offline_infer.events import Event, Sink, silent
@@ -81,7 +82,7 @@ def export_named(
     engines = usable_engines() if job.verify else []
     fold = spec.source.folds[0].fold
     sink(Event("stage-started", "export", data={"folds": [fold], "precision": "fp32", "opset": job.opset}))
-    with bundles.creating(job.output, overwrite=job.overwrite, spec_of=lambda task: type(spec)) as folder:
+    with making(job.output, spec, overwrite=job.overwrite, spec_of=lambda task: type(spec), sink=sink) as folder:
         model = trace_named(network, next(iter(probes.values())), spec.input_name, names, job)
         facts = passes.inspect_graph(model)
         spec = spec.model_copy(update={"outputs": tuple(output_spec(port) for port in facts.outputs)})
@@ -103,7 +104,7 @@ def export_named(
             file=path.name, fold=fold, opset=facts.opset, sha256=sha256_file(path), verification=verification
         )
         save_made(spec.model_copy(update={"graphs": (record,), "compiled": ()}), folder)
-    return Bundle(job.output, spec.model_copy(update={"graphs": (record,), "compiled": ()}))
+    return Bundle.load(job.output, spec_of=lambda task: type(spec))
 
 
 def output_spec(port: passes.Port, *, keep: bool = True) -> OutputSpec:
@@ -206,7 +207,7 @@ def write_adopted(
     fold = spec.source.folds[0].fold
     facts = passes.inspect_graph(model)
     sink(Event("stage-started", "adopt", data={"folds": [fold], "opset": facts.opset}))
-    with bundles.creating(job.output, overwrite=job.overwrite, spec_of=lambda task: type(spec)) as folder:
+    with making(job.output, spec, overwrite=job.overwrite, spec_of=lambda task: type(spec), sink=sink) as folder:
         path = folder / f"fold_{fold}.onnx"
         passes.save_model(passes.set_metadata(model, bundles.embedded(spec, fold, "fp32", facts.opset)), path)
         with get_engine(engines[0]).open(path, EngineOptions()) as session:
@@ -228,4 +229,4 @@ def write_adopted(
         )
         done = spec.model_copy(update={"graphs": (record,), "compiled": ()})
         save_made(done, folder)
-    return Bundle(job.output, done)
+    return Bundle.load(job.output, spec_of=lambda task: type(spec))

@@ -23,7 +23,7 @@ from offline_infer.bundles.precision_checks import Check, keep_checks, subject_o
 from offline_infer.engines.base import EngineOptions
 from offline_infer.errors import QuantizationRefused, UsageError
 from offline_infer.events import Event, Sink, silent
-from offline_infer.files import sha256_file
+from offline_infer.files import replacing, sha256_file
 from offline_infer.graph import load_model, save_model
 from offline_infer.graph.quantized import convolutions, quantized
 from offline_infer.images.cases import CaseList
@@ -111,8 +111,8 @@ def quantize(bundle: Bundle, job: QuantizeJob, sink: Sink = silent) -> dict[str,
         if verdict.reasons:
             raise QuantizationRefused(f"{bundle.name}: {'; '.join(verdict.reasons)}; nothing was kept")
         for candidate in made:
-            shutil.copyfile(trial_bundle / candidate.file, bundle.folder / f".{candidate.file}.partial")
-            (bundle.folder / f".{candidate.file}.partial").replace(bundle.folder / candidate.file)
+            with replacing(bundle.folder / candidate.file) as temporary:
+                shutil.copyfile(trial_bundle / candidate.file, temporary)
     kept = save(spec, bundle.folder)
     keep_record(kept, QUANTIZATION, record)
     _keep_checks(kept, job, made, verdict, sink)

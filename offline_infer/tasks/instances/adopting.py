@@ -14,6 +14,7 @@ from pydantic import ValidationError
 from offline_infer import graph as passes
 from offline_infer.bundles import bundle as bundles
 from offline_infer.bundles.bundle import Bundle
+from offline_infer.bundles.repeats import making
 from offline_infer.engines.base import EngineOptions, get_engine
 from offline_infer.errors import ExportError, OfflineInferError, UsageError
 from offline_infer.events import Event, Sink, silent
@@ -181,7 +182,7 @@ def write_adopted(
     """
     engines = usable_engines()
     sink(Event("stage-started", "adopt", data={"convention": adopted.convention, "classes": len(spec.classes)}))
-    with bundles.creating(output, overwrite=overwrite, spec_of=_own) as folder:
+    with making(output, spec, overwrite=overwrite, spec_of=_own, sink=sink) as folder:
         opset = passes.inspect_graph(adopted.model).opset
         file = folder / f"fold_{FOLD}.onnx"
         passes.save_model(passes.set_metadata(adopted.model, bundles.embedded(spec, FOLD, "fp32", opset)), file)

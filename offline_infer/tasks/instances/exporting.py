@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from offline_infer import graph as passes
 from offline_infer.bundles import bundle as bundles
 from offline_infer.bundles.bundle import Bundle
+from offline_infer.bundles.repeats import making
 from offline_infer.checkpoints.digests import checked_sha256
 from offline_infer.checkpoints.mmdet.reader import RefineMaskCheckpoint, read_refinemask, weight_shapes
 from offline_infer.engines.base import get_engine
@@ -180,7 +181,7 @@ def write_bundle(
     shapes = DetectorShapes(spec.input_channels, spec.padding.canvas, spec.limit, spec.mask_size)
     steps = 1 + (1 + len(engines) if verify else 0)
     sink(Event("stage-started", "export", data={"folds": [FOLD], "precision": "fp32", "opset": opset}))
-    with bundles.creating(output, overwrite=overwrite, spec_of=_own) as folder:
+    with making(output, spec, overwrite=overwrite, spec_of=_own, sink=sink) as folder:
         model = trace_detector(network, shapes, opset)
         model = passes.set_metadata(model, bundles.embedded(spec, FOLD, "fp32", opset))
         path = folder / f"fold_{FOLD}.onnx"

@@ -239,6 +239,8 @@ def test_adopting_somebody_elses_graph(bundles: dict[str, Path], tmp_path: Path)
     assert (made.spec.mask.name, made.spec.score.name, made.spec.height) == ("mask", "score", 48)  # type: ignore[attr-defined]
     command = ["adopt", str(graph), "--task", "image", "-o", str(tmp_path / "b"), "--quiet"]
     assert main([*command, "--set", "score=none", "--set", "mean=0.5,0.5,0.5"]) == 0
+    assert main([*command, "--set", "score=none", "--set", "mean=0.5,0.5,0.5"]) == 0  # it is there, and the same
+    assert main([*command, "--set", "score=none", "--set", "mean=0.5,0.5,0.4"]) == 2
     assert main([*command, "--overwrite", "--set", "mask=nothing"]) == 2
     assert main([*command, "--overwrite", "--set", "colour=red"]) == 2
     assert main([*command, "--overwrite", "--set", "size=32"]) == 2
