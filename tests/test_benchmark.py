@@ -67,7 +67,9 @@ def test_the_command_records_every_pair(bundle: Path, tmp_path: Path, capsys: py
     arguments = [str(bundle), "--engines", "fake", "--precisions", "fp32", "bf16", "--input", str(image)]
     assert main(["benchmark", *arguments, "--repeats", "2", "-o", str(output), "--quiet"]) == 0
     record = json.loads(output.read_text())
-    assert recognise(record) == "benchmark"
+    found = recognise(record)
+    assert found is not None
+    assert found.name == "benchmark"
     assert [(row["engine"], row["precision"], row["status"]) for row in record["results"]] == [
         ("fake", "fp32", "ok"),
         ("fake", "bf16", "ok"),

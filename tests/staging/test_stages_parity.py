@@ -21,7 +21,7 @@ MODEL = "v1/model/nnUNet/3d_fullres/Task003_Liver/nnUNetPlusPlusTrainerV2__nnUNe
 BUDGET = 40_000_000
 
 
-def test_two_folds_on_every_road(tmp_path: Path, goldens: Path) -> None:
+def test_two_folds_on_every_route(tmp_path: Path, goldens: Path) -> None:
     from offline_infer.checkpoints import Selection
     from offline_infer.exporting.bundles import export_bundle
     from offline_infer.exporting.options import ExportOptions
