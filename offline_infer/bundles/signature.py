@@ -200,7 +200,10 @@ def _library() -> _Keys:
     try:
         return _Keys()
     except ImportError as error:
-        raise UsageError(f"signatures need the cryptography package, which cannot be imported ({error})") from error
+        raise UsageError(
+            f"signatures need the cryptography package, which cannot be imported ({error}); "
+            "pip install 'offline-infer[sign]'"
+        ) from error
 
 
 class _Keys:

@@ -103,6 +103,7 @@ def test_links_lead_somewhere(page: Path) -> None:
         file, _, anchor = target.partition("#")
         place = (page.parent / file).resolve() if file else page
         assert place.exists(), f"{name_of(page)}: {target} does not exist"
+        assert place.is_dir() or place.stat().st_size, f"{name_of(page)}: {target} is empty"
         if anchor and place.suffix == ".md":
             assert anchor in anchors(place), f"{name_of(page)}: {target}: no such heading"
 

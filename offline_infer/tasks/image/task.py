@@ -12,6 +12,7 @@ from offline_infer.errors import UsageError
 from offline_infer.events import Sink
 from offline_infer.files import write_json
 from offline_infer.images.cases import CaseFiles, CaseList
+from offline_infer.images.decoding import pillow
 from offline_infer.tasks.base import (
     Allocate,
     Answers,
@@ -73,6 +74,7 @@ class ImageTask:
     # ---- cases -------------------------------------------------------------------------------------------------------
 
     def list_cases(self, source: Path, spec: ImageSpec) -> CaseList:
+        pillow()  # what no image can be read without is missed before a folder is made
         sets = find_sets(source)
         cases = tuple(CaseFiles(item.stem, (item.image,)) for one in sets for item in one.items)
         return CaseList(cases, notes=tuple(note for one in sets for note in one.notes))

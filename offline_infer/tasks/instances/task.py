@@ -14,7 +14,7 @@ from offline_infer.engines.base import Session
 from offline_infer.errors import EngineFailed, ImageError, UsageError
 from offline_infer.events import Sink
 from offline_infer.images.cases import CaseFiles, CaseList
-from offline_infer.images.decoding import read_image, upright_size
+from offline_infer.images.decoding import pillow, read_image, upright_size
 from offline_infer.tasks.base import (
     Allocate,
     Answers,
@@ -137,6 +137,7 @@ class InstancesTask:
     # ---- cases -------------------------------------------------------------------------------------------------------
 
     def list_cases(self, source: Path, spec: InstancesSpec) -> CaseList:
+        pillow()  # what no image can be read without is missed before a folder is made
         return list_images(source)
 
     def sources(self, case: CaseFiles, spec: InstancesSpec, previous_folder: Path | None) -> tuple[Path, ...]:

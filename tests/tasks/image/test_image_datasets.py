@@ -4,14 +4,23 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
-from photo_samples import photo, save, write_list, write_pairs
+from photo_samples import image_spec, photo, save, write_list, write_pairs
 
-from offline_infer.errors import UsageError
+from offline_infer.errors import EngineUnavailable, UsageError
 from offline_infer.tasks.image.datasets import check_sizes, find_sets
+from offline_infer.tasks.image.task import TASK
+
+
+def test_a_missing_pillow_is_named_while_cases_are_listed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_pairs(tmp_path, [(8, 9)])
+    monkeypatch.setitem(sys.modules, "PIL", None)
+    with pytest.raises(EngineUnavailable, match=r"offline-infer\[images\]"):
+        TASK.list_cases(tmp_path, image_spec())
 
 
 def test_a_folder_of_pairs(tmp_path: Path) -> None:
