@@ -123,11 +123,15 @@ def write_text(path: Path | str, text: str) -> None:
 def write_json(path: Path | str, value: Any, *, indent: int | None = 2) -> None:
     """Write ``value`` as JSON (UTF-8, keys in their own order, a final newline), atomically.
 
+    Bytes of a file name that are not UTF-8 are lone surrogates in ``value``; they are written as JSON's own escapes
+    (``\\udce9``), so that :func:`read_json` gives the same name back.
+
     Raises:
         ValueError: the value holds NaN or infinity, which are not JSON.
         TypeError: the value holds something JSON cannot say.
     """
-    write_text(path, json.dumps(value, indent=indent, ensure_ascii=False, allow_nan=False) + "\n")
+    text = json.dumps(value, indent=indent, ensure_ascii=False, allow_nan=False) + "\n"
+    write_bytes(path, text.encode("utf-8", "backslashreplace"))  # which writes a surrogate just as JSON escapes it
 
 
 def keep_json(path: Path, value: Any) -> None:

@@ -23,6 +23,7 @@ from offline_infer.arithmetic.smoothing import gaussian
 from offline_infer.demo import anatomy
 from offline_infer.demo.anatomy import Patient, Trunk
 from offline_infer.demo.canvas import Canvas, Float, capsule, ellipsoid, rotation
+from offline_infer.images.frame import require_unicode
 
 LIVER = 1
 TUMOUR = 2
@@ -103,6 +104,9 @@ def write_phantom_case(images: Path, labels: Path | None, case_id: str, phantom:
 
     Returns:
         The two paths; the second is None where no folder for labels is given.
+
+    Raises:
+        ImageError: a path that is not UTF-8.
     """
     images.mkdir(parents=True, exist_ok=True)
     image_file = images / f"{case_id}_0000.nii.gz"
@@ -119,6 +123,7 @@ def _write(path: Path, array: npt.NDArray[Any], phantom: Phantom) -> None:
     """Under another name first, so that a file with the right name is complete."""
     import SimpleITK
 
+    require_unicode(path)
     image = SimpleITK.GetImageFromArray(array)
     image.SetSpacing(phantom.spacing)
     image.SetOrigin(phantom.origin)

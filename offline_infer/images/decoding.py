@@ -44,6 +44,9 @@ _FORMATS = ("JPEG", "PNG", "BMP", "TIFF", "WEBP", "GIF", "PPM")
 """Decoders an untrusted file may reach; Pillow has others that start programs or execute PostScript."""
 _DEEP_GREY = ("I;16", "I;16L", "I;16B", "I;16N", "I", "F")
 _ORIENTATION = 0x0112
+_TILE_WIDTH, _TILE_HEIGHT = 322, 323  # tags of TIFF
+_LARGEST_TILE = 1 << 27
+"""Pixels, as many as a large image has."""
 
 
 def read_image(path: Path, pixels: Pixels) -> Bytes:
@@ -164,6 +167,7 @@ def _opened(path: Path, *, decode: bool = True) -> Iterator[Image]:
             # Large panoramas are legitimate up to Pillow's own hard limit, at which it raises.
             warnings.simplefilter("ignore", library.DecompressionBombWarning)
             with library.open(path, formats=_FORMATS) as image:
+                _check_tiles(path, image)
                 if decode:
                     image.load()
                 yield image
@@ -174,6 +178,14 @@ def _opened(path: Path, *, decode: bool = True) -> Iterator[Image]:
     except Exception as error:  # decoders raise OSError, SyntaxError, ValueError, struct.error, ...
         text = (str(error).splitlines() or [""])[0][:200] or type(error).__name__
         raise ImageError(f"{path}: cannot be decoded ({text}); it is truncated or not what its name says") from error
+
+
+def _check_tiles(path: Path, image: Any) -> None:
+    """Refuse a TIFF whose tiles are larger than any image may be: the decoder allocates memory for a whole one."""
+    tags = getattr(image, "tag_v2", {})
+    width, height = tags.get(_TILE_WIDTH, 0), tags.get(_TILE_HEIGHT, 0)
+    if not all(isinstance(side, int) for side in (width, height)) or width * height > _LARGEST_TILE:
+        raise ImageError(f"{path}: its tiles are too large to decode; convert it to another format first")
 
 
 def _converted(image: Image) -> Image:

@@ -19,7 +19,14 @@ from offline_infer.arithmetic.geometry import ImageGeometry
 from offline_infer.errors import CaseError, GeometryError, ImageError
 from offline_infer.images import gipl, metaimage, nifti, nrrd
 from offline_infer.images.formats import NIFTI_ENDINGS, ending_of, is_dicom
-from offline_infer.images.frame import FloatArray, Source, make_geometry, require_finite, require_orthonormal
+from offline_infer.images.frame import (
+    FloatArray,
+    Source,
+    make_geometry,
+    require_finite,
+    require_orthonormal,
+    require_unicode,
+)
 from offline_infer.images.stored import StoredVoxels
 
 IMAGE_IO = {
@@ -251,8 +258,9 @@ def write_image(path: Path, image: sitk.Image) -> None:
     ITK reports a full disk for some formats only, so the file is checked afterwards.
 
     Raises:
-        ImageError: it could not be written whole.
+        ImageError: it could not be written whole, or its path is not UTF-8.
     """
+    require_unicode(path)
     with quiet():
         try:
             sitk.WriteImage(image, str(path), True)

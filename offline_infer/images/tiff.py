@@ -10,6 +10,7 @@ import json
 import logging
 import re
 from collections.abc import Sequence
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,8 @@ _RGB = 2
 """TIFF's PhotometricInterpretation of colours."""
 _OME_FILE = re.compile(r"""\bFileName\s*=\s*("[^"]*"|'[^']*')""")
 _SPACING_LIMIT = 1 << 16
+_LARGEST_TILE = 1 << 26
+"""Pixels of a tile that may be larger than the image."""
 _CHANNEL_SUFFIX = re.compile(r"_\d{4}$")
 
 
@@ -134,6 +137,7 @@ def _read(path: Path) -> tuple[npt.NDArray[Any], bool]:
                 raise ImageError(f"{path}: its shape is {series.shape}; it holds no pixels")
             check_voxels(series.shape, str(path), "is it an image?")
             check_plausible(series.shape, path.stat().st_size, str(path))
+            _check_tiles(path, series)
             if _names_other_files(tiff) or any(page is None for page in series.pages):
                 raise ImageError(f"{path}: its pixels are spread over several files; convert it to a single one")
             photometric = tiff.pages[0].photometric
@@ -142,6 +146,18 @@ def _read(path: Path) -> tuple[npt.NDArray[Any], bool]:
         raise
     except Exception as error:
         raise ImageError(f"{path}: cannot be read ({one_line(error)}); it is damaged or not a TIFF image") from error
+
+
+def _check_tiles(path: Path, series: Any) -> None:
+    """Refuse tiles far larger than the image: the decoder allocates memory for whole ones.
+
+    Raises:
+        ImageError: they are.
+    """
+    page = series.keyframe  # the others have its tiles
+    tile = prod(page.tile) if page.is_tiled else 0
+    if tile > max(_LARGEST_TILE, 2 * prod(series.shape)):
+        raise ImageError(f"{path}: has tiles of {tile:,} pixels for an image of {prod(series.shape):,}; it is damaged")
 
 
 def _spacing(path: Path) -> tuple[float, float, float]:

@@ -15,6 +15,8 @@ from skimage.io import imread, imsave
 
 from offline_infer.errors import CaseError
 from offline_infer.images import read_image, read_labels, write_labels
+from offline_infer.images.decoding import read_image as read_photograph
+from offline_infer.spec import Pixels
 
 OME = """<?xml version="1.0"?><OME xmlns="http://www.openmicroscopy.org/Schemas/OME/2016-06"><Image ID="Image:0">
 <Pixels ID="Pixels:0" DimensionOrder="XYZCT" Type="uint8" SizeX="11" SizeY="9" SizeZ="4" SizeC="1" SizeT="1">
@@ -112,3 +114,15 @@ def test_stacks_that_decode_to_nothing(tmp_path: Path, number: int) -> None:
     (tmp_path / "a.tif").write_bytes(mutant)
     with pytest.raises(CaseError, match=r"a\.tif"):
         read_image([tmp_path / "a.tif"], "Tiff3DIO")
+
+
+def test_a_tile_far_larger_than_its_image_is_refused(tmp_path: Path) -> None:
+    """A megabyte of zeros, compressed, would become a tile of a gigabyte for an image of 16 x 16."""
+    path = tmp_path / "a.tif"
+    tifffile.imwrite(path, np.zeros((16, 16), np.uint8), tile=(16, 16), compression="zlib")
+    with tifffile.TiffFile(path, mode="r+b") as tiff:
+        for name in ("TileWidth", "TileLength"):
+            tiff.pages[0].tags[name].overwrite(1 << 15, dtype="I")
+    for read in (lambda: read_image([path], "NaturalImage2DIO"), lambda: read_photograph(path, Pixels())):
+        with pytest.raises(CaseError, match="tiles"):
+            read()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import stat
@@ -11,10 +12,22 @@ import tempfile
 from pathlib import Path
 
 import pytest
+from ascend_specimens import use_standins
+from checkpoint_samples import v2_folder
 from conv_bundle import PATCH, conv_bundle
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from image_samples import save, voxels
+from own_model_samples import write_model
+from photo_samples import write_pairs
 from staged_samples import write_case
 
 from offline_infer.checkpoints.archive import TemporaryFolder
+from offline_infer.cli import build_parser
+
+EVERYTHING = bool(os.environ.get("OFFLINE_INFER_NO_NETWORK"))
+"""Whether the commands that take long are run as well."""
+QUICK = ("export", "sign", "adopt", "init", "pick-fold", "convert-msd", "guide-tables")
 
 HELPERS = Path(__file__).resolve().parents[1] / "helpers"
 REPOSITORY = HELPERS.parents[1]
@@ -65,6 +78,66 @@ def test_no_command_opens_a_network_socket(tmp_path: Path) -> None:
     folders = [kept, *(path for path in kept.rglob("*") if path.is_dir())]
     assert len(folders) > 1
     assert {stat.S_IMODE(folder.stat().st_mode) for folder in folders} == {0o700}
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the guard is a filter in Linux")
+def test_no_maker_of_models_opens_one_either(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Export and adoption, signing and compiling, the demonstration, sweeps, and what moves files about."""
+    pytest.importorskip("torch")
+    use_standins(monkeypatch)
+    model, images = v2_folder(tmp_path / "model"), tmp_path / "in"
+    code, weights = write_model(tmp_path / "mine")
+    write_pairs(tmp_path / "pairs", [(40, 50)])
+    (tmp_path / "grid.json").write_text('{"GaussianBlur": [3]}')
+    for folder, name in (("in", "a_0000"), ("Task04_H/imagesTr", "a"), ("Task04_H/labelsTr", "a")):
+        (tmp_path / folder).mkdir(parents=True)
+        save(tmp_path / folder / f"{name}.nii.gz", voxels((9, 20, 24)))
+    (tmp_path / "Task04_H" / "dataset.json").write_text('{"modality": {"0": "CT"}, "labels": {"0": "background"}}')
+    (tmp_path / "splits_final.json").write_text('[{"train": [], "val": ["a"]}]')
+    mean = {"0": {"Dice": 0.99}, "1": {"Dice": 0.9}, "2": {"Dice": 0.8}}
+    (tmp_path / "summary.json").write_text(
+        json.dumps({"results": {"mean": mean, "all": [{"test": "a", "reference": "a", **mean}]}})
+    )
+    key = ec.generate_private_key(ec.SECP256R1())
+    form = (serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    (tmp_path / "key.pem").write_bytes(key.private_bytes(*form))
+    words = (
+        f"export {model} -o exported",
+        "sign exported --key key.pem",
+        "inspect exported --verify",
+        "compile exported --soc Ascend310P3",
+        f"run {model} in run",
+        "preprocess exported in/a_0000.nii.gz work --no-tta",
+        "info work --all-shape a",
+        "infer exported work --tool msame --devices 0",
+        "import-tiles exported in/a_0000.nii.gz work/info/all_shape.txt imported --no-tta --tiles work/inputs --copy",
+        f"export {code} --weights {weights} --size 48x64 -o picture",
+        "adopt picture/fold_0.onnx --task image -o adopted",
+        "sweep adopted --references pairs -o sweep --grid grid.json",
+        "demo -o demo --cases 1",
+        "init own",
+        "pick-fold splits_final.json in picked",
+        "convert-msd Task04_H raw",
+        "guide-tables --precision NPU=summary.json",
+    )
+    commands = [line.split() for line in words if EVERYTHING or line.split()[0] in QUICK]
+    # What a tool wrote by hand is refused here, for nothing was: it is looked at nevertheless.
+    refused = ["adopt-outputs", "exported", "work" if EVERYTHING else "in", str(images)]
+    monkeypatch.chdir(tmp_path)
+    done = guarded(json.dumps([[*command, "--quiet"] for command in [*commands, refused]]), tmp_path / "cache")
+    assert done.returncode == 0, done.stderr[-4000:]
+    ended = json.loads(done.stdout.splitlines()[-1])
+    statuses = [f"{command[0]}: {status}" for command, status in zip([*commands, refused], ended, strict=True)]
+    assert ended == [0] * len(commands) + [2], f"{statuses} {done.stderr[-4000:]}"
+
+
+def test_every_command_is_run_under_the_guard() -> None:
+    """Those of the tests above, which would not notice a new one."""
+    source = Path(__file__).read_text(encoding="utf-8")
+    parser = build_parser()
+    names = next(action.choices for action in parser._actions if isinstance(action, argparse._SubParsersAction))
+    assert names
+    assert [name for name in names if f'["{name}"' not in source and f'"{name} ' not in source] == []
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the guard is a filter in Linux")

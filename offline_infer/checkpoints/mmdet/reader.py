@@ -20,7 +20,9 @@ from offline_infer.checkpoints.mmdet.settings import RESNET_BLOCKS, ImageSetting
 from offline_infer.checkpoints.pickles.torch_file import TensorRef, TorchFile, open_torch_file
 from offline_infer.checkpoints.state_dict import state_dict
 from offline_infer.errors import CheckpointError
+from offline_infer.files import read_utf8
 
+_LARGEST_CONFIG = 16 << 20
 MASK_HEAD = "roi_head.mask_head."
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -170,8 +172,8 @@ def _configuration(path: Path, config: Path | None, meta: Fields) -> tuple[Field
         return read_json(config), config.name
     if config is not None:
         try:
-            text = config.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
+            text = read_utf8(config, largest=_LARGEST_CONFIG)
+        except (OSError, ValueError) as error:
             raise CheckpointError(f"{config} cannot be read: {error}") from error
         return Fields(parse_config(text, str(config)), str(config)), config.name
     text = meta.raw("config", None)

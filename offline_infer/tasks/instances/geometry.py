@@ -60,8 +60,10 @@ def geometry_from_json(record: Mapping[str, Any]) -> InstanceGeometry:
         size, scaled, network, offset = (
             _pair(record[name], least) for name, least in (("size", 1), ("scaled", 1), ("network", 1), ("offset", 0))
         )
-    except (KeyError, TypeError, ValueError) as error:
-        raise UsageError(f"an image's geometry record is damaged ({error!r}); preprocess into a new folder") from error
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
+        raise UsageError(
+            f"an image's geometry record is damaged ({error!r:.300}); preprocess into a new folder"
+        ) from error
     if any(offset[i] + scaled[i] > network[i] for i in (0, 1)):
         raise UsageError("an image's geometry record is damaged: the image exceeds the input; preprocess again")
     source = record.get("source")

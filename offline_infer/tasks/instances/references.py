@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
-import json
+import warnings
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from glob import escape
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
+from offline_infer.arithmetic.budgets import check_plausible
 from offline_infer.errors import CaseError, ImageError, UsageError
+from offline_infer.files import plain_name, read_json
 from offline_infer.images.decoding import pillow
 from offline_infer.tasks.instances.cases import VOC_LIST, voc_ids
 from offline_infer.tasks.instances.palette import VOID, voc_palette
-from offline_infer.tasks.instances.rle import Runs, runs_of_coco, runs_of_mask
+from offline_infer.tasks.instances.rle import Runs, check_size, runs_of_coco, runs_of_mask
 
 VOC_CLASSES = (
     "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow", "diningtable", "dog", "horse",
@@ -27,6 +31,9 @@ _SYNONYMS = {
     "couch": "sofa", "tv": "tvmonitor",
 }  # fmt: skip
 _LARGEST_JSON = 1 << 31
+_LONGEST_OUTLINE = 1 << 22
+"""Pixels around all polygons of one object. pycocotools takes about 100 bytes for each, and crashes where it gets none."""
+_ROWS = 256
 
 Bytes = npt.NDArray[np.uint8]
 
@@ -90,6 +97,11 @@ def open_references(path: Path) -> References:
     raise UsageError(f"{path}: does not exist; expected a Pascal VOC tree or a COCO annotation file")
 
 
+def _stem(file_name: Any) -> str:
+    """An image's name: that of its file without folders and ending."""
+    return plain_name(Path(str(file_name)).stem, "file name of an image")
+
+
 def class_numbers(model: tuple[str, ...], data_set: tuple[str, ...]) -> tuple[int, ...]:
     """For each of a model's classes its number in the data set, or -1.
 
@@ -130,7 +142,7 @@ class VocTree:
         return self._names
 
     def picture(self, name: str) -> Path | None:
-        found = sorted((self._root / "JPEGImages").glob(f"{name}.*"))
+        found = sorted((self._root / "JPEGImages").glob(f"{escape(name)}.*"))
         return found[0] if found else None
 
     def read(self, name: str) -> Reference:
@@ -173,15 +185,16 @@ def read_indices(path: Path) -> Bytes:
     """
     library = pillow()
     try:
-        with library.open(path, formats=("PNG",)) as image:
+        with _quietly_opened(library, path) as image:
+            check_plausible(image.size, path.stat().st_size, str(path))
             image.load()
             if image.mode in ("P", "L", "1"):
                 indices: Bytes = np.array(image.convert("L") if image.mode == "1" else image, np.uint8)
                 return _by_colour(indices, image.palette.palette) if image.mode == "P" else indices
             if image.mode not in ("RGB", "RGBA"):
                 raise ImageError(f"{path}: has mode {image.mode}; expected a palette image whose pixels are numbers")
-            colours = np.array(image.convert("RGB")).astype(np.uint32)
-    except ImageError:
+            colours: Bytes = np.array(image.convert("RGB"))
+    except CaseError:
         raise
     except FileNotFoundError as error:
         raise ImageError(f"{path}: does not exist; expected the image's label image") from error
@@ -191,12 +204,23 @@ def read_indices(path: Path) -> Bytes:
     table = np.full(1 << 24, -1, np.int16)
     weights = np.array([1 << 16, 1 << 8, 1], np.uint32)
     table[voc_palette().astype(np.uint32) @ weights] = np.arange(256)
-    indices = table[colours @ weights]
-    if (indices < 0).any():
+    values = np.empty(colours.shape[:2], np.int16)
+    for row in range(0, len(colours), _ROWS):  # a small file may hold 180 million pixels
+        values[row : row + _ROWS] = table[colours[row : row + _ROWS] @ weights]
+    if (values < 0).any():
         raise ImageError(
             f"{path}: was saved in colours, some of which are not Pascal VOC's; convert it to a palette image again"
         )
-    return indices.astype(np.uint8)
+    return values.astype(np.uint8)
+
+
+@contextmanager
+def _quietly_opened(library: Any, path: Path) -> Iterator[Any]:
+    """A PNG opened without Pillow's warnings of large pictures; beyond its own limit it raises."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", library.DecompressionBombWarning)
+        with library.open(path, formats=("PNG",)) as image:
+            yield image
 
 
 def _by_colour(indices: Bytes, palette: bytes) -> Bytes:
@@ -237,18 +261,20 @@ class CocoFile:
             categories = sorted(content["categories"], key=lambda category: int(category["id"]))
             self.classes = tuple(str(category["name"]) for category in categories)
             number = {int(category["id"]): index for index, category in enumerate(categories)}
-            self._images = {Path(str(image["file_name"])).stem: image for image in content["images"]}
+            self._images = {_stem(image["file_name"]): image for image in content["images"]}
             names = {int(image["id"]): name for name, image in self._images.items()}
             self._objects: dict[str, list[tuple[Any, int]]] = {name: [] for name in self._images}
             for annotation in content["annotations"]:
                 owner = names.get(int(annotation["image_id"]))
                 if owner is None or int(annotation["category_id"]) not in number:
                     raise UsageError(
-                        f"{path}: annotation {annotation.get('id')} names an image or a category that the file lacks"
+                        f"annotation {annotation.get('id')!r:.50} names an image or a category that the file lacks"
                     )
                 self._objects[owner].append((annotation, number[int(annotation["category_id"])]))
-        except (KeyError, TypeError, ValueError) as error:
-            raise UsageError(f"{path} is not a COCO annotation file: {error!r}") from error
+        except UsageError as error:
+            raise UsageError(f"{path}: {error}") from error
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
+            raise UsageError(f"{path} is not a COCO annotation file: {error!r:.300}") from error
         if len(names) != len(content["images"]):
             raise UsageError(
                 f"{path}: two images have one name without folder and ending; results cannot be told apart"
@@ -267,9 +293,10 @@ class CocoFile:
             raise CaseError(f"{self._path}: has no image {name}")
         try:
             size = (int(image["height"]), int(image["width"]))
+            _check_image(size)
             rows = list(self._masks(name, size))
-        except (KeyError, TypeError, ValueError) as error:
-            raise CaseError(f"{self._path}: the annotations of {name} are damaged: {error!r}") from error
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
+            raise CaseError(f"{self._path}: the annotations of {name} are damaged: {error!r:.300}") from error
         return Reference(
             size=size,
             masks=tuple(mask for mask, _, _, _ in rows),
@@ -282,6 +309,13 @@ class CocoFile:
         for annotation, label in self._objects[name]:
             mask = runs_of_segmentation(annotation["segmentation"], size)
             yield mask, label, bool(annotation.get("iscrowd", 0)), int(annotation["id"])
+
+
+def _check_image(size: tuple[int, int]) -> None:
+    try:
+        check_size(*size)
+    except UsageError as error:
+        raise CaseError(str(error)) from error
 
 
 def runs_of_segmentation(segmentation: Any, size: tuple[int, int]) -> Runs:
@@ -309,9 +343,17 @@ def _of_polygons(polygons: list[Any], size: tuple[int, int]) -> dict[str, Any]:
         raise CaseError("a polygon has fewer than three corners")
     if not np.isfinite([value for polygon in flat for value in polygon]).all():
         raise CaseError("a polygon's corner is NaN or infinite")
-    bounded = [[min(max(value, -1e6), 1e6) for value in polygon] for polygon in flat]
-    merged = coco.merge(coco.frPyObjects(bounded, *size))
+    if sum(map(_outline, flat)) > _LONGEST_OUTLINE:
+        raise CaseError(f"the outline of its polygons is longer than {_LONGEST_OUTLINE:,} pixels")
+    merged = coco.merge(coco.frPyObjects(flat, *size))
     return {"size": list(size), "counts": merged["counts"].decode("ascii")}
+
+
+def _outline(polygon: list[float]) -> float:
+    """How many pixels a polygon (x0, y0, x1, y1, ...) walks along, by the longer axis of each side."""
+    corners = np.array(polygon, np.float64).reshape(-1, 2)
+    with np.errstate(over="ignore", invalid="ignore"):  # of two corners 1e308 apart comes infinity, which is too long
+        return float(np.abs(corners - np.roll(corners, 1, axis=0)).max(axis=1).sum()) + float(np.abs(corners).max())
 
 
 def coco_masks() -> Any:
@@ -331,12 +373,10 @@ def coco_masks() -> Any:
 
 def _json(path: Path) -> dict[str, Any]:
     try:
-        if path.stat().st_size > _LARGEST_JSON:
-            raise UsageError(f"{path} has {path.stat().st_size:,} bytes; annotation files have fewer")
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = read_json(path, largest=_LARGEST_JSON)
     except OSError as error:
         raise UsageError(f"{path} cannot be read: {error.strerror or error}") from error
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise UsageError(f"{path} is not JSON: {error}") from error
     if not isinstance(content, dict):
         raise UsageError(

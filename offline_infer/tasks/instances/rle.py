@@ -105,13 +105,29 @@ def runs_of_mask(mask: Mask) -> Runs:
     return runs_of_crop(mask, 0, 0, *mask.shape)
 
 
+def check_size(height: int, width: int) -> None:
+    """Refuse an image's size that no mask is kept for.
+
+    Raises:
+        UsageError: no pixels, or too many.
+    """
+    if height < 1 or width < 1 or height * width > MAX_PIXELS:
+        shown = " x ".join(
+            str(side) if abs(side) < 10**12 else f"about 10^{len(str(abs(side))) - 1}" for side in (width, height)
+        )
+        raise UsageError(f"an image of {shown} pixels; expected from 1 to {MAX_PIXELS:,}")
+
+
 def runs_of_counts(counts: Counts, height: int, width: int) -> Runs:
     """Runs of COCO's list of counts: zeros, ones, zeros, ...
 
     Raises:
         UsageError: they do not add up to the image.
     """
-    if not 0 < height * width <= MAX_PIXELS or (counts < 0).any() or int(counts.sum()) != height * width:
+    check_size(height, width)
+    pixels = height * width
+    # A count beyond the image would let the sum wrap around, and come out right.
+    if counts.ndim != 1 or (counts < 0).any() or (counts > pixels).any() or int(counts.sum()) != pixels:
         raise UsageError(f"a run-length mask does not add up to {width} x {height} pixels; the file is damaged")
     edges = np.cumsum(counts)
     if len(edges) % 2:

@@ -6,7 +6,6 @@ label images, and on request one mask per object and an overlay.
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
 from typing import Any
@@ -14,10 +13,10 @@ from typing import Any
 import numpy as np
 
 from offline_infer.errors import UsageError
-from offline_infer.files import write_json
+from offline_infer.files import read_json, write_json
 from offline_infer.tasks.instances.palette import label_images, write_labels, write_mask, write_overlay
 from offline_infer.tasks.instances.result import Instances
-from offline_infer.tasks.instances.rle import runs_of_coco
+from offline_infer.tasks.instances.rle import check_size, runs_of_coco
 
 FORMAT = "offline_infer instances 1"
 _LARGEST_JSON = 1 << 28
@@ -53,17 +52,16 @@ def read_record(path: Path) -> tuple[Instances, tuple[str, ...]]:
         UsageError: missing, damaged or something else; the message names the file.
     """
     try:
-        if path.stat().st_size > _LARGEST_JSON:
-            raise UsageError(f"{path} has {path.stat().st_size:,} bytes; a result has far fewer")
-        record = json.loads(path.read_text(encoding="utf-8"))
+        record = read_json(path, largest=_LARGEST_JSON)
     except OSError as error:
         raise UsageError(f"{path} cannot be read: {error.strerror or error}") from error
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise UsageError(f"{path} is not JSON: {error}") from error
     try:
         if record["format"] != FORMAT:
             raise UsageError(f"{path}: its format is {record['format']!r}, expected {FORMAT!r}")
         size = (int(record["height"]), int(record["width"]))
+        check_size(*size)
         classes = tuple(str(name) for name in record["classes"])
         rows = record["detections"]
         masks = tuple(runs_of_coco(row["segmentation"]) for row in rows)
@@ -71,7 +69,7 @@ def read_record(path: Path) -> tuple[Instances, tuple[str, ...]]:
         scores = np.array([row["score"] for row in rows], np.float32)
         labels = np.array([row["label"] for row in rows], np.int64)
     except (KeyError, TypeError, ValueError, OverflowError) as error:
-        raise UsageError(f"{path} is not a result of an instance model: {error!r}") from error
+        raise UsageError(f"{path} is not a result of an instance model: {error!r:.300}") from error
     except UsageError as error:
         raise UsageError(f"{path}: {error}") from error
     if not (np.isfinite(scores).all() and np.isfinite(boxes).all()):
