@@ -46,5 +46,15 @@ class Event:
 Sink = Callable[[Event], None]
 
 
+def without(sink: Sink, *kinds: str) -> Sink:
+    """A sink that passes on every event but those of some kinds."""
+
+    def passed_on(event: Event) -> None:
+        if event.kind not in kinds:
+            sink(event)
+
+    return passed_on
+
+
 def silent(event: Event) -> None:
     """The sink that ignores everything."""

@@ -5,13 +5,12 @@ They are part of the bundle: ``MANIFEST.sha256`` holds their digests, and a reco
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 from offline_infer.bundles.bundle import QUANTIZATION, TUNING, Bundle, save
 from offline_infer.bundles.manifest import MANIFEST, read_manifest
 from offline_infer.errors import BundleError, UsageError
-from offline_infer.files import sha256_file, write_json
+from offline_infer.files import read_json, sha256_file, write_json
 
 KINDS = {QUANTIZATION: "offline_infer.quantization", TUNING: "offline_infer.tuning"}
 """File -> what the record says under ``kind``."""
@@ -43,8 +42,6 @@ def read_record(bundle: Bundle, file: str) -> dict[str, Any] | None:
     path = bundle.folder / file
     if bundle.lone is not None or not path.is_file():
         return None
-    if path.stat().st_size > _LARGEST:
-        raise BundleError(f"{path} is too large for a record")
     wanted = (read_manifest(bundle.folder) or {}).get(file)
     if wanted != sha256_file(path):
         raise BundleError(
@@ -52,8 +49,8 @@ def read_record(bundle: Bundle, file: str) -> dict[str, Any] | None:
             "bundle again"
         )
     try:
-        record = json.loads(path.read_bytes().decode("utf-8"))
-    except (ValueError, RecursionError) as error:
+        record = read_json(path, largest=_LARGEST)
+    except ValueError as error:
         raise BundleError(f"{path} is damaged: {error}") from error
     if not isinstance(record, dict) or record.get("kind") != KINDS[file] or record.get("schema_version") != 1:
         raise BundleError(f"{path} is not a record of the kind {KINDS[file]}, version 1")

@@ -42,7 +42,7 @@ def import_torch() -> Any:
 
 def write_onnx(
     network: nn.Module,
-    example: torch.Tensor,
+    example: torch.Tensor | list[torch.Tensor],
     opset: int,
     input_name: str,
     output_names: Sequence[str] | None = None,
@@ -51,7 +51,7 @@ def write_onnx(
     """The network as torch writes it.
 
     Args:
-        example: an input, batch axis first.
+        example: an input, batch axis first; a list where the network takes a list of images.
         output_names: None leaves them to torch.
         dynamic_axes: name -> axis -> what to call its size, for axes of any size.
 

@@ -6,8 +6,6 @@ torchvision is imported here and nowhere else; its wheels load beside the torch 
 from __future__ import annotations
 
 import importlib
-import io
-import warnings
 from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,7 +16,7 @@ import numpy.typing as npt
 from offline_infer import graph as passes
 from offline_infer.errors import ExportError, UsageError
 from offline_infer.exporting.own_models import execute_file, load_checkpoint
-from offline_infer.exporting.torch_export import import_torch
+from offline_infer.exporting.torch_export import import_torch, write_onnx
 
 if TYPE_CHECKING:
     from torch import nn
@@ -66,24 +64,9 @@ def stock_graph(network: nn.Module, opset: int) -> Any:
     torch = import_torch()
     # Noise alone may show no object, and the branch for that would be all the tracer sees.
     example = torch.rand(_TRACED, generator=torch.Generator().manual_seed(0))
-    buffer = io.BytesIO()
-    try:
-        with warnings.catch_warnings(), torch.no_grad():
-            warnings.simplefilter("ignore")
-            torch.onnx.export(
-                network,
-                ([example],),
-                buffer,
-                dynamo=False,
-                opset_version=opset,
-                input_names=["image"],
-                output_names=list(OUTPUTS),
-                dynamic_axes={"image": {1: "height", 2: "width"}, **{name: {0: "objects"} for name in OUTPUTS}},
-            )
-    except Exception as error:  # whatever torchvision or the exporter may raise
-        text = " ".join(str(error).split())[:400]
-        raise ExportError(f"torch {torch.__version__} cannot export {type(network).__name__}: {text}") from error
-    return passes.onnx_package().load_from_string(buffer.getvalue())
+    axes = {"image": {1: "height", 2: "width"}, **{name: {0: "objects"} for name in OUTPUTS}}
+    written = write_onnx(network, [example], opset, "image", OUTPUTS, axes)
+    return passes.onnx_package().load_from_string(written)
 
 
 def network_answer(network: nn.Module, image: npt.NDArray[np.float32]) -> dict[str, npt.NDArray[Any]]:

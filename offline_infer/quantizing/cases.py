@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from offline_infer.errors import UsageError
-from offline_infer.images.cases import CaseFiles
+from offline_infer.images.cases import CaseFiles, CaseList
 from offline_infer.tasks.base import Task
 
 FloatArray = npt.NDArray[np.float32]
@@ -66,3 +66,15 @@ def inputs_of(task: Task, spec: Any, cases: Sequence[CaseFiles], count: int, thr
     if not inputs:
         raise UsageError(f"no inputs for the network in {', '.join(case.case_id for case in cases[:5])}")
     return inputs
+
+
+def all_usable(found: CaseList) -> CaseList:
+    """The cases.
+
+    Raises:
+        UsageError: one of them cannot be used; a proof on the rest would hide it.
+    """
+    if found.problems:
+        case, reason = next(iter(sorted(found.problems.items())))
+        raise UsageError(f"{len(found.problems)} cases cannot be used; {case}: {reason}")
+    return found

@@ -22,14 +22,13 @@ from offline_infer.bundles.opening import check_recorded, checked_graph
 from offline_infer.bundles.precision_checks import Check, keep_checks, subject_of
 from offline_infer.engines.base import EngineOptions
 from offline_infer.errors import QuantizationRefused, UsageError
-from offline_infer.events import Event, Sink, silent
+from offline_infer.events import Event, Sink, silent, without
 from offline_infer.files import replacing, sha256_file
 from offline_infer.graph import load_model, save_model
 from offline_infer.graph.quantized import convolutions, quantized
-from offline_infer.images.cases import CaseList
 from offline_infer.predict.model import Model
 from offline_infer.quantizing.calibration import calibration_method, ranges_of
-from offline_infer.quantizing.cases import Roles, inputs_of, share_out
+from offline_infer.quantizing.cases import Roles, all_usable, inputs_of, share_out
 from offline_infer.quantizing.choosing import Choice, Trial, Trials, choose
 from offline_infer.quantizing.judging import Verdict, comparing, judge_cases, run_cases
 from offline_infer.spec import GraphRecord
@@ -98,7 +97,7 @@ def quantize(bundle: Bundle, job: QuantizeJob, sink: Sink = silent) -> dict[str,
     task = get_task(bundle.spec.task)
     comparing(task)
     method = calibration_method(job.calibration)
-    roles = share_out(_usable(task.list_cases(job.cases, bundle.spec)).cases)
+    roles = share_out(all_usable(task.list_cases(job.cases, bundle.spec)).cases)
     started = time.perf_counter()
     with tempfile.TemporaryDirectory(prefix="offline_infer_quantize_") as scratch:
         trial_bundle = Path(scratch) / "bundle"
@@ -119,18 +118,6 @@ def quantize(bundle: Bundle, job: QuantizeJob, sink: Sink = silent) -> dict[str,
     if (bundle.folder / SIGNATURE).exists():
         sink(Event("note", STAGE, data={"text": "the bundle was signed before: sign it again"}))
     return record
-
-
-def _usable(found: CaseList) -> CaseList:
-    """The cases.
-
-    Raises:
-        UsageError: one of them cannot be used; a proof on the rest would hide it.
-    """
-    if found.problems:
-        case, reason = next(iter(sorted(found.problems.items())))
-        raise UsageError(f"{len(found.problems)} cases cannot be used; {case}: {reason}")
-    return found
 
 
 def _candidates(
@@ -232,10 +219,11 @@ def _judged(bundle: Bundle, job: QuantizeJob, roles: Roles, scratch: Path, sink:
     """Whole unseen cases in float32 and in INT8, compared."""
     folders = (scratch / "fp32", scratch / "int8")
     task = get_task(bundle.spec.task)
+    quiet = without(sink, "note")  # that this precision was never checked is what is being mended
     for folder, precision in zip(folders, ("fp32", "int8"), strict=True):
         options = EngineOptions(precision=precision, threads=job.threads)
         with Model(bundle, engine=job.engine, options=options, unverified=True) as model:
-            run_cases(model, roles.judges, folder, job.settings, _quiet_notes(sink))
+            run_cases(model, roles.judges, folder, job.settings, quiet)
     return judge_cases(
         task,
         bundle.spec,
@@ -247,16 +235,6 @@ def _judged(bundle: Bundle, job: QuantizeJob, roles: Roles, scratch: Path, sink:
         max_loss=job.max_loss,
         least_score=LEAST_SCORE,
     )
-
-
-def _quiet_notes(sink: Sink) -> Sink:
-    """A sink without the notes of a run: that this precision was never checked is what is being mended."""
-
-    def passed_on(event: Event) -> None:
-        if event.kind != "note":
-            sink(event)
-
-    return passed_on
 
 
 def _record(

@@ -19,9 +19,10 @@ from offline_infer.bundles.bundle import TUNING, Bundle
 from offline_infer.bundles.kept_records import keep_record, refuse_lone
 from offline_infer.engines.base import EngineOptions
 from offline_infer.errors import EngineUnavailable, UsageError
-from offline_infer.events import Event, Sink, silent
+from offline_infer.events import Event, Sink, silent, without
 from offline_infer.images.cases import CaseFiles
 from offline_infer.predict.model import Model
+from offline_infer.quantizing.cases import all_usable
 from offline_infer.quantizing.judging import Paired, comparing, paired_difference, run_cases
 from offline_infer.tasks.base import Task
 from offline_infer.tasks.registry import get_task
@@ -85,10 +86,7 @@ def tune(bundle: Bundle, job: TuneJob, sink: Sink = silent) -> dict[str, Any]:
     refuse_lone(bundle)
     task = get_task(bundle.spec.task)
     comparing(task)
-    found = task.list_cases(job.cases, bundle.spec)
-    if found.problems:
-        case, reason = next(iter(sorted(found.problems.items())))
-        raise UsageError(f"{len(found.problems)} cases cannot be used; {case}: {reason}")
+    found = all_usable(task.list_cases(job.cases, bundle.spec))
     cases = sorted(found.cases, key=lambda case: case.case_id)
     settings = list(
         grid(
@@ -162,22 +160,14 @@ def _measured(
         output = Path(folder) / "results"
         with Model(bundle, engine=job.engine, options=options, folds=setting.folds, unverified=True) as model:
             _ = model.sessions  # opening is paid once, whatever the number of cases
-            seconds = run_cases(model, cases, output, setting.run_settings(job.settings), _without_notes(sink))
+            seconds = run_cases(
+                model, cases, output, setting.run_settings(job.settings), without(sink, "note", "progress")
+            )
         scores = comparing(task).case_scores(output, job.labels, bundle.spec)
     missing = sorted(set(seconds) - set(scores))
     if missing:
         raise UsageError(f"{job.labels} holds no reference, or an empty one, for {', '.join(missing[:5])}")
     return Row(setting, {case: scores[case] for case in seconds}, math.fsum(seconds.values()) / len(seconds))
-
-
-def _without_notes(sink: Sink) -> Sink:
-    """A sink without the notes and the progress of single runs."""
-
-    def passed_on(event: Event) -> None:
-        if event.kind not in ("note", "progress"):
-            sink(event)
-
-    return passed_on
 
 
 def _record(bundle: Bundle, job: TuneJob, rows: Sequence[Row], left_out: Sequence[str]) -> dict[str, Any]:
