@@ -155,7 +155,15 @@ def read_json(path: Path | str, *, largest: int = LARGEST_JSON) -> Any:
         ValueError: not a regular file, too large, not UTF-8, not JSON, nested too deeply, or with an integer no figure has; the
             text says which.
     """
-    text = read_utf8(path, largest=largest)
+    return parse_json(read_utf8(path, largest=largest))
+
+
+def parse_json(text: str) -> Any:
+    """What a JSON text holds, read without trusting it; its length is the caller's concern.
+
+    Raises:
+        ValueError: not JSON, nested too deeply, or with an integer no figure has; the text says which.
+    """
     try:
         return json.loads(text, parse_int=_integer)
     except RecursionError as error:

@@ -22,7 +22,7 @@ from pydantic import Field, ValidationError
 from offline_infer.bundles.bundle import PRECISION_CHECKS, Bundle
 from offline_infer.engines.base import SessionInfo
 from offline_infer.errors import UsageError
-from offline_infer.files import write_json
+from offline_infer.files import read_json, write_json
 from offline_infer.spec import Record, Sha256
 
 KIND = "offline_infer.precision_checks"
@@ -132,12 +132,10 @@ def read_checks(bundle: Bundle) -> Checks:
     """The checks of a bundle. Never raises: what cannot be understood is named in ``problem`` and counts as absent."""
     path = checks_path(bundle)
     try:
-        if path.stat().st_size > _LARGEST_FILE:
-            return Checks(problem=f"{path} is too large for a record of checks")
-        record = json.loads(path.read_bytes().decode("utf-8"))
+        record = read_json(path, largest=_LARGEST_FILE)
     except FileNotFoundError:
         return Checks()
-    except (OSError, ValueError, RecursionError) as error:
+    except (OSError, ValueError) as error:
         return Checks(problem=f"{path} cannot be read ({str(error)[:_SHOWN]})")
     if not isinstance(record, dict) or record.get("kind") != KIND:
         return Checks(problem=f"{path} is not a record of checks")
@@ -276,8 +274,8 @@ def line_of(row: Check) -> str:
 def _is_foreign(path: Path) -> bool:
     """Whether a file that cannot be parsed may belong to another program or release: JSON, but not of this kind or version."""
     try:
-        record = json.loads(path.read_bytes().decode("utf-8"))
-    except (OSError, ValueError, RecursionError):
+        record = read_json(path, largest=_LARGEST_FILE)
+    except (OSError, ValueError):
         return False
     return not isinstance(record, dict) or record.get("kind") != KIND or record.get("schema_version") != SCHEMA_VERSION
 

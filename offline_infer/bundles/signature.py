@@ -20,7 +20,7 @@ from typing import Any
 from offline_infer.bundles.bundle import PRECISION_CHECKS, Bundle
 from offline_infer.bundles.manifest import SIGNATURE, files_of
 from offline_infer.errors import BundleError, UsageError
-from offline_infer.files import sha256_file, write_text
+from offline_infer.files import parse_json, read_json, sha256_file, write_text
 
 _MEDIA_TYPE = "application/vnd.dev.sigstore.bundle.v0.3+json"
 _PAYLOAD_TYPE = "application/vnd.in-toto+json"
@@ -100,7 +100,7 @@ def check_signature(folder: Path, public_key: Path | None) -> SignatureCheck | N
         return None
     try:
         envelope = _Envelope.read(path)
-    except (KeyError, TypeError, IndexError, ValueError, RecursionError, OSError, binascii.Error) as error:
+    except (KeyError, TypeError, IndexError, ValueError, OSError, binascii.Error) as error:
         raise BundleError(f"{path} is not a signature of OpenSSF model signing ({type(error).__name__})") from error
     if public_key is None:
         return SignatureCheck(envelope.hint, False, len(envelope.files))
@@ -128,14 +128,12 @@ class _Envelope:
 
     @classmethod
     def read(cls, path: Path) -> _Envelope:
-        if path.stat().st_size > _LARGEST:
-            raise ValueError("too large")
-        record = json.loads(path.read_bytes().decode("utf-8"))
+        record = read_json(path, largest=_LARGEST)
         envelope = record["dsseEnvelope"]
         if envelope["payloadType"] != _PAYLOAD_TYPE:
             raise ValueError("payload type")
         payload = base64.b64decode(envelope["payload"], validate=True)
-        statement = json.loads(payload.decode("utf-8"))
+        statement = parse_json(payload.decode("utf-8"))
         if statement["predicateType"] != _PREDICATE_TYPE:
             raise ValueError("predicate type")
         files: dict[str, str] = {}

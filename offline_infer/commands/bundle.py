@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from offline_infer.ascend.limits import COMPILE_TIMEOUT_S
 from offline_infer.commands.common import Subparsers, command, existing, say, sink_for, verified
-from offline_infer.commands.quantize import lines_of_quantization, lines_of_tuning
+from offline_infer.commands.kept_records import lines_of_quantization, lines_of_tuning
 from offline_infer.errors import UsageError
 
 if TYPE_CHECKING:

@@ -4,13 +4,17 @@ All convolutions in INT8 are tried first. Where that is too much, every layer is
 into the network's answer, relative to the answer's own. Errors of different layers are nearly independent, so their powers
 add up; the layers with the largest error a multiplication are the ones to leave out, and how many of them have to stay in
 floating point is found by halving the interval, each time measured with all the others in INT8.
+
+A trial answers a few inputs, which costs little and turns away most; what passes them has to agree on whole cases as well, for
+those are what judges look at in the end, the worst of them and not the mean.
 """
 
 from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -26,8 +30,8 @@ from offline_infer.graph.quantized import Convolution, Range, quantized
 from offline_infer.tasks.base import Answers, Task
 
 FloatArray = npt.NDArray[np.float32]
-_RESERVE = 0.8
-"""Share of the budget that is used up where layers are chosen: the judges are other cases."""
+_RESERVE = 0.6
+"""Share of the budget that is used up where layers are chosen: the judges are other cases, and more of them."""
 _ALONE = 2  # inputs a layer is tried alone on
 
 
@@ -37,7 +41,7 @@ class Trial:
 
     Attributes:
         agreement: with float32, from 0 to 1: Dice of the foreground, or the share of equal decisions where a model has none;
-            None where float32 finds nothing.
+            None where float32 finds nothing. Where whole cases were run too, the lowest of them if that is lower.
         error: power of the answers' difference from float32, relative to the power of float32's.
         seconds: the fastest input.
         judged: all figures of the task's comparison.
@@ -49,6 +53,10 @@ class Trial:
     judged: Mapping[str, Any] = field(default_factory=dict)
 
 
+WholeCases = Callable[[Session], float | None]
+"""Runs whole cases with an opened graph: the lowest Dice of one to float32's result, None where nothing is found."""
+
+
 class Trials:
     """Tries graphs on inputs whose float32 answers are known.
 
@@ -56,6 +64,7 @@ class Trials:
         model: the float32 graph.
         options: of the engine, without precision.
         inputs: (1, c, ...) each.
+        whole_cases: for what passes the inputs.
     """
 
     def __init__(
@@ -68,34 +77,49 @@ class Trials:
         options: EngineOptions,
         inputs: Sequence[FloatArray],
         float_graph: Path,
+        whole_cases: WholeCases,
     ) -> None:
         self._model, self._ranges, self._task, self._spec = model, ranges, task, spec
         self._engine, self._options, self._inputs = get_engine(engine), options, inputs
-        self._float_graph = float_graph
+        self._float_graph, self._whole_cases = float_graph, whole_cases
         with self._engine.open(float_graph, options) as session:
             self._reference, self.float_seconds = _answers(session, inputs)
 
-    def run(self, chosen: Collection[str], around: str = "fp32", inputs: int | None = None) -> Trial:
-        """Answers with these layers in INT8, on the first ``inputs`` of the inputs, default all."""
+    def run(self, chosen: Collection[str], promising: Callable[[Trial], bool], around: str = "fp32") -> Trial:
+        """Answers with these layers in INT8; whole cases as well where the trial on the inputs is promising."""
+        with self._opened(chosen, around) as session:
+            trial = self._compare(session, self._inputs)
+            if not promising(trial):
+                return trial
+            lowest = self._whole_cases(session)
+        known = [value for value in (trial.agreement, lowest) if value is not None]
+        return replace(trial, agreement=min(known, default=None))
+
+    def error_alone(self, name: str) -> float:
+        """Relative power of the error that one layer in INT8 puts into the answers of the first inputs."""
+        with self._opened([name], "fp32") as session:
+            return self._compare(session, self._inputs[:_ALONE]).error
+
+    @contextmanager
+    def _opened(self, chosen: Collection[str], around: str) -> Iterator[Session]:
         options = replace(self._options, precision="int8", around=around)
         with tempfile.TemporaryDirectory(prefix="offline_infer_") as folder:
             path = Path(folder) / "trial.onnx"
             save_model(quantized(self._model, self._ranges, chosen), path)
             with self._engine.open(path, options) as session:
-                return self._compare(session, inputs)
+                yield session
 
     def float_graph(self, precision: str) -> Trial | None:
         """The float graph in another precision of the engine, to compare with; None where the engine or the machine lacks it."""
         try:
             with self._engine.open(self._float_graph, replace(self._options, precision=precision)) as session:
-                return self._compare(session, None)
+                return self._compare(session, self._inputs)
         except OfflineInferError:
             return None
 
-    def _compare(self, session: Session, inputs: int | None) -> Trial:
-        asked = self._inputs[:inputs]
-        answers, seconds = _answers(session, asked)
-        reference = self._reference[: len(asked)]
+    def _compare(self, session: Session, inputs: Sequence[FloatArray]) -> Trial:
+        answers, seconds = _answers(session, inputs)
+        reference = self._reference[: len(inputs)]
         judged = self._task.judge(answers, reference, self._spec)
         return Trial(agreement_of(judged), _relative_power(answers, reference), seconds, judged)
 
@@ -118,6 +142,11 @@ class Choice:
     sensitivity: Mapping[str, float] = field(default_factory=dict)
 
 
+def target_of(min_agreement: float) -> float:
+    """The agreement wanted where layers are chosen, for a budget that holds for the judges."""
+    return 1 - _RESERVE * (1 - min_agreement)
+
+
 def choose(
     found: Sequence[Convolution], trials: Trials, min_agreement: float, tell: Callable[[int, int], None]
 ) -> Choice:
@@ -128,23 +157,31 @@ def choose(
         min_agreement: budget for the agreement with float32 on whole cases.
         tell: called with (trials done, trials in all).
     """
-    target = 1 - _RESERVE * (1 - min_agreement)
+    target = target_of(min_agreement)
     names = tuple(each.name for each in found)
-    whole = trials.run(names)
-    if whole.agreement is None or whole.agreement >= target:
+    whole = trials.run(names, lambda trial: reaches(trial, target))
+    if whole.agreement is None or reaches(whole, target):
         return Choice(names, 1.0, whole, whole)
+    halvings = len(names).bit_length()
     alone: dict[str, float] = {}
     for done, name in enumerate(names, 1):
-        alone[name] = trials.run([name], inputs=_ALONE).error
-        tell(done, len(names))
+        alone[name] = trials.error_alone(name)
+        tell(done, len(names) + halvings)
     # The worst bargain first: most error for the multiplications it saves.
     order = sorted(found, key=lambda each: alone[each.name] / max(each.products, 1), reverse=True)
-    left_out, final = _fewest_left_out(order, trials, target)
+    left_out, final = _fewest_left_out(
+        order, trials, target, lambda done: tell(len(names) + done, len(names) + halvings)
+    )
     chosen = {each.name for each in order[left_out:]}
     kept = tuple(name for name in names if name in chosen)
     total = sum(each.products for each in found)
     share = sum(each.products for each in found if each.name in chosen) / max(total, 1)
     return Choice(kept, share, whole, final, alone)
+
+
+def reaches(trial: Trial, target: float) -> bool:
+    """Whether a trial agrees with float32 well enough."""
+    return trial.agreement is not None and trial.agreement >= target
 
 
 def agreement_of(judged: Mapping[str, Any]) -> float | None:
@@ -160,17 +197,22 @@ def agreement_of(judged: Mapping[str, Any]) -> float | None:
     return 1.0 - float(judged.get("flips", 0)) / float(decisions)
 
 
-def _fewest_left_out(order: Sequence[Convolution], trials: Trials, target: float) -> tuple[int, Trial | None]:
+def _fewest_left_out(
+    order: Sequence[Convolution], trials: Trials, target: float, tell: Callable[[int], None]
+) -> tuple[int, Trial | None]:
     """How many of the first layers must stay in floating point, and the trial that showed it suffices."""
     low, high = 0, len(order)  # ``low`` is known to be too few, ``high`` known to suffice
     final = None
+    done = 0
     while high - low > 1:
         middle = (low + high) // 2
-        trial = trials.run([each.name for each in order[middle:]])
-        if trial.agreement is not None and trial.agreement >= target:
+        trial = trials.run([each.name for each in order[middle:]], lambda trial: reaches(trial, target))
+        if reaches(trial, target):
             high, final = middle, trial
         else:
             low = middle
+        done += 1
+        tell(done)
     return high, final
 
 

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from offline_infer.bundles.bundle import Bundle
+from offline_infer.engines.base import EngineOptions, Session
 from offline_infer.errors import UsageError
-from offline_infer.events import Sink
+from offline_infer.events import Sink, silent
 from offline_infer.images.cases import CaseFiles
 from offline_infer.predict.folder import FolderJob, predict_folder
 from offline_infer.predict.model import Model
 from offline_infer.tasks.base import ComparesResults, Task
+from offline_infer.tasks.registry import get_task
 from offline_infer.tasks.settings import RunSettings
 
 LEVEL = 0.95
@@ -106,6 +110,44 @@ def run_cases(
     report = predict_folder(model, FolderJob(tuple(cases), output, canary="never"), settings, sink)
     report.raise_failures()
     return {case.case: math.fsum(case.seconds.values()) for case in report.cases}
+
+
+def whole_cases(
+    bundle: Bundle,
+    fold: str,
+    cases: Sequence[CaseFiles],
+    folder: Path,
+    engine: str,
+    threads: int,
+    settings: RunSettings,
+) -> Callable[[Session], float | None]:
+    """Run whole cases in float32, and give what runs them with another graph of the same fold and compares the results.
+
+    Args:
+        folder: for results, while the returned function is used.
+
+    Returns:
+        Opened session -> the lowest Dice of a case to float32's result; None where neither finds anything in any case.
+
+    Raises:
+        CasesFailed: a case failed.
+    """
+    task = get_task(bundle.spec.task)
+    compares = comparing(task)
+    exact = folder / f"fold_{fold}"
+    options = EngineOptions(threads=threads)
+    with Model(bundle, engine=engine, options=options, folds=[fold], unverified=True) as model:
+        run_cases(model, cases, exact, settings, silent)
+
+    def lowest(session: Session) -> float | None:
+        model = Model(bundle, engine=engine, options=options, folds=[fold], unverified=True)
+        model.use_sessions([session])
+        with tempfile.TemporaryDirectory(dir=folder, prefix="trial_") as place:
+            run_cases(model, cases, Path(place), settings, silent)
+            found = [compares.agreement(case.case_id, Path(place), exact, bundle.spec, settings).dice for case in cases]
+        return min((value for value in found if value is not None), default=None)
+
+    return lowest
 
 
 def judge_cases(

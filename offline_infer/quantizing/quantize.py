@@ -29,8 +29,8 @@ from offline_infer.graph.quantized import convolutions, quantized
 from offline_infer.predict.model import Model
 from offline_infer.quantizing.calibration import calibration_method, ranges_of
 from offline_infer.quantizing.cases import Roles, all_usable, inputs_of, share_out
-from offline_infer.quantizing.choosing import Choice, Trial, Trials, choose
-from offline_infer.quantizing.judging import Verdict, comparing, judge_cases, run_cases
+from offline_infer.quantizing.choosing import Choice, Trial, Trials, choose, reaches, target_of
+from offline_infer.quantizing.judging import Verdict, comparing, judge_cases, run_cases, whole_cases
 from offline_infer.spec import GraphRecord
 from offline_infer.tasks.opening import open_bundle
 from offline_infer.tasks.registry import get_task
@@ -144,7 +144,8 @@ def _candidates(
         sink(Event("note", STAGE, data={"text": f"fold {fold}: {len(layers)} convolutions, ranges by {method}"}))
         ranges = ranges_of(graph, {each.source for each in layers}, calibration, method, job.engine, job.threads)
         layers = [each for each in layers if each.source in ranges]
-        trials = Trials(model, ranges, task, bundle.spec, job.engine, options, choosing, graph)
+        by_cases = whole_cases(bundle, fold, roles.choosing, folder.parent, job.engine, job.threads, job.settings)
+        trials = Trials(model, ranges, task, bundle.spec, job.engine, options, choosing, graph, by_cases)
         choice = choose(
             layers, trials, job.min_dice, lambda done, total: sink(Event("progress", STAGE, done=done, total=total))
         )
@@ -184,12 +185,14 @@ def _around(trials: Trials, choice: Choice, job: QuantizeJob) -> tuple[str, Tria
     if halved is None:  # neither the float graph nor what is around INT8 can be computed in it
         return "fp32", exact, seconds
     seconds["bf16"] = halved.seconds
-    rounded = trials.run(choice.chosen, around="bf16")
+    target = target_of(job.min_dice)
+
+    def faster(trial: Trial) -> bool:
+        return reaches(trial, target) and trial.seconds < _FASTER * exact.seconds
+
+    rounded = trials.run(choice.chosen, faster, around="bf16")
     seconds["int8+bf16"] = rounded.seconds
-    good = rounded.agreement is not None and rounded.agreement >= min(job.min_dice, exact.agreement or 0.0)
-    if good and rounded.seconds < _FASTER * exact.seconds:
-        return "bf16", rounded, seconds
-    return "fp32", exact, seconds
+    return ("bf16", rounded, seconds) if faster(rounded) else ("fp32", exact, seconds)
 
 
 def _with_graphs(bundle: Bundle, folder: Path, made: Sequence[_Candidate]) -> Any:

@@ -123,7 +123,7 @@ def bland_altman(title: str, pairs: Sequence[tuple[str, float, float]], unit: st
     means, gaps = [(a + b) / 2 for _, a, b in known], [a - b for _, a, b in known]
     bias, spread = float(np.mean(gaps)), 1.96 * float(np.std(gaps, ddof=1))
     low, high = min(*gaps, bias - spread, 0.0), max(*gaps, bias + spread, 0.0)
-    x_axis, y_axis = _Axis.over(min(means), max(means)), _Axis.over(low, high)
+    plane = _Plane(_Axis.over(min(means), max(means)), _Axis.over(low, high))
     levels = [(bias, f"mean {bias:+.3g} {unit}")]
     if spread > 0:
         levels += [(bias + spread, f"{bias + spread:+.3g} {unit}"), (bias - spread, f"{bias - spread:+.3g} {unit}")]
@@ -131,13 +131,13 @@ def bland_altman(title: str, pairs: Sequence[tuple[str, float, float]], unit: st
         title=title,
         x_label=f"mean of prediction and reference, {unit}",
         y_label=f"prediction - reference, {unit}",
-        x_ticks=x_axis.ticks(),
-        y_ticks=tuple((round(100 - place, 2), text) for place, text in y_axis.ticks()),
+        x_ticks=plane.x_ticks,
+        y_ticks=plane.y_ticks,
         dots=tuple(
-            Dot(x_axis.place(m), round(100 - y_axis.place(g), 2), f"{name}: {a:.4g} {unit}, reference {b:.4g} {unit}")
+            Dot(*plane.place(m, g), f"{name}: {a:.4g} {unit}, reference {b:.4g} {unit}")
             for (name, a, b), m, g in zip(known, means, gaps, strict=True)
         ),
-        lines=tuple((round(100 - y_axis.place(value), 2), text) for value, text in levels),
+        lines=tuple((plane.from_top(value), text) for value, text in levels),
     )
 
 
@@ -183,19 +183,14 @@ def line_plot(
     every = [point for points in known.values() for point in points]
     if not every:
         return None
-    x_axis = _Axis.over(min(x for x, _ in every), max(x for x, _ in every))
-    y_axis = _Axis.over(min(y for _, y in every), max(y for _, y in every))
+    plane = _Plane.around(every)
     return Plot(
         title=title,
         x_label=x_label,
         y_label=y_label,
-        x_ticks=x_axis.ticks(),
-        y_ticks=tuple((round(100 - place, 2), text) for place, text in y_axis.ticks()),
-        curves=tuple(
-            (name, " ".join(f"{x_axis.place(x):.2f},{100 - y_axis.place(y):.2f}" for x, y in points))
-            for name, points in known.items()
-            if points
-        ),
+        x_ticks=plane.x_ticks,
+        y_ticks=plane.y_ticks,
+        curves=tuple((name, plane.polyline(points)) for name, points in known.items() if points),
     )
 
 
@@ -210,19 +205,15 @@ def trade_off_plot(
     known = [(name, x, y) for name, x, y in points if math.isfinite(x) and math.isfinite(y)]
     if len(known) < 2:
         return None
-    x_axis = _Axis.over(min(x for _, x, _ in known), max(x for _, x, _ in known))
-    y_axis = _Axis.over(min(y for _, _, y in known), max(y for _, _, y in known))
-    joined = " ".join(f"{x_axis.place(x):.2f},{100 - y_axis.place(y):.2f}" for x, y in front)
+    plane = _Plane.around([(x, y) for _, x, y in known])
     return Plot(
         title=title,
         x_label=x_label,
         y_label=y_label,
-        x_ticks=x_axis.ticks(),
-        y_ticks=tuple((round(100 - place, 2), text) for place, text in y_axis.ticks()),
-        dots=tuple(
-            Dot(x_axis.place(x), round(100 - y_axis.place(y), 2), f"{name}: {x:.3g}, {y:.4f}") for name, x, y in known
-        ),
-        curves=(("the best", joined),) if len(front) > 1 else (),
+        x_ticks=plane.x_ticks,
+        y_ticks=plane.y_ticks,
+        dots=tuple(Dot(*plane.place(x, y), f"{name}: {x:.3g}, {y:.4f}") for name, x, y in known),
+        curves=(("the best", plane.polyline(front)),) if len(front) > 1 else (),
     )
 
 
@@ -278,6 +269,37 @@ class _Axis:
         count = round((self.high - self.low) / self.step)
         values = [self.low + i * self.step for i in range(count + 1)]
         return tuple((self.place(value), f"{0.0 if abs(value) < self.step / 1e6 else value:.4g}") for value in values)
+
+
+@dataclass(frozen=True)
+class _Plane:
+    """Two linear axes; places are percentages from the left and, since pages are read so, from the top."""
+
+    x: _Axis
+    y: _Axis
+
+    @staticmethod
+    def around(points: Sequence[tuple[float, float]]) -> _Plane:
+        """Axes that hold some points (x, y), at least one."""
+        xs, ys = zip(*points, strict=True)
+        return _Plane(_Axis.over(min(xs), max(xs)), _Axis.over(min(ys), max(ys)))
+
+    def place(self, x: float, y: float) -> tuple[float, float]:
+        return self.x.place(x), self.from_top(y)
+
+    def from_top(self, y: float) -> float:
+        return round(100 - self.y.place(y), 2)
+
+    def polyline(self, points: Sequence[tuple[float, float]]) -> str:
+        return " ".join(f"{left:.2f},{top:.2f}" for left, top in (self.place(x, y) for x, y in points))
+
+    @property
+    def x_ticks(self) -> tuple[tuple[float, str], ...]:
+        return self.x.ticks()
+
+    @property
+    def y_ticks(self) -> tuple[tuple[float, str], ...]:
+        return tuple((round(100 - place, 2), text) for place, text in self.y.ticks())
 
 
 def _axis_start(lowest: float) -> float:

@@ -12,7 +12,6 @@ Relative paths in a JSON file start at that file's folder, or else at the workin
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from collections import Counter
@@ -22,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from offline_infer.errors import CaseError, UsageError
+from offline_infer.files import parse_json, read_utf8
 from offline_infer.images.cases import natural_key
 from offline_infer.images.decoding import ENDINGS, image_size
 
@@ -280,13 +280,11 @@ def _listed(file: Path, value: Any) -> list[_Pair]:
 
 def _load(file: Path) -> Any:
     try:
-        if file.stat().st_size > _JSON_LIMIT:
-            raise UsageError(f"{file}: is larger than {_JSON_LIMIT >> 20} MiB; split the list")
-        text = file.read_text(encoding="utf-8-sig")
+        text = read_utf8(file, largest=_JSON_LIMIT)
         if not text.strip():
             raise UsageError(f"{file}: is empty; expected a JSON list of [image, mask], or an object of named sets")
-        value = json.loads(text)
-    except (OSError, ValueError, RecursionError) as error:
+        value = parse_json(text)
+    except (OSError, ValueError) as error:
         raise UsageError(f"{file}: is not readable as JSON ({error})") from error
     if value == {}:
         raise UsageError(f"{file}: is empty; expected display names and paths of datasets")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ import numpy.typing as npt
 
 from offline_infer.arithmetic.bilinear import resize_mask
 from offline_infer.errors import GeometryError, ImageError, UsageError
+from offline_infer.files import read_json
 from offline_infer.images.decoding import image_size, mask_has_value, read_mask, read_mask_values
 from offline_infer.tasks.image.datasets import Item
 from offline_infer.tasks.image.evaluation.pixel_measures import Mask, Soft
@@ -171,10 +171,8 @@ def _load_network_mask(
 
 def _load_json(path: Path) -> dict[str, Any]:
     try:
-        if path.stat().st_size > _JSON_LIMIT:
-            raise ValueError("it is too large")
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
+        value = read_json(path, largest=_JSON_LIMIT)
+    except (OSError, ValueError) as error:
         raise UsageError(f"{path}: cannot be read ({error})") from error
     if not isinstance(value, dict):
         raise UsageError(f"{path}: holds {type(value).__name__}; expected image names and scores")
