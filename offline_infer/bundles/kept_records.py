@@ -34,7 +34,8 @@ def keep_record(bundle: Bundle, file: str, record: dict[str, Any]) -> None:
 
 
 def read_record(bundle: Bundle, file: str) -> dict[str, Any] | None:
-    """A record of a bundle; None where it has none.
+    """A record of a bundle; None where it has none, or where the manifest does not know it: a process was killed before it had
+    finished.
 
     Raises:
         BundleError: it is damaged, was changed since it was kept, or is of another kind.
@@ -43,6 +44,8 @@ def read_record(bundle: Bundle, file: str) -> dict[str, Any] | None:
     if bundle.lone is not None or not path.is_file():
         return None
     wanted = (read_manifest(bundle.folder) or {}).get(file)
+    if wanted is None:
+        return None
     if wanted != sha256_file(path):
         raise BundleError(
             f"{path} was changed after it was kept: it is not the file that {MANIFEST} lists; make it again, or copy the "

@@ -162,8 +162,7 @@ def predict(options: argparse.Namespace) -> dict[str, Any]:
 
     sink = sink_for(options)
     source, target = _paths(options)
-    if options.tuned:
-        _tune(options)
+    tuned = _tune(options) if options.tuned else None
     with readers(options), open_model(options) as model:
         found = listed_cases(model.task, source, model.spec, sink)
         if found.cases:
@@ -181,6 +180,7 @@ def predict(options: argparse.Namespace) -> dict[str, Any]:
             part=(options.part, options.parts),
             source=source,
             lone=lone,
+            tuned=tuned,
             canary=options.canary,
         )
         report = predict_folder(model, job, settings, sink)
@@ -234,12 +234,17 @@ def _write_statistics(
     return written
 
 
-def _tune(options: argparse.Namespace) -> None:
+def _tune(options: argparse.Namespace) -> str:
     """Set the options that ``tune`` has chosen.
+
+    Returns:
+        SHA-256 of the record that says so.
 
     Raises:
         UsageError: one of them was given as well, or nothing was chosen.
     """
+    from offline_infer.bundles.bundle import TUNING
+    from offline_infer.files import sha256_file
     from offline_infer.tasks.opening import open_bundle
     from offline_infer.tuning.setting import tuned_setting
 
@@ -247,9 +252,11 @@ def _tune(options: argparse.Namespace) -> None:
     given = [f"--{name.replace('_', '-')}" for name, value in plain.items() if getattr(options, name) != value]
     if given:
         raise UsageError(f"--tuned sets {', '.join(given)}; leave out one or the other")
-    options.engine, setting = tuned_setting(open_bundle(existing(options.bundle)))
+    bundle = open_bundle(existing(options.bundle))
+    options.engine, setting = tuned_setting(bundle)
     options.precision, options.folds = setting.precision, list(setting.folds)
     options.no_tta, options.step_size = not setting.mirrors, setting.step
+    return sha256_file(bundle.folder / TUNING)
 
 
 def _paths(options: argparse.Namespace) -> tuple[Path, Path]:

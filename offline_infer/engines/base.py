@@ -351,6 +351,20 @@ def get_engine(name: str) -> Engine:
     return engine
 
 
+def require_engine(name: str) -> Engine:
+    """The engine of that name, if it can run here: to be asked before long work, and before a folder is made.
+
+    Raises:
+        UsageError: no such engine.
+        EngineUnavailable: its library or its device is missing; the message says what to do.
+    """
+    engine = get_engine(name)
+    reason = engine.available()
+    if reason is not None:
+        raise EngineUnavailable(f"{name}: {reason}")
+    return engine
+
+
 def check_batch(batch: object, shape: tuple[int, ...], engine: str) -> None:
     """Refuse an input the graph cannot take with our own message, before a library raises its own.
 

@@ -17,6 +17,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from offline_infer.engines.base import require_engine
 from offline_infer.errors import CaseError
 from offline_infer.events import Event, Sink, silent
 from offline_infer.images.cases import CaseFiles
@@ -55,6 +56,7 @@ class FolderJob:
         part: (number, of how many) this job is, where several processes share the cases of one folder.
         source: what the user named as input.
         lone: one result is wanted, and nothing for the folder as a whole.
+        tuned: SHA-256 of the bundle's tuning record, if the settings were taken from it.
         canary: whether the engine is first asked for the bundle's recorded answer; ``auto``: in runs of several cases.
     """
 
@@ -67,6 +69,7 @@ class FolderJob:
     part: tuple[int, int] = (0, 1)
     source: Path | None = None
     lone: bool = False
+    tuned: str | None = None
     canary: Literal["auto", "always", "never"] = "auto"
 
 
@@ -82,6 +85,8 @@ def predict_folder(model: Model, job: FolderJob, settings: RunSettings, sink: Si
     check_options(settings, model.task.options, model.task.name)
     results = ResultFolder(job.output, model.task, model.spec, settings)
     results.refuse_inputs(job.source, job.cases)
+    if not job.output.exists():  # an engine that is not there must not leave an empty folder behind
+        require_engine(model.engine)
     with results.exclusive(f"part {job.part[0]} of {job.part[1]}"):
         outcomes = {outcome.case: outcome for outcome in unlisted(STAGE, dict(sorted(job.problems.items())), sink)}
         provenances = Provenances(model, settings, job.previous_folder)
@@ -114,7 +119,8 @@ def predict_folder(model: Model, job: FolderJob, settings: RunSettings, sink: Si
         # A run that found everything done leaves the manifest of the run that did it.
         if not job.lone and (todo or job.problems or not manifest_is_current(job.output)):
             failed = [outcome.to_json() for outcome in ordered if outcome.status == "failed"]
-            write_manifest(job.output, {**_run_facts(model, settings, report), "canaries": canaries}, failed)
+            facts = {**_run_facts(model, settings, report), "tuned": job.tuned, "canaries": canaries}
+            write_manifest(job.output, facts, failed)
     return report
 
 

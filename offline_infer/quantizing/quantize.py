@@ -20,17 +20,18 @@ from offline_infer.bundles.kept_records import keep_record, refuse_lone
 from offline_infer.bundles.manifest import SIGNATURE
 from offline_infer.bundles.opening import check_recorded, checked_graph
 from offline_infer.bundles.precision_checks import Check, keep_checks, subject_of
-from offline_infer.engines.base import EngineOptions
+from offline_infer.engines.base import EngineOptions, require_engine
 from offline_infer.errors import QuantizationRefused, UsageError
 from offline_infer.events import Event, Sink, silent, without
 from offline_infer.files import replacing, sha256_file
 from offline_infer.graph import load_model, save_model
+from offline_infer.graph.model import onnx_package
 from offline_infer.graph.quantized import convolutions, quantized
 from offline_infer.predict.model import Model
 from offline_infer.quantizing.calibration import calibration_method, ranges_of
 from offline_infer.quantizing.cases import Roles, all_usable, inputs_of, share_out
 from offline_infer.quantizing.choosing import Choice, Trial, Trials, choose, reaches, target_of
-from offline_infer.quantizing.judging import Verdict, comparing, judge_cases, run_cases, whole_cases
+from offline_infer.quantizing.judging import Verdict, comparing, judge_cases, require_references, run_cases, whole_cases
 from offline_infer.spec import GraphRecord
 from offline_infer.tasks.opening import open_bundle
 from offline_infer.tasks.registry import get_task
@@ -39,8 +40,6 @@ from offline_infer.tasks.settings import RunSettings
 STAGE = "quantize"
 LEAST_SHARE = 0.5
 """Of the convolutions' multiplications that have to end in INT8: with less there is little to gain, and little is left to prove."""
-LEAST_SCORE = 0.1
-"""Mean task Dice that float32 itself has to reach on labelled judges."""
 _FASTER = 0.97  # the time beside which bf16 around INT8 is worth its rounding
 
 
@@ -95,9 +94,15 @@ def quantize(bundle: Bundle, job: QuantizeJob, sink: Sink = silent) -> dict[str,
     """
     refuse_lone(bundle)
     task = get_task(bundle.spec.task)
-    comparing(task)
+    compares = comparing(task)
+    require_engine(job.engine)
+    onnx_package()
     method = calibration_method(job.calibration)
+    if job.calibration == "auto" and method != "nncf":
+        sink(Event("note", STAGE, data={"text": "NNCF is not installed: the engine itself tells the ranges"}))
     roles = share_out(all_usable(task.list_cases(job.cases, bundle.spec)).cases)
+    if job.labels is not None:
+        require_references(compares, job.labels, roles.judges)
     started = time.perf_counter()
     with tempfile.TemporaryDirectory(prefix="offline_infer_quantize_") as scratch:
         trial_bundle = Path(scratch) / "bundle"
@@ -106,14 +111,14 @@ def quantize(bundle: Bundle, job: QuantizeJob, sink: Sink = silent) -> dict[str,
         spec = _with_graphs(bundle, trial_bundle, made)
         save(spec.model_copy(update={"compiled": ()}), trial_bundle)
         verdict = _judged(open_bundle(trial_bundle), job, roles, Path(scratch), sink)
-        record = _record(job, method, roles, made, verdict, time.perf_counter() - started)
         if verdict.reasons:
             raise QuantizationRefused(f"{bundle.name}: {'; '.join(verdict.reasons)}; nothing was kept")
+        record = _record(job, method, roles, made, verdict, time.perf_counter() - started)
         for candidate in made:
             with replacing(bundle.folder / candidate.file) as temporary:
                 shutil.copyfile(trial_bundle / candidate.file, temporary)
-    kept = save(spec, bundle.folder)
-    keep_record(kept, QUANTIZATION, record)
+    kept = Bundle(bundle.folder, spec)
+    keep_record(kept, QUANTIZATION, record)  # writes bundle.json too, so that neither is there without the other
     _keep_checks(kept, job, made, verdict, sink)
     if (bundle.folder / SIGNATURE).exists():
         sink(Event("note", STAGE, data={"text": "the bundle was signed before: sign it again"}))
@@ -236,7 +241,6 @@ def _judged(bundle: Bundle, job: QuantizeJob, roles: Roles, scratch: Path, sink:
         job.labels,
         min_dice=job.min_dice,
         max_loss=job.max_loss,
-        least_score=LEAST_SCORE,
     )
 
 
@@ -255,8 +259,6 @@ def _record(
         "mirrors": job.settings.tta,
         "folds": [_fold_record(candidate) for candidate in made],
         "judged": verdict.to_json(),
-        "accepted": not verdict.reasons,
-        "reasons": list(verdict.reasons),
         "seconds": round(seconds, 1),
     }
 

@@ -427,14 +427,23 @@ class ComparesResults(Protocol):
         """
         ...
 
+    def referenced(self, labels: Path) -> frozenset[str]:
+        """The cases that a folder holds a reference of.
+
+        Raises:
+            UsageError: it holds none, or is no folder of references.
+        """
+        ...
+
     def case_scores(self, predictions: Path, labels: Path, spec: Any) -> dict[str, float]:
-        """Mean Dice (or the F1 of a binary mask, which is the same) over the classes of each case that has a reference.
+        """Mean Dice (or the F1 of a binary mask, which is the same) over the classes of each case that has a reference; 1 where
+        nothing is to be found and nothing was.
 
         Args:
             predictions: a folder of results.
             labels: folder of references, as :meth:`Task.evaluate` takes them.
 
         Raises:
-            UsageError: paths that make no sense.
+            UsageError: paths that make no sense, or a reference that cannot be read or compared; the message names it.
         """
         ...

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
-from offline_infer.errors import CasesFailed
+from offline_infer.errors import CasesFailed, UsageError
 from offline_infer.events import Event, Sink
 from offline_infer.proof.evaluation.pool import raise_if_fatal, reason_of
 
@@ -146,3 +146,17 @@ def attempt(stage: str, case: str, function: Callable[[str], CaseOutcome], sink:
     facts = {"items": outcome.items, "bytes": outcome.bytes, "seconds": outcome.seconds.get("total", 0.0)}
     sink(Event(kind, stage, case, data=facts))
     return outcome
+
+
+def refuse_unusable(failed: Mapping[str, str]) -> None:
+    """Refuse references that could not be used: scores of the others would hide it.
+
+    Args:
+        failed: case -> reason.
+
+    Raises:
+        UsageError: there is one.
+    """
+    if failed:
+        case, reason = next(iter(sorted(failed.items())))
+        raise UsageError(f"{len(failed)} references cannot be used; {case}: {reason}")

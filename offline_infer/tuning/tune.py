@@ -17,13 +17,13 @@ from typing import Any
 from offline_infer._version import __version__
 from offline_infer.bundles.bundle import TUNING, Bundle
 from offline_infer.bundles.kept_records import keep_record, refuse_lone
-from offline_infer.engines.base import EngineOptions
+from offline_infer.engines.base import EngineOptions, require_engine
 from offline_infer.errors import EngineUnavailable, UsageError
 from offline_infer.events import Event, Sink, silent, without
 from offline_infer.images.cases import CaseFiles
 from offline_infer.predict.model import Model
 from offline_infer.quantizing.cases import all_usable
-from offline_infer.quantizing.judging import Paired, comparing, paired_difference, run_cases
+from offline_infer.quantizing.judging import Paired, comparing, doubts, paired_difference, require_references, run_cases
 from offline_infer.tasks.base import Task
 from offline_infer.tasks.registry import get_task
 from offline_infer.tasks.settings import RunSettings
@@ -80,14 +80,20 @@ def tune(bundle: Bundle, job: TuneJob, sink: Sink = silent) -> dict[str, Any]:
         The record, as it is kept.
 
     Raises:
-        UsageError: no labelled cases, or a task whose results no one figure compares.
+        UsageError: no labelled cases, labels that float32 itself does not come near, or a task whose results no one figure
+            compares.
+        EngineUnavailable: the engine cannot run here.
         CasesFailed: a case failed.
     """
     refuse_lone(bundle)
     task = get_task(bundle.spec.task)
-    comparing(task)
+    compares = comparing(task)
+    require_engine(job.engine)
     found = all_usable(task.list_cases(job.cases, bundle.spec))
+    if not found.cases:
+        raise UsageError(f"{job.cases} holds no case")
     cases = sorted(found.cases, key=lambda case: case.case_id)
+    require_references(compares, job.labels, cases)
     settings = list(
         grid(
             bundle,
@@ -103,7 +109,11 @@ def tune(bundle: Bundle, job: TuneJob, sink: Sink = silent) -> dict[str, Any]:
         try:
             rows.append(_measured(bundle, task, setting, cases, job, sink))
         except EngineUnavailable as error:  # a precision that this processor lacks
+            if not rows:  # float32, which all others are compared with
+                raise
             left_out.append(f"{setting}: {error}")
+        if done == 1 and (reasons := doubts(list(rows[0].scores.values()))):
+            raise UsageError(f"{bundle.name}: {reasons[0]}; nothing was kept")
         sink(Event("progress", STAGE, done=done, total=len(settings), data={"setting": str(setting)}))
     record = _record(bundle, job, rows, left_out)
     keep_record(bundle, TUNING, record)
@@ -153,7 +163,7 @@ def _measured(
 
     Raises:
         EngineUnavailable: the engine lacks the precision.
-        UsageError: a case has no reference.
+        UsageError: a result that no reference scores.
     """
     options = EngineOptions(precision=setting.precision, threads=job.threads)
     with tempfile.TemporaryDirectory(prefix="offline_infer_tune_") as folder:
@@ -166,7 +176,7 @@ def _measured(
         scores = comparing(task).case_scores(output, job.labels, bundle.spec)
     missing = sorted(set(seconds) - set(scores))
     if missing:
-        raise UsageError(f"{job.labels} holds no reference, or an empty one, for {', '.join(missing[:5])}")
+        raise UsageError(f"{', '.join(missing[:5])}: results that {job.labels} cannot score")
     return Row(setting, {case: scores[case] for case in seconds}, math.fsum(seconds.values()) / len(seconds))
 
 

@@ -11,7 +11,8 @@ from specimens import tiny_spec, with_graphs, with_outputs
 from staged_samples import write_case
 
 from offline_infer.bundles.bundle import save
-from offline_infer.errors import EngineFailed, UsageError
+from offline_infer.engines.base import get_engine
+from offline_infer.errors import EngineFailed, EngineUnavailable, UsageError
 from offline_infer.events import Event
 from offline_infer.images.cases import CaseFiles
 from offline_infer.predict import folder as runner
@@ -43,6 +44,15 @@ def test_every_case_is_forecast_and_reported_in_order(model: Model, cases: list[
         assert case.memory["read_ahead"]
         assert not case.memory["spill"]
     assert set(report.to_json()["cases"][0]["memory"]) >= {"prepare", "infer", "finish", "engine_estimate"}
+
+
+def test_an_engine_that_is_not_installed_leaves_no_folder(
+    model: Model, cases: list[CaseFiles], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(type(get_engine("fake")), "available", lambda self: "its library is not installed")
+    with pytest.raises(EngineUnavailable, match="fake: its library is not installed"):
+        predict_folder(model, FolderJob(cases, tmp_path / "out"), RunSettings())
+    assert not (tmp_path / "out").exists()
 
 
 def test_the_next_case_is_prepared_during_inference(

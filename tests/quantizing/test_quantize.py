@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import shutil
+from collections.abc import Callable, Collection
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import pytest
@@ -13,12 +16,15 @@ from int8_samples import threshold_bundle, write_cases
 from offline_infer.bundles.bundle import QUANTIZATION, Bundle
 from offline_infer.bundles.checking import check_bundle
 from offline_infer.bundles.kept_records import read_record
+from offline_infer.bundles.manifest import MANIFEST
 from offline_infer.bundles.opening import open_fold
 from offline_infer.cli import main
 from offline_infer.engines.base import EngineOptions
 from offline_infer.errors import BundleError, QuantizationRefused, UsageError
+from offline_infer.graph.quantized import Convolution
 from offline_infer.images.cases import CaseFiles
 from offline_infer.quantizing.cases import share_out
+from offline_infer.quantizing.choosing import Trial, Trials, choose
 from offline_infer.quantizing.quantize import QuantizeJob, quantize
 from offline_infer.tasks.settings import RunSettings
 
@@ -87,6 +93,45 @@ def test_a_changed_record_is_not_believed(made: tuple[Bundle, dict], tmp_path: P
             read_record(bundle, QUANTIZATION)
     finally:
         path.write_text(before)
+
+
+def test_a_record_that_the_manifest_does_not_know_is_none(made: tuple[Bundle, dict], tmp_path: Path) -> None:
+    """So a bundle looks when a process was killed between writing the record and the manifest."""
+    bundle, _ = made
+    other = shutil.copytree(bundle.folder, tmp_path / "bundle")
+    manifest = other / MANIFEST
+    lines = [line for line in manifest.read_text().splitlines(keepends=True) if QUANTIZATION not in line]
+    manifest.write_text("".join(lines))
+    assert read_record(Bundle.load(other), QUANTIZATION) is None
+
+
+def test_judges_without_a_reference_are_named_before_anything_runs(tmp_path: Path) -> None:
+    write_cases(tmp_path / "images", tmp_path / "labels", count=4)
+    (tmp_path / "labels" / "case3.nii.gz").unlink()
+    job = QuantizeJob(tmp_path / "images", tmp_path / "labels", calibration="observed")
+    with pytest.raises(UsageError, match="no reference for 1 of 2 cases: case3"):
+        quantize(threshold_bundle(tmp_path / "bundle"), job)
+
+
+class _FakeTrials:
+    """Layers ``a`` to ``d``: on the inputs all is well, on whole cases only without ``b``, which puts in the most error."""
+
+    def run(self, chosen: Collection[str], promising: Callable[[Trial], bool], around: str = "fp32") -> Trial:
+        assert promising(Trial(1.0, 0.0, 1.0))
+        return Trial(0.99 if "b" in chosen else 1.0, 0.0, 1.0)
+
+    def error_alone(self, name: str) -> float:
+        return 5.0 if name == "b" else 0.1
+
+
+def test_layers_that_whole_cases_do_not_stand_stay_in_floating_point() -> None:
+    layers = [Convolution(name, "image", f"w{name}", 100) for name in "abcd"]
+    told: list[tuple[int, int]] = []
+    choice = choose(layers, cast(Trials, _FakeTrials()), 0.999, lambda *done: told.append(done))
+    assert choice.chosen == ("a", "c", "d")
+    assert choice.share == 0.75
+    assert choice.whole.agreement == 0.99
+    assert told[0] == (1, 7)
 
 
 def test_random_weights_are_refused_with_the_figure(tmp_path: Path) -> None:

@@ -13,7 +13,9 @@ from int8_samples import threshold_bundle, write_cases
 from offline_infer.bundles.bundle import BUNDLE_FILE, TUNING, Bundle, save
 from offline_infer.bundles.checking import check_bundle
 from offline_infer.cli import main
-from offline_infer.errors import BundleError, UsageError
+from offline_infer.engines.base import get_engine
+from offline_infer.errors import BundleError, EngineUnavailable, UsageError
+from offline_infer.files import sha256_file
 from offline_infer.quantizing.judging import paired_difference
 from offline_infer.tuning.setting import Setting, grid, tuned_setting
 from offline_infer.tuning.tune import Row, TuneJob, choose_row, pareto, tune
@@ -76,7 +78,9 @@ def test_tuned_settings_are_kept_and_used_when_asked_for_only(tmp_path: Path) ->
         output = tmp_path / f"out{len(flags)}"
         arguments = ["predict", str(bundle.folder), str(tmp_path / "images"), str(output), "--threads=1", *flags]
         assert main([*arguments, "--quiet", "--cache=none", "--isolate-readers=no"]) == 0
-        assert json.loads((output / "offline_infer_run.json").read_text())["settings"]["tta"] is mirrors
+        run = json.loads((output / "offline_infer_run.json").read_text())
+        assert run["settings"]["tta"] is mirrors
+        assert run["tuned"] == (sha256_file(bundle.folder / TUNING) if flags else None)
     assert main([*arguments, "--precision=bf16", "--quiet"]) == 2
 
 
@@ -98,5 +102,45 @@ def test_a_case_without_a_reference_is_named(tmp_path: Path) -> None:
     write_cases(tmp_path / "images", count=2)
     save_image(tmp_path / "labels" / "case0.nii.gz", np.ones((10, 20, 20), np.uint8), spacing=(1.5, 1.5, 1.5))
     job = TuneJob(tmp_path / "images", tmp_path / "labels", precisions=(), steps=(), threads=1)
-    with pytest.raises(UsageError, match=r"no reference.*case1"):
+    with pytest.raises(UsageError, match=r"no reference for 1 of 2 cases: case1"):
+        tune(threshold_bundle(tmp_path / "bundle"), job)
+
+
+def test_labels_that_float32_does_not_come_near_choose_nothing(tmp_path: Path) -> None:
+    """Every setting would lose nothing against a Dice of 0, and the fastest would be chosen."""
+    write_cases(tmp_path / "images", tmp_path / "labels", count=2)
+    for path in (tmp_path / "labels").iterdir():
+        save_image(path, np.full((10, 20, 20), 255, np.uint8), spacing=(1.5, 1.5, 1.5))
+    bundle = threshold_bundle(tmp_path / "bundle")
+    job = TuneJob(tmp_path / "images", tmp_path / "labels", precisions=(), steps=(), threads=1)
+    with pytest.raises(UsageError, match=r"task Dice of 0\.000 only"):
+        tune(bundle, job)
+    assert not (bundle.folder / TUNING).exists()
+
+
+def test_a_reference_of_another_grid_is_named(tmp_path: Path) -> None:
+    write_cases(tmp_path / "images", tmp_path / "labels", count=2)
+    save_image(tmp_path / "labels" / "case1.nii.gz", np.ones((10, 20, 21), np.uint8), spacing=(1.5, 1.5, 1.5))
+    job = TuneJob(tmp_path / "images", tmp_path / "labels", precisions=(), steps=(), threads=1)
+    with pytest.raises(UsageError, match=r"1 references cannot be used; case1: .*shape"):
+        tune(threshold_bundle(tmp_path / "bundle"), job)
+
+
+def test_a_case_in_which_nothing_is_to_be_found_counts_as_right_if_nothing_is(tmp_path: Path) -> None:
+    write_cases(tmp_path / "images", tmp_path / "labels", count=2)
+    write_cases(tmp_path / "dark", tmp_path / "dark_labels", count=1, bright=-50.0)
+    (tmp_path / "dark" / "case0_0000.nii.gz").replace(tmp_path / "images" / "healthy_0000.nii.gz")
+    save_image(tmp_path / "labels" / "healthy.nii.gz", np.zeros((10, 20, 20), np.uint8), spacing=(1.5, 1.5, 1.5))
+    job = TuneJob(tmp_path / "images", tmp_path / "labels", precisions=(), steps=(), threads=1)
+    record = tune(threshold_bundle(tmp_path / "bundle"), job)
+    assert set(record["chosen_on"]) == {"case0", "case1", "healthy"}
+    assert record["settings"][0]["dice"] > 0.9
+
+
+def test_an_engine_that_is_not_there_is_said_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_cases(tmp_path / "images", tmp_path / "labels", count=1)
+    engine = get_engine("onnxruntime")
+    monkeypatch.setattr(type(engine), "available", lambda self: "onnxruntime is not installed")
+    job = TuneJob(tmp_path / "images", tmp_path / "labels", engine="onnxruntime")
+    with pytest.raises(EngineUnavailable, match="is not installed"):
         tune(threshold_bundle(tmp_path / "bundle"), job)

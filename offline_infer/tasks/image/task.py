@@ -46,6 +46,7 @@ from offline_infer.tasks.image.spec import ImageSpec
 from offline_infer.tasks.image.sweeping import write_rows
 from offline_infer.tasks.image.writing import SCORES, result_files, soft_floats, write_result, write_score_lists
 from offline_infer.tasks.memory import MemoryEstimate
+from offline_infer.tasks.reports import refuse_unusable
 from offline_infer.tasks.settings import RunSettings, TaskOption
 from offline_infer.threads import Team
 
@@ -201,14 +202,14 @@ class ImageTask:
         a, b = (self.result_files(folder, case_id, spec, settings)[0] for folder in (mine, reference))
         return agreement_of_masks(a, b)
 
+    def referenced(self, labels: Path) -> frozenset[str]:
+        return frozenset(item.stem for one in find_sets(labels, need_masks=True) for item in one.items)
+
     def case_scores(self, predictions: Path, labels: Path, spec: ImageSpec) -> dict[str, float]:
-        options = EvaluationOptions(allow_missing=True)
-        rows = [
-            row
-            for told in evaluate_folder(predictions, labels, options).summary["sets"].values()
-            for row in told["items"]
-        ]
-        return {row["case"]: float(row["F1"]) for row in rows if row.get("F1") is not None}
+        found = evaluate_folder(predictions, labels, EvaluationOptions(allow_missing=True))
+        refuse_unusable(found.failed)
+        rows = [row for told in found.summary["sets"].values() for row in told["items"] if "F1" in row]
+        return {row["case"]: 1.0 if row["F1"] is None else float(row["F1"]) for row in rows}
 
     def draw(
         self, case: CaseFiles, predictions: Path, references: Path | None, spec: ImageSpec, picture: Path, title: str

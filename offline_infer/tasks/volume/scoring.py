@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -19,6 +20,7 @@ from offline_infer.proof.evaluation.pairs import label_files
 from offline_infer.proof.evaluation.tables import dice_table, format_table, surface_table, write_csv
 from offline_infer.spec import VolumeSpec
 from offline_infer.tasks.base import CaseAgreement, EvaluationRequest
+from offline_infer.tasks.reports import refuse_unusable
 
 WORST = 3
 """Cases whose largest errors are drawn for the report, unless the options say otherwise."""
@@ -133,15 +135,28 @@ def agreement_of_label_maps(mine: Path, reference: Path) -> CaseAgreement:
 
 
 def case_scores(predictions: Path, labels: Path, spec: VolumeSpec) -> dict[str, float]:
-    """Case -> mean Dice over the labels that the prediction or the reference holds.
+    """Case -> mean Dice over the labels that the prediction or the reference holds; 1 where both hold none.
 
     Raises:
-        UsageError: see :func:`evaluate_label_maps`.
+        UsageError: see :func:`evaluate_label_maps`, or a reference that cannot be read or compared.
     """
     request = EvaluationRequest(predictions, labels, None, {"allow_missing": True, "worst": 0})
-    summary = evaluate_label_maps(request, spec, silent).summary
-    rows = [] if summary is None else dice_table(summary)[:-1]
-    return {str(row["case"]): float(row["mean"]) for row in rows if float(row["mean"]) == float(row["mean"])}
+    found = evaluate_label_maps(request, spec, silent)
+    refuse_unusable(found.failed)
+    rows = [] if found.summary is None else dice_table(found.summary)[:-1]
+    means = {str(row["case"]): float(row["mean"]) for row in rows}
+    return {case: 1.0 if math.isnan(mean) else mean for case, mean in means.items()}
+
+
+def referenced(labels: Path) -> frozenset[str]:
+    """Cases of a folder of label maps.
+
+    Raises:
+        UsageError: no folder, no label file in it, or two for one case.
+    """
+    if not labels.is_dir():
+        raise UsageError(f"{labels}: expected a folder of references, one label map a case")
+    return frozenset(label_files(labels))
 
 
 def _options(given: dict[str, Any], spec: VolumeSpec | None) -> EvaluationOptions:

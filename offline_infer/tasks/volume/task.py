@@ -40,7 +40,7 @@ from offline_infer.tasks.volume.on_device import stitch_on_device
 from offline_infer.tasks.volume.options import OPTIONS
 from offline_infer.tasks.volume.preparing import PreparedCase, prepare
 from offline_infer.tasks.volume.reading import cropped_shape, load_image, previous_file, previous_labels
-from offline_infer.tasks.volume.scoring import agreement_of_label_maps, case_scores, evaluate_label_maps
+from offline_infer.tasks.volume.scoring import agreement_of_label_maps, case_scores, evaluate_label_maps, referenced
 from offline_infer.tasks.volume.tiles import TileCutter, TileLayout, network_grid, step_size
 from offline_infer.tasks.volume.writing import result_files, write_result
 from offline_infer.threads import Team
@@ -183,6 +183,9 @@ class VolumeTask:
     ) -> CaseAgreement:
         a, b = (self.result_files(folder, case_id, spec, settings)[0] for folder in (mine, reference))
         return agreement_of_label_maps(a, b)
+
+    def referenced(self, labels: Path) -> frozenset[str]:
+        return referenced(labels)
 
     def case_scores(self, predictions: Path, labels: Path, spec: VolumeSpec) -> dict[str, float]:
         return case_scores(predictions, labels, spec)

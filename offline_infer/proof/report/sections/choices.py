@@ -14,7 +14,6 @@ from offline_infer.proof.report.values import Content, Names, count, real
 def quantization_section(content: Content, names: Names) -> list[Section]:
     """INT8 graphs: which layers, what unseen cases said, what it gains."""
     judged, folds = content["judged"], content["folds"]
-    accepted = bool(content["accepted"])
     lowest = judged["lowest_dice"]
     head = (
         "fold",
@@ -56,7 +55,7 @@ def quantization_section(content: Content, names: Names) -> list[Section]:
     section = Section(
         kind="quantization",
         heading="INT8, judged on whole unseen cases",
-        verdict=("accepted", "good") if accepted else ("refused", "bad"),
+        verdict=("accepted", "good"),  # a refusal leaves no record
         text="Ranges were calibrated, and layers chosen, on cases that do not judge. Dice is of all foreground together.",
         facts=(
             ("calibration", str(content["calibration"])),
@@ -65,9 +64,8 @@ def quantization_section(content: Content, names: Names) -> list[Section]:
             *((("change of task Dice", _paired(judged["paired"])),) if judged["paired"] else ()),
             *((name, ", ".join(map(str, used))) for name, used in content["cases"].items()),
         ),
-        tiles=(Tile(_shown(lowest), "lowest Dice of an unseen case, INT8 against float32", "" if accepted else "bad"),),
+        tiles=(Tile(_shown(lowest), "lowest Dice of an unseen case, INT8 against float32"),),
         tables=tuple(tables),
-        notes=tuple(str(reason) for reason in content["reasons"]),
     )
     return [section]
 
