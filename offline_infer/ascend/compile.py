@@ -7,7 +7,6 @@ in a process group of its own, with a time limit. It is believed only if it says
 
 from __future__ import annotations
 
-import fcntl
 import os
 import shutil
 import tempfile
@@ -38,6 +37,7 @@ from offline_infer.processes import (
     run,
     termination_as_interrupt,
 )
+from offline_infer.scratch import held
 from offline_infer.spec import CompiledRecord, GraphRecord, OutputSpec
 from offline_infer.tasks.opening import open_bundle
 
@@ -312,7 +312,7 @@ def _damage(job: _Job, made: Path, folder: Path) -> str | None:
 
 def _take_over(job: _Job, made: Path, target: Path) -> CompiledRecord:
     """Put the OM into the bundle and record it; whoever reads meanwhile sees the old state or the new one."""
-    with _held(job.bundle.folder):
+    with held(job.bundle.folder):
         with replacing(target) as temporary:
             GUARDIAN.watch_path(temporary)
             shutil.copyfile(made, temporary)
@@ -361,7 +361,7 @@ def _private_folder() -> Iterator[Path]:
             f"the folder for temporary files, {base!r}, has characters atc does not accept; "
             "set TMPDIR to a path of letters, digits, '_', '-', '.' and '/'"
         )
-    with tempfile.TemporaryDirectory(prefix=_PRIVATE, ignore_cleanup_errors=True) as folder, _held(Path(folder)):
+    with tempfile.TemporaryDirectory(prefix=_PRIVATE, ignore_cleanup_errors=True) as folder, held(Path(folder)):
         GUARDIAN.watch_path(Path(folder))
         yield Path(folder)
     GUARDIAN.forget_path(Path(folder))
@@ -373,26 +373,11 @@ def _sweep(bundle: Path) -> None:
         with suppress(OSError):  # another user's, or one that is at work
             if folder.is_symlink() or folder.stat().st_uid != os.getuid():
                 continue
-            with _held(folder, wait=False):
+            with held(folder, wait=False):
                 end_leftovers(folder)
                 shutil.rmtree(folder, ignore_errors=True)
     if (bundle / COMPILED).is_dir():
-        with _held(bundle):
+        with held(bundle):
             for path in (bundle / COMPILED).glob(".*.om"):  # logs are written without the bundle being held
                 if is_partial(path) and path.is_file() and not path.is_symlink():
                     path.unlink(missing_ok=True)
-
-
-@contextmanager
-def _held(folder: Path, *, wait: bool = True) -> Iterator[None]:
-    """Hold a folder against other processes that do so: a bundle that is added to, a private folder that is in use.
-
-    Raises:
-        BlockingIOError: without ``wait``, another process holds it.
-    """
-    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
-        yield
-    finally:
-        os.close(handle)

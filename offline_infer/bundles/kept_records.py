@@ -5,10 +5,11 @@ They are part of the bundle: ``MANIFEST.sha256`` holds their digests, and a reco
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from offline_infer.bundles.bundle import QUANTIZATION, TUNING, Bundle, save
-from offline_infer.bundles.manifest import MANIFEST, read_manifest
+from offline_infer.bundles.manifest import MANIFEST, SIGNATURE, read_manifest
 from offline_infer.errors import BundleError, UsageError
 from offline_infer.files import read_json, sha256_file, write_json
 
@@ -58,6 +59,12 @@ def read_record(bundle: Bundle, file: str) -> dict[str, Any] | None:
     if not isinstance(record, dict) or record.get("kind") != KINDS[file] or record.get("schema_version") != 1:
         raise BundleError(f"{path} is not a record of the kind {KINDS[file]}, version 1")
     return record
+
+
+def tell_signed(bundle: Bundle, tell: Callable[[str], None]) -> None:
+    """Say that a signature does not hold any more, where there is one: the bundle has gained files."""
+    if (bundle.folder / SIGNATURE).exists():
+        tell("the bundle was signed before and has changed: sign it again")
 
 
 def refuse_lone(bundle: Bundle) -> None:

@@ -24,13 +24,18 @@ class Roles:
 
     Attributes:
         calibration: their inputs give the ranges of the activations.
-        choosing: their inputs tell which layers may be INT8.
+        choosing: their inputs tell which layers may be INT8; whole cases of both kinds have to agree as well.
         judges: whole cases that are looked at once, at the end.
     """
 
     calibration: tuple[CaseFiles, ...]
     choosing: tuple[CaseFiles, ...]
     judges: tuple[CaseFiles, ...]
+
+    @property
+    def known(self) -> tuple[CaseFiles, ...]:
+        """The cases that do not judge."""
+        return (*self.calibration, *self.choosing)
 
     def to_json(self) -> dict[str, list[str]]:
         """The cases' names."""

@@ -30,8 +30,8 @@ from offline_infer.graph.quantized import Convolution, Range, quantized
 from offline_infer.tasks.base import Answers, Task
 
 FloatArray = npt.NDArray[np.float32]
-_RESERVE = 0.6
-"""Share of the budget that is used up where layers are chosen: the judges are other cases, and more of them."""
+_RESERVE = 0.5
+"""Share of the budget that is used up where layers are chosen: the judges are other cases, and the worst of them counts."""
 _ALONE = 2  # inputs a layer is tried alone on
 
 

@@ -7,16 +7,16 @@ Then whole cases that had no part in this judge all folds together. Only what th
 from __future__ import annotations
 
 import shutil
-import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from offline_infer._version import __version__
 from offline_infer.bundles.bundle import QUANTIZATION, Bundle, save
-from offline_infer.bundles.kept_records import keep_record, refuse_lone
+from offline_infer.bundles.kept_records import keep_record, refuse_lone, tell_signed
 from offline_infer.bundles.manifest import SIGNATURE
 from offline_infer.bundles.opening import check_recorded, checked_graph
 from offline_infer.bundles.precision_checks import Check, keep_checks, subject_of
@@ -32,6 +32,7 @@ from offline_infer.quantizing.calibration import calibration_method, ranges_of
 from offline_infer.quantizing.cases import Roles, all_usable, inputs_of, share_out
 from offline_infer.quantizing.choosing import Choice, Trial, Trials, choose, reaches, target_of
 from offline_infer.quantizing.judging import Verdict, comparing, judge_cases, require_references, run_cases, whole_cases
+from offline_infer.scratch import held, scratch_folder
 from offline_infer.spec import GraphRecord
 from offline_infer.tasks.opening import open_bundle
 from offline_infer.tasks.registry import get_task
@@ -92,37 +93,60 @@ def quantize(bundle: Bundle, job: QuantizeJob, sink: Sink = silent) -> dict[str,
         UsageError: too few cases, NNCF is wanted and not there, a bundle without float32 graphs, a task without a comparison.
         CaseError, CasesFailed: cases cannot be read or run.
     """
+    method, roles = _prepared(bundle, job)
+    if job.calibration == "auto" and method != "nncf":
+        _note(sink, "NNCF is not installed: the engine itself tells the ranges of activations")
+    started = time.perf_counter()
+    with scratch_folder("quantize") as scratch:
+        trial_bundle = scratch / "bundle"
+        shutil.copytree(bundle.folder, trial_bundle, ignore=shutil.ignore_patterns("compiled", SIGNATURE))
+        made = _candidates(bundle, trial_bundle, job, method, roles, sink)
+        spec = _with_graphs(bundle, trial_bundle, made)
+        save(spec.model_copy(update={"compiled": ()}), trial_bundle)
+        verdict = _judged(open_bundle(trial_bundle), job, roles, scratch, sink)
+        if verdict.reasons:
+            raise QuantizationRefused(f"{bundle.name}: {'; '.join(verdict.reasons)}; nothing was kept")
+        record = _record(job, method, roles, made, verdict, time.perf_counter() - started)
+        kept = _kept(bundle, trial_bundle, made, record)
+    _keep_checks(kept, job, made, verdict, sink)
+    tell_signed(kept, lambda text: _note(sink, text))
+    return record
+
+
+def _prepared(bundle: Bundle, job: QuantizeJob) -> tuple[str, Roles]:
+    """Everything that can be refused before any work: how ranges are found, and which cases serve for what."""
     refuse_lone(bundle)
     task = get_task(bundle.spec.task)
     compares = comparing(task)
     require_engine(job.engine)
     onnx_package()
     method = calibration_method(job.calibration)
-    if job.calibration == "auto" and method != "nncf":
-        sink(Event("note", STAGE, data={"text": "NNCF is not installed: the engine itself tells the ranges"}))
     roles = share_out(all_usable(task.list_cases(job.cases, bundle.spec)).cases)
     if job.labels is not None:
         require_references(compares, job.labels, roles.judges)
-    started = time.perf_counter()
-    with tempfile.TemporaryDirectory(prefix="offline_infer_quantize_") as scratch:
-        trial_bundle = Path(scratch) / "bundle"
-        shutil.copytree(bundle.folder, trial_bundle, ignore=shutil.ignore_patterns("compiled", SIGNATURE))
-        made = _candidates(bundle, trial_bundle, job, method, roles, sink)
-        spec = _with_graphs(bundle, trial_bundle, made)
-        save(spec.model_copy(update={"compiled": ()}), trial_bundle)
-        verdict = _judged(open_bundle(trial_bundle), job, roles, Path(scratch), sink)
-        if verdict.reasons:
-            raise QuantizationRefused(f"{bundle.name}: {'; '.join(verdict.reasons)}; nothing was kept")
-        record = _record(job, method, roles, made, verdict, time.perf_counter() - started)
+    return method, roles
+
+
+def _note(sink: Sink, text: str) -> None:
+    sink(Event("note", STAGE, data={"text": text}))
+
+
+def _kept(bundle: Bundle, folder: Path, made: Sequence[_Candidate], record: dict[str, Any]) -> Bundle:
+    """Put the graphs of a folder and their record into the bundle; ``bundle.json``, which names them, comes last.
+
+    Raises:
+        UsageError: the bundle's float32 graphs were replaced meanwhile.
+    """
+    with held(bundle.folder):
+        now = open_bundle(bundle.folder)  # another process may have added to it
+        if any(now.graph(each.fold).sha256 != bundle.graph(each.fold).sha256 for each in made):
+            raise UsageError(f"{bundle.name}: its graphs were replaced while they were quantized; nothing was kept")
         for candidate in made:
             with replacing(bundle.folder / candidate.file) as temporary:
-                shutil.copyfile(trial_bundle / candidate.file, temporary)
-    kept = Bundle(bundle.folder, spec)
-    keep_record(kept, QUANTIZATION, record)  # writes bundle.json too, so that neither is there without the other
-    _keep_checks(kept, job, made, verdict, sink)
-    if (bundle.folder / SIGNATURE).exists():
-        sink(Event("note", STAGE, data={"text": "the bundle was signed before: sign it again"}))
-    return record
+                shutil.copyfile(folder / candidate.file, temporary)
+        kept = Bundle(bundle.folder, _with_graphs(now, folder, made))
+        keep_record(kept, QUANTIZATION, record)
+    return kept
 
 
 def _candidates(
@@ -146,20 +170,28 @@ def _candidates(
         layers = convolutions(model)
         if not layers:
             raise UsageError(f"{graph} holds no convolution with constant weights; there is nothing to quantize")
-        sink(Event("note", STAGE, data={"text": f"fold {fold}: {len(layers)} convolutions, ranges by {method}"}))
+        _note(sink, f"fold {fold}: {len(layers)} convolutions, ranges by {method}")
         ranges = ranges_of(graph, {each.source for each in layers}, calibration, method, job.engine, job.threads)
         layers = [each for each in layers if each.source in ranges]
-        by_cases = whole_cases(bundle, fold, roles.choosing, folder.parent, job.engine, job.threads, job.settings)
+        by_cases = whole_cases(bundle, fold, roles.known, folder.parent, job.engine, job.threads, job.settings)
         trials = Trials(model, ranges, task, bundle.spec, job.engine, options, choosing, graph, by_cases)
-        choice = choose(
-            layers, trials, job.min_dice, lambda done, total: sink(Event("progress", STAGE, done=done, total=total))
-        )
+        choice = choose(layers, trials, job.min_dice, partial(_tell_trial, sink))
         _refuse_little(bundle, fold, choice, job)
         around, trial, seconds = _around(trials, choice, job)
         file = f"fold_{fold}_int8.onnx"
         save_model(quantized(model, ranges, choice.chosen), folder / file)
         made.append(_Candidate(fold, file, choice, around, trial, seconds))
+        _note(
+            sink,
+            f"fold {fold}: {choice.share:.0%} of the multiplications in INT8, {around} around them; now the judges",
+        )
     return made
+
+
+def _tell_trial(sink: Sink, done: int, total: int) -> None:
+    if done == 1:
+        _note(sink, "not all layers can be INT8: each is tried alone")
+    sink(Event("progress", STAGE, done=done, total=total))
 
 
 def _refuse_little(bundle: Bundle, fold: str, choice: Choice, job: QuantizeJob) -> None:
@@ -302,4 +334,4 @@ def _keep_checks(bundle: Bundle, job: QuantizeJob, made: Sequence[_Candidate], v
             )
     problem = keep_checks(bundle, rows)
     if problem is not None:
-        sink(Event("note", STAGE, data={"text": f"the checks are not kept in the bundle: {problem}"}))
+        _note(sink, f"the checks are not kept in the bundle: {problem}")

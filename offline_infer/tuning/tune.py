@@ -7,7 +7,6 @@ same few cases would partly be chosen by chance. With fewer than four cases ther
 from __future__ import annotations
 
 import math
-import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,7 +15,7 @@ from typing import Any
 
 from offline_infer._version import __version__
 from offline_infer.bundles.bundle import TUNING, Bundle
-from offline_infer.bundles.kept_records import keep_record, refuse_lone
+from offline_infer.bundles.kept_records import keep_record, refuse_lone, tell_signed
 from offline_infer.engines.base import EngineOptions, require_engine
 from offline_infer.errors import EngineUnavailable, UsageError
 from offline_infer.events import Event, Sink, silent, without
@@ -24,7 +23,9 @@ from offline_infer.images.cases import CaseFiles
 from offline_infer.predict.model import Model
 from offline_infer.quantizing.cases import all_usable
 from offline_infer.quantizing.judging import Paired, comparing, doubts, paired_difference, require_references, run_cases
+from offline_infer.scratch import held, scratch_folder
 from offline_infer.tasks.base import Task
+from offline_infer.tasks.opening import open_bundle
 from offline_infer.tasks.registry import get_task
 from offline_infer.tasks.settings import RunSettings
 from offline_infer.tuning.setting import Setting, graph_digests, grid
@@ -116,7 +117,12 @@ def tune(bundle: Bundle, job: TuneJob, sink: Sink = silent) -> dict[str, Any]:
             raise UsageError(f"{bundle.name}: {reasons[0]}; nothing was kept")
         sink(Event("progress", STAGE, done=done, total=len(settings), data={"setting": str(setting)}))
     record = _record(bundle, job, rows, left_out)
-    keep_record(bundle, TUNING, record)
+    with held(bundle.folder):
+        now = open_bundle(bundle.folder)  # another process may have added to it
+        if graph_digests(now) != record["graphs"]:
+            raise UsageError(f"{bundle.name}: its graphs were replaced while they were tuned; nothing was kept")
+        keep_record(now, TUNING, record)
+    tell_signed(bundle, lambda text: sink(Event("note", STAGE, data={"text": text})))
     return record
 
 
@@ -166,8 +172,8 @@ def _measured(
         UsageError: a result that no reference scores.
     """
     options = EngineOptions(precision=setting.precision, threads=job.threads)
-    with tempfile.TemporaryDirectory(prefix="offline_infer_tune_") as folder:
-        output = Path(folder) / "results"
+    with scratch_folder("tune") as folder:
+        output = folder / "results"
         with Model(bundle, engine=job.engine, options=options, folds=setting.folds, unverified=True) as model:
             _ = model.sessions  # opening is paid once, whatever the number of cases
             seconds = run_cases(
