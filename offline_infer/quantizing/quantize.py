@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from offline_infer._version import __version__
-from offline_infer.bundles.bundle import QUANTIZATION, Bundle, save
+from offline_infer.bundles.bundle import QUANTIZATION, Bundle, embedded, save
 from offline_infer.bundles.kept_records import keep_record, refuse_lone, tell_signed
 from offline_infer.bundles.manifest import SIGNATURE
 from offline_infer.bundles.opening import check_recorded, checked_graph
@@ -25,7 +25,7 @@ from offline_infer.errors import QuantizationRefused, UsageError
 from offline_infer.events import Event, Sink, silent, without
 from offline_infer.files import replacing, sha256_file
 from offline_infer.graph import load_model, save_model
-from offline_infer.graph.model import onnx_package
+from offline_infer.graph.model import graph_sha256, onnx_package, opset, set_metadata
 from offline_infer.graph.quantized import convolutions, quantized
 from offline_infer.predict.model import Model
 from offline_infer.quantizing.calibration import calibration_method, ranges_of
@@ -179,7 +179,10 @@ def _candidates(
         _refuse_little(bundle, fold, choice, job)
         around, trial, seconds = _around(trials, choice, job)
         file = f"fold_{fold}_int8.onnx"
-        save_model(quantized(model, ranges, choice.chosen), folder / file)
+        rounded = quantized(model, ranges, choice.chosen)
+        # As a lone file it says of itself what it is, and not what the float graph said.
+        about = embedded(bundle.spec, fold, "int8", opset(rounded), graph_sha256(rounded))
+        save_model(set_metadata(rounded, about), folder / file)
         made.append(_Candidate(fold, file, choice, around, trial, seconds))
         _note(
             sink,

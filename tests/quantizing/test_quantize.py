@@ -72,6 +72,14 @@ def test_both_engines_run_the_graph(made: tuple[Bundle, dict], engine: str) -> N
     assert 0 < difference < 1.0
 
 
+def test_as_a_lone_file_it_says_that_it_is_int8(made: tuple[Bundle, dict], tmp_path: Path) -> None:
+    bundle, _ = made
+    lone = Bundle.load(shutil.copy(bundle.graph_path("0", "int8"), tmp_path / "renamed.onnx"))
+    assert lone.graph("0", "int8").precision == "int8"
+    with pytest.raises(UsageError, match="no fp32 graph"):
+        lone.graph("0")
+
+
 def test_predict_uses_it_only_when_asked(made: tuple[Bundle, dict], tmp_path: Path) -> None:
     bundle, _ = made
     write_cases(tmp_path / "images", count=1)
