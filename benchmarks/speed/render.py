@@ -70,8 +70,6 @@ def tables(results: dict[str, Any]) -> str:
         lines += stage_tables(results)
     if "large" in results:
         lines += large_table(results["large"])
-    if "int8" in results:
-        lines += int8_table(results["int8"])
     if "resampling" in results:
         lines += resampling_table(results["resampling"])
     return "\n".join(lines)
@@ -260,36 +258,6 @@ def large_table(found: dict[str, Any]) -> list[str]:
         lines.append(
             f"| {name} | {estimate:.2f} | {grown:.2f} | {peak:.2f} | {row['whole_s']:.1f} ({row['cpu_s']:.1f}) |"
         )
-    return [*lines, ""]
-
-
-def int8_table(found: dict[str, Any]) -> list[str]:
-    """INT8 through NNCF, an experiment."""
-    lines = [
-        "### INT8 through NNCF, an experiment (not in the package)",
-        "",
-        "Quantized after training; statistics from tiles that are not compared, unless the image has one tile only. Agreement is with float32; Dice per class is the mean of whole unseen phantoms against their reference. The full-size network has random weights: its agreement says nothing about a trained one.",
-        "",
-        "| network | variant | tile s, median (min - max) | processor s | convolutions | labels equal | foreground Dice, tiles / whole cases | Dice per class |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
-    for name, result in found.items():
-        if "failed" in result:
-            lines.append(f"| {name} | failed: {result['failed']} |" + " |" * 6)
-            continue
-        for variant, row in result["variants"].items():
-            tile, same = row["tile_s"], row["tiles"]
-            if "label_agreement" not in same:
-                lines.append(f"| {name} | {variant} | failed: {same['reason']} |" + " |" * 5)
-                continue
-            dice = [same["foreground_dice"], row.get("case_foreground_dice")]
-            shown = " / ".join("-" if value is None else f"{value:.5f}" for value in dice)
-            classes = ", ".join(f"{label} {value:.4f}" for label, value in row.get("case_dice", {}).items())
-            kinds = ", ".join(f"{count} {kind}" for kind, count in row["convolutions"].items())
-            lines.append(
-                f"| {name} | {variant} | {tile['median']:.3f} ({_range(tile)}) | {row['cpu_s']['median']:.3f} | {kinds} "
-                f"| {100 * same['label_agreement']:.3f} % | {shown} | {classes or '-'} |"
-            )
     return [*lines, ""]
 
 

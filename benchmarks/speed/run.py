@@ -28,7 +28,7 @@ from machine import machine_facts, versions_of  # noqa: E402
 from networks import CT_SPACING, FULL, PATCH, gflop, unetplusplus  # noqa: E402
 from shared import REPORT, spread, synthetic_ct  # noqa: E402
 
-PARTS = ("startup", "resampling", "tiles", "network", "stages", "large", "growth", "int8")
+PARTS = ("startup", "resampling", "tiles", "network", "stages", "large", "growth")
 MANY = 48
 """From that many classes on the two sides run once: the peer takes minutes."""
 
@@ -355,18 +355,6 @@ class Bench:
             found[name] = self._real({**job, "image": str(image), "bundle": str(folder), "tta": tta}, peer)
             found[name]["shape"] = shape
             self.keep(found)
-        return found
-
-    def int8(self) -> dict[str, Any]:
-        """An experiment: INT8 through NNCF; the trained demonstration model with its Dice, the full-size network's time."""
-        print("int8")
-        job = {"engine": "int8", "threads": self.options.threads, "rounds": self.options.rounds}
-        found = {"demonstration": self.script("int8.py", {**job, "what": "demo", "work": str(self.work), "repeats": 5})}
-        self.keep(found)
-        z, y, x = self.options.case
-        bundle, image = self.model(3, CT_SPACING, FULL)[1], self.image((z, y, x), CT_SPACING)
-        full = {**job, "what": "tile", "bundle": str(bundle), "image": str(image), "calibration_tiles": 4}
-        found["PlainConvUNet"] = self.script("int8.py", {**full, "repeats": self.options.tiles})
         return found
 
     def _real(self, job: dict[str, Any], peer: Path | None) -> dict[str, Any]:
