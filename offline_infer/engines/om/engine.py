@@ -21,7 +21,8 @@ from offline_infer.engines.base import EngineOptions, FloatArray, Session, Sessi
 from offline_infer.engines.compiled import CompiledGraph
 from offline_infer.engines.om.bindings import BINDINGS, installed
 from offline_infer.engines.om.chips import choose
-from offline_infer.engines.om.pool import Job, Limits, Pool
+from offline_infer.engines.om.jobs import Job, Limits
+from offline_infer.engines.om.pool import Pool
 from offline_infer.engines.reference import open_reference
 from offline_infer.errors import EngineFailed, EngineUnavailable
 

@@ -21,7 +21,7 @@ from offline_infer.bundles.artefacts import compiled_graphs
 from offline_infer.bundles.bundle import Bundle
 from offline_infer.engines import queueing
 from offline_infer.engines.base import EngineOptions, Session, get_engine
-from offline_infer.engines.om import pool
+from offline_infer.engines.om import lane
 from offline_infer.errors import BundleError, EngineFailed, EngineUnavailable
 
 BINDINGS = ("v2023", "v2024", "acl")
@@ -343,7 +343,7 @@ def test_a_worker_that_is_killed_again_and_again_is_given_up(
     compiled: Callable[..., Bundle], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     use_binding(monkeypatch, "v2024", fail="killed-at:0")
-    monkeypatch.setattr(pool, "KILLS_ALLOWED", 1)
+    monkeypatch.setattr(lane, "KILLS_ALLOWED", 1)
     with opened(compiled()) as session, pytest.raises(EngineFailed, match="SIGKILL"):
         session.run(batches(1)[0])
 
