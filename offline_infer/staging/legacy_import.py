@@ -9,10 +9,12 @@ import shutil
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from offline_infer.arithmetic.sliding_window import TileGrid, cut_tile, mirror_code
 from offline_infer.errors import UsageError
@@ -123,31 +125,20 @@ def import_case(
     prepared = prepare_case(task, case, spec, PreviousStage(), threads)
     assert isinstance(prepared, PreparedCase)
     layout = TileLayout.of(spec, prepared.geometry.network_shape, chosen)
-    grid = layout.grid
-    other = differences(record, grid, case.case_id)
+    other = differences(record, layout.grid, case.case_id)
     if other:
         raise UsageError(
             f"{folders.shapes} does not belong to {case.case_id} and this model: it says {'; '.join(other)}. "
             "Name the image, bundle and step size the tiles were cut with"
         )
-    places = [(group, position) for group in range(layout.groups) for position in range(layout.per_group)]
-    stems = [
-        legacy_stem(record.case, layout.starts[group], grid.patch, mirror_code(layout.mirrors[position]))
-        for group, position in places
-    ]
-    if folders.tiles is not None:
-        difference: float | None = _compare_tiles(folders.tiles, record.case, prepared, grid)
-    else:
-        difference = None
+    tiles = _Tiles(record.case, prepared, layout)
+    difference = None if folders.tiles is None else _compare_tiles(folders.tiles, record.case, prepared, layout.grid)
 
     def decide(stem: str, candidates: Mapping[FileKind, Path]) -> FileKind | None:
-        group, position = places[stems.index(stem)]
-        tile = np.empty((prepared.array.shape[0], *grid.patch), np.float32)
-        cut_tile(prepared.array, grid, layout.starts[group], tile)
-        turned = np.flip(tile, tuple(axis + 1 for axis in layout.mirrors[position]))
         kept = next(output.name for output in spec.outputs if output.keep)
-        return decide_by_graph(graph, kept, turned[None], candidates) if graph is not None else None
+        return decide_by_graph(graph, kept, tiles.cut(*tiles.stems[stem])[None], candidates) if graph else None
 
+    stems = list(tiles.stems)
     results = find_results(folders.results, stems, folders.tool, decide) if folders.results is not None else None
     header = _header(spec, work, chosen, fold, results)
     if not is_work_folder(work):
@@ -156,7 +147,7 @@ def import_case(
         writer = WorklistWriter(work, header)
         if case.case_id in writer.cases:
             raise UsageError(f"case {case.case_id} is already in {work}; name a new folder")
-        items = _take_items(writer, case, prepared, layout, places, stems, folders)
+        items = _take_items(writer, case, tiles, folders)
         sources = source_files(case.channels)
         writer.add(case_record(case, case.channels, sources, prepared, layout, items), items)
         try:
@@ -171,8 +162,41 @@ def import_case(
         tool=results.tool if results else None,
         evidence=results.evidence if results else None,
         largest_difference=difference,
-        notes=_notes(grid, layout.per_group, len(items), taken, results),
+        notes=_notes(layout.grid, layout.per_group, len(items), taken, results),
     )
+
+
+@dataclass(frozen=True)
+class _Tiles:
+    """The tiles of a case, and what the published scripts call them.
+
+    Attributes:
+        name: of the case, in their files.
+    """
+
+    name: str
+    prepared: PreparedCase
+    layout: TileLayout
+
+    @cached_property
+    def stems(self) -> dict[str, tuple[int, int]]:
+        """Their name of a tile without an ending -> (group, position), in the order of the items."""
+        layout = self.layout
+        return {
+            legacy_stem(self.name, layout.starts[group], layout.grid.patch, mirror_code(layout.mirrors[position])): (
+                group,
+                position,
+            )
+            for group in range(layout.groups)
+            for position in range(layout.per_group)
+        }
+
+    def cut(self, group: int, position: int) -> npt.NDArray[np.float32]:
+        """A tile (c, z, y, x), mirrored as its position says."""
+        grid = self.layout.grid
+        tile = np.empty((self.prepared.array.shape[0], *grid.patch), np.float32)
+        cut_tile(self.prepared.array, grid, self.layout.starts[group], tile)
+        return np.flip(tile, tuple(axis + 1 for axis in self.layout.mirrors[position]))
 
 
 def _header(spec: VolumeSpec, work: Path, settings: RunSettings, fold: str, results: Results | None) -> WorklistHeader:
@@ -219,20 +243,12 @@ def _compare_tiles(tiles: Path, case: str, prepared: PreparedCase, grid: TileGri
     return largest
 
 
-def _take_items(
-    writer: WorklistWriter,
-    case: CaseFiles,
-    prepared: PreparedCase,
-    layout: TileLayout,
-    places: list[tuple[int, int]],
-    stems: list[str],
-    folders: LegacyFolders,
-) -> list[Item]:
+def _take_items(writer: WorklistWriter, case: CaseFiles, tiles: _Tiles, folders: LegacyFolders) -> list[Item]:
+    layout = tiles.layout
     shape = writer.header.input_shape[1:]
     size = writer.header.item_bytes(shape)
-    tile = np.empty((shape[0], *layout.grid.patch), np.float32)
     items: list[Item] = []
-    for (group, position), stem in zip(places, stems, strict=True):
+    for stem, (group, position) in tiles.stems.items():
         file = f"inputs/{safe_name(case.case_id)}_{layout.name(group, position)}.bin"
         if folders.tiles is not None:
             source = folders.tiles / f"{stem}.bin"
@@ -241,9 +257,7 @@ def _take_items(
             checksum = zlib.crc32(source.read_bytes())
         else:
             # The bins are gone; the checksum is that of the bin as we would cut it.
-            cut_tile(prepared.array, layout.grid, layout.starts[group], tile)
-            turned = np.flip(tile, tuple(axis + 1 for axis in layout.mirrors[position]))
-            checksum = zlib.crc32(np.ascontiguousarray(turned).data)
+            checksum = zlib.crc32(np.ascontiguousarray(tiles.cut(group, position)).data)
         items.append(
             Item(
                 index=writer.next_index + len(items),
