@@ -97,6 +97,9 @@ def _register_adopt(commands: Subparsers) -> None:
     parser.add_argument("graph", type=Path, help="the .onnx file")
     parser.add_argument("--task", required=True, help=f"what kind of model it is: {', '.join(adopters)}")
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="BUNDLE", help="folder to make")
+    parser.add_argument(
+        "--expect-sha256", nargs="+", default=[], metavar="HASH", help="accept only a file with one of these digests"
+    )
     parser.add_argument("--overwrite", action="store_true", help="replace an existing bundle")
     parser.add_argument(
         "--set",
@@ -188,6 +191,7 @@ def _refuse(path: Path, kind: str, names: list[str]) -> None:
 
 def adopt(options: argparse.Namespace) -> dict[str, Any]:
     """``offline-infer adopt``."""
+    from offline_infer.checkpoints.digests import checked_sha256
     from offline_infer.tasks.extensions import check_given
     from offline_infer.tasks.registry import TASKS, adopter_of
 
@@ -197,9 +201,9 @@ def adopt(options: argparse.Namespace) -> dict[str, Any]:
         raise UsageError(f"graphs of the task {options.task!r} cannot be adopted; legal: {legal}")
     given = assignments(options.set)
     check_given(given, adopter.options)
-    bundle = adopter.adopt(
-        existing(options.graph), options.output, given, overwrite=options.overwrite, sink=sink_for(options)
-    )
+    graph = existing(options.graph)
+    checked_sha256(graph, options.expect_sha256)  # before anything in it is interpreted
+    bundle = adopter.adopt(graph, options.output, given, overwrite=options.overwrite, sink=sink_for(options))
     engines = (bundle.spec.graphs[0].verification or {}).get("engines", [])
     ran = [row["engine"] for row in engines if row.get("status", "ok") == "ok"]
     say(options, f"{bundle.folder}: adopted; the graph gives the same answers on {', '.join(ran)}")

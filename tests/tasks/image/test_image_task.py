@@ -14,6 +14,7 @@ from own_model_samples import write_model
 from photo_samples import image_spec, photo, save, write_list, write_pairs
 from PIL import Image
 
+from offline_infer.checkpoints.digests import sha256
 from offline_infer.cli import main
 from offline_infer.errors import EngineFailed, GeometryError, UsageError
 from offline_infer.tasks.image.adopting import adopt
@@ -244,6 +245,19 @@ def test_adopting_somebody_elses_graph(bundles: dict[str, Path], tmp_path: Path)
     assert main([*command, "--overwrite", "--set", "mask=nothing"]) == 2
     assert main([*command, "--overwrite", "--set", "colour=red"]) == 2
     assert main([*command, "--overwrite", "--set", "size=32"]) == 2
+
+
+def test_adopting_only_the_file_that_was_published(
+    bundles: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    graph = next(bundles["resize"].glob("*.onnx"))
+    digest = sha256(graph)
+    command = ["adopt", str(graph), "--task", "image", "-o", str(tmp_path / "b"), "--quiet", "--expect-sha256"]
+    for wrong in ([digest[:-1] + ("0" if digest[-1] != "0" else "1")], ["0" * 64, "1" * 64], ["abc"]):
+        assert main([*command, *wrong]) == 2
+        assert "SHA-256" in capsys.readouterr().err
+        assert not (tmp_path / "b").exists()
+    assert main([*command, "0" * 64, digest.upper()]) == 0
 
 
 def test_the_command_sweeps_a_bundle_over_attacks(
