@@ -1,38 +1,40 @@
 """Whether what a graph computes fits into this machine, asked before an engine allocates it.
 
-A small file can ask for any amount of memory: thirty concatenations of a tensor with itself are a billion times the tensor.
 Shapes that are known when the graph is opened tell.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import psutil
 
 from offline_infer.errors import BundleError
+from offline_infer.graph.liveness import Step, most_alive
 
 MOST_VALUES = 1 << 32
 """Of one tensor; the largest of a network on the largest admitted input come near it."""
 
 
-def check_sizes(graph: Path, tensors: Iterable[tuple[str, Sequence[int], int]]) -> None:
-    """Refuse a graph with a tensor that cannot be held.
+def check_sizes(graph: Path, steps: Sequence[Step]) -> None:
+    """Refuse a graph whose tensors cannot be held.
 
     Args:
         graph: for the message.
-        tensors: name, shape (open sizes as 1 or less) and bytes a value of every tensor that is computed.
+        steps: its nodes, in an order in which they can be done.
 
     Raises:
-        BundleError: a tensor is absurd, or larger than this machine's memory.
+        BundleError: a tensor is absurd, or those that exist at one time are larger than this machine's memory.
     """
     memory = int(psutil.virtual_memory().total)
-    for name, shape, width in tensors:
-        values = math.prod(max(int(size), 1) for size in shape)
-        if values > MOST_VALUES or values * width > memory:
+    has = f"this machine has {memory / 2**30:,.0f} GiB of memory"
+    for tensor in (tensor for step in steps for tensor in step.makes):
+        if tensor.values > MOST_VALUES or tensor.size > memory:
             raise BundleError(
-                f"{graph} is not opened: it computes a tensor of shape {list(shape)[:8]} ({values * width / 2**30:,.0f} GiB), "
-                f"{name[:80]!a}; this machine has {memory / 2**30:,.0f} GiB of memory"
+                f"{graph} is not opened: it computes a tensor of shape {list(tensor.shape)[:8]} ({tensor.size / 2**30:,.0f} GiB), "
+                f"{tensor.name[:80]!a}; {has}"
             )
+    together = most_alive(steps)
+    if together > memory:
+        raise BundleError(f"{graph} is not opened: its tensors need {together / 2**30:,.0f} GiB at one time; {has}")

@@ -16,7 +16,8 @@ from offline_infer.graph.clean import (
 from offline_infer.graph.facts import GraphFacts, Port, inspect_graph
 from offline_infer.graph.half import FLOAT32_OPS, HalfReport, to_float16
 from offline_infer.graph.instance_norm import decompose_instance_norm
-from offline_infer.graph.model import fix_shapes, graph_sha256, load_model, onnx_package, save_model, set_metadata
+from offline_infer.graph.model import graph_sha256, load_model, onnx_package, save_model, set_metadata
+from offline_infer.graph.shapes import fix_shapes
 
 __all__ = [
     "FLOAT32_OPS",

@@ -7,7 +7,8 @@ from typing import Any
 
 from offline_infer.errors import ExportError
 from offline_infer.graph.clean import constants_to_initializers, select_outputs
-from offline_infer.graph.model import Model, attribute, fix_shapes, onnx_package, refuse_subgraphs, shape_of
+from offline_infer.graph.model import Model, attribute, onnx_package, refuse_subgraphs, shape_of
+from offline_infer.graph.shapes import fix_shapes
 
 # These treat every image of a batch independently, whatever their attributes.
 _APART = frozenset(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -76,46 +76,6 @@ def set_metadata(model: Model, entries: Mapping[str, str]) -> Model:
         prop = new.metadata_props.add()
         prop.key, prop.value = key, merged[key]
     return new
-
-
-def fix_shapes(model: Model, input_shape: Sequence[int], known: Mapping[str, Sequence[int]] | None = None) -> Model:
-    """Give the only input this shape and let it decide the shapes of the outputs.
-
-    Args:
-        known: output -> shape that the original gives for this input, for sizes that shape inference cannot work out.
-
-    Raises:
-        ExportError: several inputs, operators that cannot take that shape, or an output whose shape stays open.
-    """
-    onnx = onnx_package()
-    new = copy(model)
-    if len(new.graph.input) != 1:
-        raise ExportError(f"the graph has {len(new.graph.input)} inputs, expected one")
-    _set_shape(new.graph.input[0], input_shape)
-    for value in new.graph.output:
-        value.type.tensor_type.ClearField("shape")
-    del new.graph.value_info[:]
-    try:
-        found = onnx.shape_inference.infer_shapes(new, check_type=True, strict_mode=True, data_prop=True)
-    except onnx.shape_inference.InferenceError as error:
-        raise ExportError(f"the graph cannot take an input of {tuple(input_shape)}: {_short(error)}") from error
-    for value, worked_out in zip(new.graph.output, found.graph.output, strict=True):
-        shape, told = shape_of(worked_out), (known or {}).get(value.name)
-        if told is not None and _fits(shape, told):
-            shape = tuple(told)
-        if shape is None or not all(isinstance(size, int) for size in shape):
-            raise ExportError(f"the shape of output {value.name!r} stays open ({shape})")
-        _set_shape(value, [size for size in shape if isinstance(size, int)])
-    return new
-
-
-def _fits(shape: Sequence[int | str | None] | None, told: Sequence[int]) -> bool:
-    """Whether a shape, as far as it is known, is the one that is told."""
-    if shape is None:
-        return True
-    return len(shape) == len(told) and all(
-        not isinstance(size, int) or size == wanted for size, wanted in zip(shape, told, strict=True)
-    )
 
 
 def copy(model: Model) -> Model:
@@ -208,13 +168,6 @@ def shape_of(value: Any) -> tuple[int | str | None, ...] | None:
     for axis in tensor.shape.dim:
         sizes.append(int(axis.dim_value) if axis.HasField("dim_value") else axis.dim_param or None)
     return tuple(sizes)
-
-
-def _set_shape(value: Any, shape: Sequence[int]) -> None:
-    tensor = value.type.tensor_type
-    tensor.ClearField("shape")
-    for size in shape:
-        tensor.shape.dim.add().dim_value = size
 
 
 def _short(error: Exception) -> str:

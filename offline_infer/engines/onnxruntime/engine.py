@@ -47,8 +47,10 @@ from offline_infer.engines.onnxruntime.device import Device, Network, OnnxRuntim
 from offline_infer.engines.onnxruntime.options import PROVIDERS, chain, device_of, session_options, stitching
 from offline_infer.engines.ports import Port
 from offline_infer.engines.self_test import check_arithmetic
-from offline_infer.errors import BundleError, EngineFailed, EngineUnavailable, OfflineInferError
+from offline_infer.engines.sizes import check_sizes
+from offline_infer.errors import BundleError, EngineFailed, EngineUnavailable, ExportError, OfflineInferError
 from offline_infer.graph.admission import admit
+from offline_infer.graph.liveness import steps_of
 from offline_infer.threads import PerThread
 
 OLDEST = (1, 18)
@@ -385,19 +387,33 @@ def _source(graph: Path, kind: str, options: EngineOptions) -> tuple[str | bytes
     norms = options.extra.get("norms", "exact" if kind == "cpu" else "native")
     if norms not in ("exact", "native") or (norms == "exact" and kind != "cpu"):
         raise EngineUnavailable(f"onnxruntime: norms is {norms!r} on {options.device}; legal: native, and exact on cpu")
-    if norms == "native":
-        return str(graph), Norms("native")
     try:
         from offline_infer.graph import decompose_instance_norm, load_model
 
         model = load_model(graph)
+        _check_memory(graph, model)
+        if norms == "native":
+            return str(graph), Norms("native")
         if any(node.op_type == "InstanceNormalization" for node in model.graph.node):
             return decompose_instance_norm(model, axis_by_axis=True).SerializeToString(), Norms("exact")
     except BundleError:
         raise
     except OfflineInferError as error:  # no onnx package, or a graph the pass cannot take
-        return str(graph), Norms("native", telling_line(error))
+        return str(graph), Norms("native", None if norms == "native" else telling_line(error))
     return str(graph), Norms("exact")
+
+
+def _check_memory(graph: Path, model: Any) -> None:
+    """Refuse a graph whose tensors cannot be held, as far as their shapes are known: ONNX Runtime would allocate them.
+
+    Raises:
+        BundleError: it is one.
+    """
+    try:
+        steps = steps_of(model)
+    except ExportError as error:
+        raise BundleError(f"{graph} is not opened: {error}") from error
+    check_sizes(graph, steps)
 
 
 def _opened(ort: Any, graph: Path, source: str | bytes, kind: str, index: int, options: EngineOptions) -> Any:

@@ -14,7 +14,7 @@ import io
 import os
 import sys
 import time
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
@@ -51,6 +51,7 @@ from offline_infer.engines.self_test import check_arithmetic
 from offline_infer.engines.sizes import check_sizes
 from offline_infer.errors import BundleError, EngineFailed, EngineUnavailable
 from offline_infer.graph.admission import admit
+from offline_infer.graph.liveness import IN_PLACE, Step, Tensor
 from offline_infer.threads import PerThread
 
 OLDEST = (2025, 0)
@@ -63,6 +64,13 @@ _OWN = {
     "CACHE_DIR": "cache",
     "DEVICE_ID": "device",
 }
+
+
+_IN_PLACE = IN_PLACE | {
+    "Add", "Clamp", "Convert", "Divide", "FakeQuantize", "HSigmoid", "HSwish", "LogicalAnd", "LogicalNot", "LogicalOr",
+    "Maximum", "Minimum", "MVN", "Multiply", "Negative", "PRelu", "Power", "Select", "SoftPlus", "Sqrt", "Subtract",
+}  # fmt: skip
+"""The same under OpenVINO's names."""
 
 
 class OpenVinoEngine:
@@ -426,7 +434,7 @@ def _read(ov: Any, graph: Path) -> Any:
     except Exception as error:  # the reader's exceptions share no base class
         raise BundleError(f"{graph} cannot be read by OpenVINO: {telling_line(error)}") from error
     _input(model.inputs, graph)
-    check_sizes(graph, _computed(model))
+    check_sizes(graph, _steps(model))
     try:
         bound_indices(model)
     except (UnsafeNodeError, RuntimeError) as error:
@@ -434,13 +442,24 @@ def _read(ov: Any, graph: Path) -> Any:
     return model
 
 
-def _computed(model: Any) -> Iterator[tuple[str, list[int], int]]:
-    """Name, shape and bytes a value of every tensor that the graph computes; open sizes as small as they may be."""
+def _steps(model: Any) -> list[Step]:
+    """What the graph computes, with open sizes as small as they may be."""
+    steps = []
     for node in model.get_ordered_ops():
-        for output in node.outputs():
-            shape = output.get_partial_shape()
-            if node.get_type_name() not in ("Constant", "Parameter") and not shape.rank.is_dynamic:
-                yield node.get_friendly_name(), list(shape.get_min_shape()), output.get_element_type().size
+        if node.get_type_name() not in ("Constant", "Parameter", "Result"):
+            makes = tuple(_made(output) for output in node.outputs() if not output.get_partial_shape().rank.is_dynamic)
+            takes = tuple(_tensor_name(value) for value in node.input_values())
+            steps.append(Step(takes, makes, node.get_type_name() in _IN_PLACE))
+    return steps
+
+
+def _made(output: Any) -> Tensor:
+    shape = tuple(int(size) for size in output.get_partial_shape().get_min_shape())
+    return Tensor(_tensor_name(output), shape, output.get_element_type().size)
+
+
+def _tensor_name(output: Any) -> str:
+    return f"{output.get_node().get_friendly_name()}:{output.get_index()}"
 
 
 def _machine_facts(ov: Any, core: Any, config: Mapping[str, str]) -> dict[str, Any]:
