@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
+from math import isfinite, nan
 from pathlib import Path
 
 import numpy as np
@@ -19,9 +20,9 @@ from offline_infer.arithmetic.budgets import check_plausible
 from offline_infer.arithmetic.geometry import ImageGeometry
 from offline_infer.errors import GeometryError, ImageError
 from offline_infer.images import itk
-from offline_infer.images.dicom_tags import check_orientation, frame_tags, is_no_image
+from offline_infer.images.dicom_tags import check_orientation, check_pixels, frame_tags, is_no_image
 from offline_infer.images.formats import dicom_candidates
-from offline_infer.images.frame import FloatArray, Source, make_geometry
+from offline_infer.images.frame import FloatArray, Source, make_geometry, unsaid
 
 REFUSED_DEVIATION = 0.25
 """A slice may lie off an even grid by this fraction of the slice distance; a single missing slice gives at least 0.5."""
@@ -40,9 +41,14 @@ _POSITIONED_FRAMES = (
 """SOP classes whose frames have positions in space."""
 
 
+_CLASS = "0008|0016"
 _SERIES = "0020|000e"
 _POSITION = "0020|0032"
 _ORIENTATION = "0020|0037"
+_PIXEL_SPACING = "0028|0030"
+_SLOPE, _INTERCEPT = "0028|1053", "0028|1052"
+_SAME = {"0010|0020": "patients", "0020|000d": "studies", "0020|0052": "frames of reference"}
+"""What the slices of one series share, by tag."""
 
 
 @dataclass(frozen=True)
@@ -83,9 +89,11 @@ def open_series(path: Path, reader: str) -> Source:
             raise ImageError(
                 f"{path}: mixes single slices with the multi-frame file {part.path.name}; give each its own folder"
             )
+    _refuse_mixed(path, slices)
     slices = _sorted(path, slices)
     first = slices[0]
     spacing, notes = _slice_distance(path, slices)
+    notes += unsaid(path, bool(first.tag(_PIXEL_SPACING)), position=True, orientation=True)
     steps = first.info.GetSpacing()
     geometry = make_geometry(
         path,
@@ -130,7 +138,17 @@ def _open(path: Path) -> _Slice:
     check_plausible(part.size, path.stat().st_size, str(path))
     orientation = part.tag(_ORIENTATION)
     if orientation:
-        check_orientation(path, [_number(text, float("nan")) for text in orientation.split("\\")])
+        check_orientation(path, _numbers(orientation))
+    steps = _numbers(part.tag(_PIXEL_SPACING)) if part.tag(_PIXEL_SPACING) else []
+    if steps and (len(steps) != 2 or not all(isfinite(step) and step > 0 for step in steps)):
+        raise GeometryError(
+            f"{path}: its PixelSpacing is not two positive numbers; repair the header or export the series again"
+        )
+    for key, least in ((_SLOPE, 1e-300), (_INTERCEPT, 0.0)):
+        value = _number(part.tag(key), nan) if part.tag(key) else 1.0
+        if not (isfinite(value) and abs(value) >= least):
+            raise ImageError(f"{path}: its RescaleSlope or RescaleIntercept is no usable number; export it again")
+    check_pixels(path)
     return part
 
 
@@ -143,14 +161,16 @@ def _single(part: _Slice, path: Path, reader: str) -> Source:
     if frames > 1:
         _check_frames(part, frames, geometry)
     else:
-        if not part.tag(_ORIENTATION):
-            notes = (f"{path}: says nothing of its orientation in space; rows and columns were taken along x and y",)
         # GDCM says 1 mm where no distance to a next slice is given; the slice's own thickness is the better answer.
         for key in ("0018|0088", "0018|0050"):
             value = _number(part.tag(key))
             if value > 0:
                 spacing = value
                 break
+        else:
+            notes += (f"{path}: does not say how thick its slice is; {spacing:g} mm was taken",)
+        if not part.tag(_CLASS).startswith(_POSITIONED_FRAMES):  # which say it where ITK does not look
+            notes += unsaid(path, *(bool(part.tag(tag)) for tag in (_PIXEL_SPACING, _POSITION, _ORIENTATION)))
     geometry = make_geometry(
         path,
         reader,
@@ -161,6 +181,21 @@ def _single(part: _Slice, path: Path, reader: str) -> Source:
     )
 
     return itk.volume_source(path, geometry, reader, partial(itk.copy_voxels, part.path), floats=True, notes=notes)
+
+
+def _refuse_mixed(path: Path, slices: Sequence[_Slice]) -> None:
+    """Slices of one series come from one patient, one study and one frame of reference, as far as they say so.
+
+    Raises:
+        ImageError: they do not; what they say is not repeated.
+    """
+    for tag, what in _SAME.items():
+        by_value = {part.tag(tag): part.path.name for part in slices if part.tag(tag)}
+        if len(by_value) > 1:
+            one, other, *_ = by_value.values()
+            raise ImageError(
+                f"{path}: its slices belong to {len(by_value)} {what}, for example {one} and {other}; give each its own folder"
+            )
 
 
 def _sorted(path: Path, slices: Sequence[_Slice]) -> list[_Slice]:
@@ -245,7 +280,7 @@ def _even_distance(
 
 def _check_frames(part: _Slice, frames: int, geometry: ImageGeometry) -> None:
     """Frames of one file must form a stack. GDCM answers spacing (1, 1, 1) where they do not, which is not trusted."""
-    kind = part.tag("0008|0016")
+    kind = part.tag(_CLASS)
     if not kind.startswith(_POSITIONED_FRAMES):
         raise GeometryError(
             f"{part.path}: its {frames} frames have no positions in space, as in a film or an ultrasound loop; convert it "
@@ -275,6 +310,10 @@ def _read_slices(paths: Sequence[Path], out: FloatArray) -> None:
     """Voxels slice by slice, each with its own rescale slope, into (z, y, x)."""
     for index, path in enumerate(paths):
         itk.copy_voxels(path, out[index])
+
+
+def _numbers(text: str) -> list[float]:
+    return [_number(part, nan) for part in text.split("\\")]
 
 
 def _number(text: str, otherwise: float = 0.0) -> float:

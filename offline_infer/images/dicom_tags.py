@@ -8,7 +8,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from math import isfinite
+from math import isfinite, prod
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,11 @@ _NO_IMAGE = (
 )
 """Prefixes of SOP classes that are not images; such files may lie beside a series."""
 
+_NATIVE = ("1.2.840.10008.1.2", "1.2.840.10008.1.2.1", "1.2.840.10008.1.2.2")
+"""Transfer syntaxes without compression: implicit, explicit, big-endian."""
+_PIXELS = 0x7FE00010
+_PIXEL_COUNTS = {0x00280010: 0, 0x00280011: 0, 0x00280002: 1, 0x00280008: 1, 0x00280100: 16}
+"""Rows, columns, samples, frames, bits allocated: their product is the number of bits; and what they are where they are missing."""
 _SHARED, _PER_FRAME = "SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence"
 
 
@@ -79,6 +84,42 @@ def is_no_image(path: Path) -> bool:
     except Exception:  # the reader gives a better message
         return False
     return kind.startswith(_NO_IMAGE)
+
+
+def check_pixels(path: Path) -> None:
+    """Uncompressed pixels must be all there: GDCM fills what is missing with whatever lies in memory.
+
+    Raises:
+        ImageError: there are fewer bytes than the header promises, or the header is damaged.
+    """
+    from pydicom import config
+    from pydicom.filereader import read_partial
+
+    found: dict[str, int] = {}
+
+    def at_pixels(tag: int, vr: str | None, length: int) -> bool:
+        if tag == _PIXELS:
+            found.update(length=length, head=12 if vr in ("OB", "OW") else 8)
+        return tag == _PIXELS
+
+    try:
+        with warnings.catch_warnings(), config.disable_value_validation(), path.open("rb") as stream:
+            warnings.simplefilter("ignore")
+            dataset = read_partial(stream, at_pixels, force=True, specific_tags=[*_PIXEL_COUNTS])
+            start = stream.tell() + found.get("head", 0)
+            syntax = str(dataset.file_meta.get("TransferSyntaxUID", _NATIVE[0]))
+            counts = [int(dataset[tag].value if tag in dataset else 0) or usual for tag, usual in _PIXEL_COUNTS.items()]
+    except Exception as error:  # what a damaged file makes of the parser
+        raise ImageError(f"{path}: its header is damaged ({type(error).__name__}); export it again") from error
+    if syntax not in _NATIVE or not found:
+        return
+    expected = -(-prod(counts) // 8)
+    present = min(found["length"], path.stat().st_size - start)
+    if present < expected:
+        raise ImageError(
+            f"{path}: is truncated: {max(present, 0):,} bytes of pixels where the header promises {expected:,}; copy or export "
+            "it again"
+        )
 
 
 def check_orientation(path: Path, values: Sequence[float]) -> None:

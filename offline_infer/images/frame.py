@@ -96,6 +96,22 @@ def make_geometry(
     )
 
 
+def unsaid(path: Path, spacing: bool, position: bool, orientation: bool) -> tuple[str, ...]:
+    """The remark on a header that leaves out what a reader then makes up; none where it leaves out nothing.
+
+    Args:
+        spacing, position, orientation: whether the header says it.
+    """
+    missing = []
+    if not spacing:
+        missing.append("how far its voxels are apart (1 mm was taken)")
+    if not position:
+        missing.append("where it lies (the reader's own place for such files was taken)")
+    if not orientation:
+        missing.append("how it is turned (its axes were taken along x, y and z)")
+    return (f"{path}: does not say {', nor '.join(missing)}",) if missing else ()
+
+
 def require_unicode(path: Path) -> None:
     """The image libraries abort the process, or open another file, where a path is not UTF-8.
 

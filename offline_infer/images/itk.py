@@ -90,6 +90,7 @@ def open_volume(path: Path, reader: str) -> Source:
     """
     ending = ending_of(path)
     dims: tuple[int, ...] | None = None
+    notes: tuple[str, ...] = ()
     if ending in NIFTI_ENDINGS:
         nifti_header = nifti.read_header(path)
         nifti.require_three_dimensions(path, nifti_header.dims)
@@ -97,10 +98,13 @@ def open_volume(path: Path, reader: str) -> Source:
             raise ImageError(f"{path}: is NIfTI-2, which {reader} does not read; convert it to NIfTI-1 or .mha")
         scaling = nifti.itk_scaling(nifti_header)
         dims, floats = nifti_header.dims, nifti.may_hold_nan(nifti_header, scaling)
+        notes = nifti_header.notes
+        if nifti_header.skewed:
+            notes += (f"{path}: its sform is no rectangular frame, so its qform was taken, as ITK does",)
         read: Callable[[FloatArray], None] = partial(nifti.read_voxels, path, nifti_header, scaling)
     elif ending in STORED:
         stored = STORED[ending](path)
-        dims, floats = stored.dims, stored.dtype.kind == "f"
+        dims, floats, notes = stored.dims, stored.dtype.kind == "f", stored.notes
         read = stored.read
     else:
         floats = True
@@ -109,7 +113,7 @@ def open_volume(path: Path, reader: str) -> Source:
     frame = stored_frame(path, info, reader)
     if dims is not None and dims != tuple(int(n) for n in info.GetSize()):
         raise ImageError(f"{path}: ITK sees {info.GetSize()} voxels, the header says {dims}")
-    return volume_source(path, frame, reader, read, floats=floats)
+    return volume_source(path, frame, reader, read, floats=floats, notes=notes)
 
 
 def volume_source(

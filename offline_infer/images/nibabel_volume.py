@@ -64,9 +64,9 @@ def open_volume(path: Path, reader: str) -> Source:
     axes = AffineAxes(tuple(tuple(row) for row in affine.tolist()), turn)
     zooms = [float(value) for value in image.header.get_zooms()[:3]]
     geometry = _geometry(path, reader, header.dims, np.asarray(image.affine), zooms, axes)
-    notes: tuple[str, ...] = ()
+    notes = header.notes
     if shear(geometry) > ORTHONORMAL_TOLERANCE:
-        notes = (f"{path}: its axes are not perpendicular; distances in mm are approximate",)
+        notes += (f"{path}: its axes are not perpendicular; distances in mm are approximate",)
     scaling = nifti.nibabel_scaling(path, header)
     read = partial(nifti.read_voxels, path, header, scaling)
     shape = header.dims[::-1]

@@ -7,15 +7,17 @@ memory than either (no integer copy of the image), and it notices damage that IT
 from __future__ import annotations
 
 import struct
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import islice
 from math import isfinite, prod
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
 from offline_infer.errors import GeometryError, ImageError
-from offline_infer.images.frame import FloatArray
+from offline_infer.images.frame import FloatArray, unsaid
 from offline_infer.images.streams import UNSCALED, Scaling, damaged, decode, is_gzip, pieces, wrong_size
 
 _DTYPES = {
@@ -39,6 +41,9 @@ _UNSUPPORTED = {
     2048: "complex numbers",
     2304: "RGBA colours",
 }
+_LAST_CODE = 5  # of qform_code and sform_code
+_UNITS = {1: "metres", 3: "micrometres"}
+_ROUNDING = 1e-2  # what files of single precision, and scanners, leave of a rotation or a spacing
 CONVERT_MSD = "split it into one file per channel first (offline-infer convert-msd does so for Decathlon tasks)"
 
 
@@ -53,6 +58,8 @@ class NiftiHeader:
         slope, inter: as they stand in the header, which may be 0 or not finite; see the two ``..._scaling`` functions.
         gzip: the file is compressed (by its content).
         version: 1 or 2.
+        notes: what the header leaves out, or says twice, a sentence each.
+        skewed: there is a qform too, and the sform is no rectangular frame.
     """
 
     dims: tuple[int, ...]
@@ -62,11 +69,20 @@ class NiftiHeader:
     inter: float
     gzip: bool
     version: int = 1
+    notes: tuple[str, ...] = ()
+    skewed: bool = False
 
     @property
     def size(self) -> int:
         """Bytes of voxels."""
         return prod(self.dims) * self.dtype.itemsize
+
+
+class _Frame(NamedTuple):
+    """See :class:`NiftiHeader`."""
+
+    notes: tuple[str, ...]
+    skewed: bool
 
 
 def read_header(path: Path) -> NiftiHeader:
@@ -98,7 +114,7 @@ def read_header(path: Path) -> NiftiHeader:
         least = 352
     dims = _dims(path, sizes)
     _check_pixdim(path, dims, pixdim)
-    _check_frame(path, start, order, two=two)
+    frame = _check_frame(path, start, order, pixdim, two=two)
     if code not in _DTYPES:
         kind = _UNSUPPORTED.get(code, f"unknown NIfTI datatype {code}")
         raise ImageError(f"{path}: holds {kind}; expected one integer or float per voxel")
@@ -112,6 +128,8 @@ def read_header(path: Path) -> NiftiHeader:
         inter=float(inter),
         gzip=gzip,
         version=2 if two else 1,
+        notes=frame.notes,
+        skewed=frame.skewed,
     )
 
 
@@ -227,13 +245,52 @@ def _check_pixdim(path: Path, dims: tuple[int, ...], pixdim: tuple[float, ...]) 
             )
 
 
-def _check_frame(path: Path, start: bytes, order: str, *, two: bool) -> None:
-    """The sform or qform that a code declares valid must hold finite numbers: both libraries would replace it by an identity."""
+def _check_frame(path: Path, start: bytes, order: str, pixdim: Sequence[float], *, two: bool) -> _Frame:
+    """What the header says of position and direction, as far as the libraries would make something up instead.
+
+    Raises:
+        GeometryError: a sform or qform that a code declares valid is not finite or no rotation, or the code is none of
+            NIfTI's: the libraries take an identity, or another meaning each.
+    """
     number, codes, first = ("d", "2i", 344) if two else ("f", "2h", 252)
     qform, sform = struct.unpack_from(order + codes, start, first)
     values = struct.unpack_from(order + "18" + number, start, first + struct.calcsize(codes))
-    if (qform > 0 and not all(map(isfinite, values[:6]))) or (sform > 0 and not all(map(isfinite, values[6:]))):
+    quaternion, rows = (pixdim[0], *values[:6]), values[6:]
+    if (qform > 0 and not all(map(isfinite, quaternion))) or (sform > 0 and not all(map(isfinite, rows))):
         raise GeometryError(
             f"{path}: the position or direction in the header is not a finite number; repair the header or convert the "
             "image again"
         )
+    if not (0 <= qform <= _LAST_CODE and 0 <= sform <= _LAST_CODE):
+        raise GeometryError(
+            f"{path}: qform_code {qform} and sform_code {sform} in the header: those of NIfTI are 0 to {_LAST_CODE}; repair "
+            "the header or convert the image again"
+        )
+    if qform > 0 and sum(value**2 for value in values[:3]) > 1 + _ROUNDING:
+        raise GeometryError(
+            f"{path}: the quaternion in the header is no rotation (its parts are too large); repair the header or convert "
+            "the image again"
+        )
+    unit = struct.unpack_from(f"{order}i", start, 500)[0] if two else start[123]
+    notes = _unit_notes(path, unit)
+    if qform == 0 and sform == 0:
+        return _Frame(notes + unsaid(path, spacing=True, position=False, orientation=False), skewed=False)
+    if sform == 0:
+        return _Frame(notes, skewed=False)
+    columns = np.asarray(rows, np.float64).reshape(3, 4)[:, :3]
+    steps = np.linalg.norm(columns, axis=0)
+    if np.all(steps > 0) and np.abs(steps / np.asarray(pixdim[1:4]) - 1).max() > _ROUNDING:
+        notes += (
+            f"{path}: gives two spacings, ({', '.join(f'{step:g}' for step in pixdim[1:4])}) mm in pixdim and "
+            f"({', '.join(f'{step:g}' for step in steps)}) mm in its sform; pixdim was taken, as nnU-Net does",
+        )
+    turned = columns / np.where(steps > 0, steps, 1)
+    return _Frame(notes, qform > 0 and bool(np.abs(turned.T @ turned - np.eye(3)).max() > _ROUNDING))
+
+
+def _unit_notes(path: Path, code: int) -> tuple[str, ...]:
+    """The remark on a header that counts in another unit than millimetres."""
+    unit = _UNITS.get(code & 7)
+    if unit is None:
+        return ()
+    return (f"{path}: counts in {unit}, which ITK turns into mm; nibabel takes the numbers for mm",)

@@ -8,12 +8,13 @@ been found to have one meaning.
 from __future__ import annotations
 
 import re
-from math import prod
+from math import isfinite, nan, prod
 from pathlib import Path
 
 import numpy as np
 
-from offline_infer.errors import ImageError
+from offline_infer.errors import GeometryError, ImageError
+from offline_infer.images.frame import unsaid
 from offline_infer.images.nifti import require_three_dimensions
 from offline_infer.images.stored import StoredVoxels, data_file
 from offline_infer.images.streams import damaged
@@ -41,6 +42,10 @@ _SYNONYMS = {
     "f4": ("float",),
     "f8": ("double",),
 }
+_PATIENT_SPACES = (
+    "left-posterior-superior", "lps", "right-anterior-superior", "ras", "left-anterior-superior", "las",
+)  # fmt: skip
+"""Spaces that ITK tells apart."""
 _DTYPES = {name: dtype for dtype, names in _SYNONYMS.items() for name in names}
 
 
@@ -48,6 +53,7 @@ def read_header(path: Path) -> StoredVoxels:
     """Parse the header.
 
     Raises:
+        GeometryError: spacings that are no numbers.
         ImageError: no NRRD, more than three dimensions, an ambiguous header, an unknown type or encoding, voxels that are
             missing, spread over several files, or taken from another place than the case's own files.
     """
@@ -78,7 +84,34 @@ def read_header(path: Path) -> StoredVoxels:
     dtype = np.dtype(_byte_order(path, fields, _DTYPES[element]) + _DTYPES[element])
     if skip < 0:  # the voxels are the end of the file
         offset = max(offset, data.stat().st_size - prod(dims) * dtype.itemsize)
-    return StoredVoxels(path, dims, dtype, data, offset + max(skip, 0), encoding != "raw")
+    return StoredVoxels(
+        path, dims, dtype, data, offset + max(skip, 0), encoding != "raw", _check_frame(path, fields, count)
+    )
+
+
+def _check_frame(path: Path, fields: dict[str, str], count: int) -> tuple[str, ...]:
+    """Remarks on what the header does not say of the frame, or what ITK does not take as it says it.
+
+    Raises:
+        GeometryError: spacings that are no numbers; ITK takes 1 mm for them.
+    """
+    try:
+        spacings = [float(text) for text in fields.get("spacings", "").split()]
+    except ValueError:
+        spacings = [nan]
+    if "spacings" in fields and (len(spacings) != count or not all(map(isfinite, spacings))):
+        raise GeometryError(
+            f"{path}: its spacings are {fields['spacings']!a:.60}, expected {count} numbers; repair the header"
+        )
+    directions = "(" in fields.get("spacedirections", "")
+    limits = "axismins" in fields or "axsmins" in fields
+    notes = unsaid(path, bool(spacings) or directions, "(" in fields.get("spaceorigin", "") or limits, directions)
+    space, units = fields.get("space", ""), fields.get("spaceunits", fields.get("units", ""))
+    if space and space.lower() not in _PATIENT_SPACES:
+        notes += (f"{path}: its space is {space!a:.60}; it was taken for left-posterior-superior, as ITK does",)
+    if any(unit not in ("", "mm") for unit in re.findall(r'"([^"]*)"', units)):
+        notes += (f"{path}: its units are {units!a:.60}; its numbers were taken for mm, as ITK does",)
+    return notes
 
 
 def _byte_order(path: Path, fields: dict[str, str], element: str) -> str:

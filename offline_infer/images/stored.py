@@ -34,6 +34,7 @@ class StoredVoxels:
         data: the file that holds the voxels: the header's own or one beside it.
         offset: bytes before the first voxel, or before the compressed stream.
         compressed: the voxels are one zlib or gzip stream.
+        notes: what the header leaves out, a sentence each.
     """
 
     path: Path
@@ -42,6 +43,7 @@ class StoredVoxels:
     data: Path
     offset: int
     compressed: bool
+    notes: tuple[str, ...] = ()
 
     def read(self, out: FloatArray) -> None:
         """Decode all voxels into ``out``.

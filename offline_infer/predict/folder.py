@@ -13,7 +13,7 @@ import time
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -131,6 +131,7 @@ class _Ready:
     prepared: Prepared
     sources: tuple[SourceFile, ...]
     seconds: dict[str, float]
+    notes: tuple[str, ...]
 
 
 class _Runner:
@@ -180,7 +181,7 @@ class _Runner:
             if method.read_ahead:
                 self._read_ahead(index + 1)
             finish = self._infer(case, ready, method, outcome)
-            ready = _Ready(ready.prepared.emptied(), ready.sources, ready.seconds)
+            ready = replace(ready, prepared=ready.prepared.emptied())
             if self._behind is not None:
                 self._behind.result()
             self._behind = self._writer.submit(self._write, case, ready, finish, outcome)
@@ -207,17 +208,22 @@ class _Runner:
         clock = Clock()
         model = self._model
         sources = self._provenances.sources(case)
-        prepared = prepare_case(model.task, case, model.spec, self._stage, model.options.threads, clock.lap)
-        return _Ready(prepared, sources, clock.seconds)
+        notes: list[str] = []
+        threads = model.options.threads
+        prepared = prepare_case(model.task, case, model.spec, self._stage, threads, lap=clock.lap, note=notes.append)
+        return _Ready(prepared, sources, clock.seconds, tuple(notes))
 
     def _infer(self, case: CaseFiles, ready: _Ready, method: Method, outcome: CaseOutcome) -> Finish:
         """Everything that needs the engine; the rest is left to the thread behind, unless memory is short."""
         model, sink = self._model, self._sink
         layout = model.task.layout(ready.prepared.geometry, model.spec, self._settings)
         outcome.seconds.update(ready.seconds)
+        outcome.notes = ready.notes
         outcome.shape = layout.extent
         outcome.items = layout.groups * layout.per_group
         sink(Event("case-started", STAGE, case.case_id, data={"network_shape": list(layout.extent)}))
+        for text in ready.notes:
+            sink(Event("note", STAGE, case.case_id, data={"text": text}))
         clock = Clock()
         with SpillFile(self._output) as allocate:
             finish = infer(

@@ -93,7 +93,10 @@ def _cut_case(
     task = get_task(spec.task)
     files = task.sources(case, spec, job.previous_folder)
     sources = source_files(files)
-    prepared = prepare_case(task, case, spec, PreviousStage(job.previous_folder), job.threads)
+    notes: list[str] = []
+    prepared = prepare_case(task, case, spec, PreviousStage(job.previous_folder), job.threads, note=notes.append)
+    for text in notes:
+        sink(Event("note", STAGE, case.case_id, data={"text": text}))
     layout = task.layout(prepared.geometry, spec, settings)
     total = layout.groups * layout.per_group
     name = (case.case_id, safe_name(case.case_id))
@@ -111,7 +114,12 @@ def _cut_case(
     )
     writer.add(case_record(case, files, sources, prepared, layout, items), items)
     return CaseOutcome(
-        case.case_id, "done", items=len(items), bytes=sum(item.bytes for item in items), shape=layout.extent
+        case.case_id,
+        "done",
+        items=len(items),
+        bytes=sum(item.bytes for item in items),
+        shape=layout.extent,
+        notes=tuple(notes),
     )
 
 

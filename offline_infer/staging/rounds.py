@@ -180,7 +180,12 @@ class _Runner:
         """One case from its files to its result."""
         job, task = self._job, self._task
         provenance = self.provenance(case)
-        prepared = prepare_case(task, case, self._spec, PreviousStage(job.previous_folder), job.threads)
+        notes: list[str] = []
+        prepared = prepare_case(
+            task, case, self._spec, PreviousStage(job.previous_folder), job.threads, note=notes.append
+        )
+        for note in notes:
+            self._sink(Event("note", STAGE, case.case_id, data={"text": note}))
         layout = task.layout(prepared.geometry, self._spec, self._settings)
         cost = case_cost(case.case_id, self._header, layout, job.all_outputs)
         # Other programs use the disk as well: never count on more than is free now.
@@ -197,7 +202,7 @@ class _Runner:
                 self._guarded_round(case, prepared, layout, collector, number, range(first, last))
                 self._sink(Event("progress", STAGE, case.case_id, last, cost.groups, data={"round": number}))
             result = collector.finish()
-        outcome = CaseOutcome(case.case_id, "done", items=cost.items, shape=layout.extent)
+        outcome = CaseOutcome(case.case_id, "done", items=cost.items, shape=layout.extent, notes=tuple(notes))
         write_outcome(self._results, result, provenance, outcome)
         self.rounds_of[case.case_id] = len(rounds)
         return outcome

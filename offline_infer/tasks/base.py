@@ -59,6 +59,14 @@ class Loaded(Protocol):
         ...
 
 
+@runtime_checkable
+class Noted(Protocol):
+    """A loaded case with remarks on its files that do not stop it, a sentence each."""
+
+    @property
+    def notes(self) -> tuple[str, ...]: ...
+
+
 class Prepared(Protocol):
     """A case ready to be cut into items."""
 

@@ -26,6 +26,7 @@ class CaseOutcome:
         bytes: written by this stage.
         shape: of the array that the network's inputs were cut from.
         seconds: wall time by step; ``total`` for stages that have one step.
+        notes: what was remarkable about its files, a sentence each.
         memory: what was estimated (bytes above the program with its engine opened), and how the case was therefore run.
     """
 
@@ -38,6 +39,7 @@ class CaseOutcome:
     shape: tuple[int, ...] = ()
     seconds: dict[str, float] = field(default_factory=dict)
     memory: dict[str, Any] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)

@@ -7,19 +7,27 @@ from typing import Any
 
 from offline_infer.images.cases import CaseFiles
 from offline_infer.spec import BundleSpec
-from offline_infer.tasks.base import Loaded, Prepared, PreviousStage, Task
+from offline_infer.tasks.base import Loaded, Noted, Prepared, PreviousStage, Task
 
 Lap = Callable[[str], None]
 """Told the name of each step when it is done, for whoever takes the time."""
 
 
 def prepare_case(
-    task: Task, case: CaseFiles, spec: BundleSpec, stage: PreviousStage, threads: int, lap: Lap | None = None
+    task: Task,
+    case: CaseFiles,
+    spec: BundleSpec,
+    stage: PreviousStage,
+    threads: int,
+    *,
+    lap: Lap | None = None,
+    note: Callable[[str], None] | None = None,
 ) -> Prepared:
     """Read and prepare a case from its files.
 
     Args:
         threads: 0 = all cores.
+        note: told what the files do not say, or say twice, and what was taken for it.
 
     Raises:
         CaseError: the files, or the earlier stage's result, are missing, damaged or do not fit the model.
@@ -27,6 +35,9 @@ def prepare_case(
     told: Lap = lap if lap is not None else _nobody
     loaded = task.read(case, spec)
     told("read")
+    if note is not None and isinstance(loaded, Noted):
+        for text in loaded.notes:
+            note(text)
     previous = task.previous(case, loaded, spec, stage)
     if previous is not None:
         told("previous_stage")

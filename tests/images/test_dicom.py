@@ -254,3 +254,72 @@ def test_two_dimensional_models_take_no_dicom(tmp_path: Path) -> None:
     path = dicom_slice(tmp_path / "a.dcm", PIXELS[0], (1, 2, 3))
     with pytest.raises(ImageError, match="DICOM"):
         read_image([path], "NaturalImage2DIO")
+
+
+def changed(folder: Path, **fields: object) -> Path:
+    """The series with other values of these tags in every slice; None takes a tag out."""
+    import pydicom
+
+    for path in folder.iterdir():
+        dataset = pydicom.dcmread(path)
+        for name, value in fields.items():
+            if value is None:
+                delattr(dataset, name)
+            else:
+                setattr(dataset, name, value)
+        dataset.save_as(path)
+    return folder
+
+
+@pytest.mark.parametrize("kept", [0, 20, 1198])
+def test_pixels_that_are_not_there_are_not_made_up(tmp_path: Path, kept: int) -> None:
+    """GDCM gave whatever lay in the process's memory where a slice held too few bytes."""
+    folder = changed(dicom_series(tmp_path / "case", PIXELS, heights()), PixelData=bytes(kept))
+    with pytest.raises(ImageError, match=r"truncated|cannot be read"):
+        read_image([folder], "SimpleITKIO")
+    frames = dicom_enhanced(tmp_path / "frames.dcm", PIXELS, [2.5 * i for i in range(12)])
+    frames.write_bytes(frames.read_bytes()[:-300])
+    with pytest.raises(ImageError, match="truncated"):
+        read_image([frames], "SimpleITKIO")
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"PixelSpacing": [0, 0]}, "PixelSpacing"),
+        ({"PixelSpacing": [0.7]}, "PixelSpacing"),
+        ({"RescaleSlope": 0}, "RescaleSlope"),
+        ({"ImageOrientationPatient": [0] * 6}, "ImageOrientationPatient"),
+    ],
+)
+def test_damaged_geometry_is_not_replaced_by_a_guess(tmp_path: Path, fields: dict[str, object], said: str) -> None:
+    folder = changed(dicom_series(tmp_path / "case", PIXELS, heights()), **fields)
+    with pytest.raises((GeometryError, ImageError), match=said):
+        read_image([folder], "SimpleITKIO")
+
+
+def test_what_a_series_does_not_say_is_remarked(tmp_path: Path) -> None:
+    folder = changed(dicom_series(tmp_path / "case", PIXELS, heights()), PixelSpacing=None)
+    (note,) = read_image([folder], "SimpleITKIO").notes
+    assert "how far its voxels are apart (1 mm was taken)" in note
+    (tmp_path / "one").mkdir()
+    dicom_slice(tmp_path / "one" / "s.dcm", PIXELS[0], (1, 2, 3))
+    assert not read_image([tmp_path / "one"], "SimpleITKIO").notes
+    changed(tmp_path / "one", ImagePositionPatient=None, ImageOrientationPatient=None, SliceThickness=None)
+    said = " ".join(read_image([tmp_path / "one"], "SimpleITKIO").notes)
+    for words in ("how thick its slice is", "where it lies", "how it is turned"):
+        assert words in said
+    single = dicom_enhanced(tmp_path / "frame.dcm", PIXELS[:1], [0.0])
+    assert not any("turned" in note for note in read_image([single], "SimpleITKIO").notes)
+
+
+@pytest.mark.parametrize("tag", ["PatientID", "StudyInstanceUID", "FrameOfReferenceUID"])
+def test_slices_of_several_patients_are_no_volume(tmp_path: Path, tag: str) -> None:
+    """A series number may be missing, or used twice; what the tags say is not repeated."""
+    for part, value in enumerate(("1.2.77", "1.2.88")):
+        folder = dicom_series(tmp_path / f"{part}", PIXELS[:3], [(0, 0, 2.5 * i + 7.5 * part) for i in range(3)])
+        for path in changed(folder, **{tag: value}).iterdir():
+            path.rename(tmp_path / "0" / f"{part}_{path.name}")
+    with pytest.raises(ImageError, match="its slices belong to 2") as error:
+        read_image([tmp_path / "0"], "SimpleITKIO")
+    assert "1.2.77" not in str(error.value)
