@@ -16,8 +16,9 @@ from typing import Any
 
 from offline_infer.files import write_bytes
 
-_FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")
-_CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]")
+_WIDE_SIGNS = "\uff1d\uff0b\uff0d\uff20"  # = + - @ as East Asian keyboards have them
+_FORMULA = (*"=+-@", *_WIDE_SIGNS, *"\t\n")
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # a carriage return would begin a row of its own
 
 
 def safe_cell(value: Any) -> str:
@@ -26,8 +27,13 @@ def safe_cell(value: Any) -> str:
         return ""
     if isinstance(value, int | float):
         return repr(value) if isinstance(value, bool | int) else repr(float(value))
-    text = _CONTROL.sub("\N{REPLACEMENT CHARACTER}", str(value))
-    return f"'{text}" if text.lstrip(" ").startswith(_FORMULA) else text
+    return safe_text(str(value))
+
+
+def safe_text(text: str) -> str:
+    """A text as a cell of any spreadsheet, CSV or not: no formula, no control characters, nothing that is no Unicode."""
+    plain = _CONTROL.sub("\N{REPLACEMENT CHARACTER}", text.encode(errors="backslashreplace").decode())
+    return f"'{plain}" if plain.lstrip(" ").startswith(_FORMULA) else plain
 
 
 def write_table(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:

@@ -22,7 +22,7 @@ import numpy as np
 
 from offline_infer.errors import CaseError, OfflineInferError, UsageError
 from offline_infer.events import Event, Sink, silent
-from offline_infer.files import write_text
+from offline_infer.files import printable, write_text
 from offline_infer.images import read_geometry, read_image
 from offline_infer.images.cases import CaseFiles, find_cases, natural_key
 from offline_infer.staging.legacy_tiles import shape_of_items, write_shape_record
@@ -245,10 +245,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         files = write_plain_info(options.folder, options.output, options.width, options.height)
     except OfflineInferError as error:
-        sys.stderr.write(f"{parser.prog}: error: {error}\n")
+        sys.stderr.write(f"{parser.prog}: error: {printable(error)}\n")
         return error.exit_status
     except OSError as error:
-        sys.stderr.write(f"{parser.prog}: error: {error.filename}: {error.strerror}\n")
+        sys.stderr.write(f"{parser.prog}: error: {printable(error.filename)}: {error.strerror}\n")
         return 2
     sys.stderr.write(f"{files.whole}: {sum(files.counts)} inputs; parts of {', '.join(map(str, files.counts))}\n")
     return 0

@@ -21,6 +21,7 @@ from offline_infer.errors import CaseError, UsageError
 from offline_infer.events import Event, Sink, silent
 from offline_infer.files import read_json, replacing_folder, write_json, write_text
 from offline_infer.images.decoding import pillow, read_image
+from offline_infer.proof.csv_tables import safe_text
 from offline_infer.spec import Pixels
 from offline_infer.tasks.image.attacks import ATTACKS, Attack, seed_of
 from offline_infer.tasks.image.datasets import NEGATIVE, ImageSet, check_sizes, find_sets, safe_name
@@ -287,7 +288,7 @@ def _is_number(value: Any) -> bool:
 
 
 def _cell(value: Any) -> Any:
-    """A value of a table; text that a spreadsheet would take for a formula is quoted."""
+    """A value of a table; text is made harmless."""
     if value is None:
         return NOT_AVAILABLE
-    return f"'{value}" if isinstance(value, str) and value[:1] in ("=", "+", "-", "@", "\t", "\r") else value
+    return safe_text(value) if isinstance(value, str) else value

@@ -12,9 +12,11 @@ import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from offline_infer.errors import UsageError
 from offline_infer.files import replacing, write_text
+from offline_infer.proof.csv_tables import safe_text
 
 OBJECT_COLUMNS = (
     "image name",
@@ -90,7 +92,7 @@ def write_workbook(
         sheet.append([*(_cell(value) for value in row[:-1]), _link(sheet, row[-1], path.parent)])
     sheet = book.create_sheet("summary")
     for name, value in summary.items():
-        sheet.append([name, _cell(value)])
+        sheet.append([_cell(name), _cell(value)])
     with replacing(path) as temporary:
         book.save(temporary)
 
@@ -98,8 +100,7 @@ def write_workbook(
 def _cell(value: Any) -> Any:
     if isinstance(value, float):
         return round(value, _DIGITS)
-    # A text that begins like a formula would be computed by whoever opens the table.
-    return f"'{value}" if isinstance(value, str) and value[:1] in "=+-@\t\r" else value
+    return safe_text(value) if isinstance(value, str) else value
 
 
 def _link(sheet: Any, picture: Path | None, folder: Path) -> Any:
@@ -108,8 +109,8 @@ def _link(sheet: Any, picture: Path | None, folder: Path) -> Any:
         return None
     from openpyxl.cell import WriteOnlyCell
 
-    relative = Path(os.path.relpath(picture, folder)).as_posix()
-    cell = WriteOnlyCell(sheet, value=picture.name)
+    relative = quote(Path(os.path.relpath(picture, folder)).as_posix(), errors="surrogatepass")
+    cell = WriteOnlyCell(sheet, value=_cell(picture.name))
     cell.hyperlink = relative
     return cell
 
