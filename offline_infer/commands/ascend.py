@@ -6,7 +6,13 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from offline_infer.commands.common import Subparsers, command, existing, refuse_replacing, say
+from offline_infer.commands.common import (
+    Subparsers,
+    check_report_places,
+    command,
+    existing,
+    say,
+)
 
 
 def register(commands: Subparsers) -> None:
@@ -90,8 +96,7 @@ def guide_tables(options: argparse.Namespace) -> dict[str, Any]:
     from offline_infer.files import write_text
 
     named = [*options.precision, *options.performance, *([options.baseline] if options.baseline else [])]
-    if options.output:
-        refuse_replacing(options.output, [Path(words) for _, words in named])
+    check_report_places(options.output, inputs=[Path(words) for _, words in named])
     tables = read_tables(
         options.precision,
         options.performance,

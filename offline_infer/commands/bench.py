@@ -9,6 +9,7 @@ from typing import Any
 from offline_infer.commands.common import (
     Subparsers,
     cache_folder,
+    check_report_places,
     command,
     device_list,
     device_name,
@@ -62,6 +63,7 @@ def benchmark(options: argparse.Namespace) -> dict[str, Any]:
     from offline_infer.images.cases import CaseFiles
     from offline_infer.tasks.opening import open_bundle
 
+    check_report_places(options.output, inputs=options.input or ())
     job = BenchmarkJob(
         engines=tuple(options.engines),
         precisions=tuple(options.precisions),

@@ -263,6 +263,11 @@ def listed_cases(task: Task, source: Path, spec: BundleSpec, sink: Sink) -> Case
     return found
 
 
+_REPORT_ENDINGS = (".csv", ".htm", ".html", ".json", ".md", ".svg", ".txt")
+_FOREIGN_RECORDS = ("dataset.json", "plans.json", "dataset_fingerprint.json", "splits_final.json")
+"""Files beside images and label maps that other programs wrote."""
+
+
 def existing(path: Path) -> Path:
     """The path, which must exist.
 
@@ -289,6 +294,29 @@ def refuse_replacing(output: Path, inputs: Iterable[Path] = ()) -> None:
     folder = output.resolve().parent
     if any((place / BUNDLE_FILE).is_file() for place in (folder, folder.parent)):
         raise UsageError(f"{output} is part of a bundle; name another file to write")
+
+
+def check_report_places(*places: Path | None, inputs: Iterable[Path] = ()) -> None:
+    """Make sure, before any work, that a report replaces nothing but an older report.
+
+    Args:
+        places: files that will be written; None for one that is not wanted.
+        inputs: files that the command reads.
+
+    Raises:
+        UsageError: there is a file of another kind, such as an image, a graph or the record of a run; or one of the inputs.
+    """
+    from offline_infer.tasks.records import MANIFEST, RECORDS
+
+    read = list(inputs)
+    for place in places:
+        if place is None or not place.exists() or place.is_dir():
+            continue
+        refuse_replacing(place, read)
+        there = place.resolve()
+        own = there.suffix.lower() in _REPORT_ENDINGS and there.name not in (MANIFEST, *_FOREIGN_RECORDS)
+        if not own or RECORDS in there.parts:
+            raise UsageError(f"{place} is there, and is no report; name another file to write")
 
 
 def step_size(text: str) -> float:

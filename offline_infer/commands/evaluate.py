@@ -6,7 +6,14 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from offline_infer.commands.common import Subparsers, command, existing, say, sink_for
+from offline_infer.commands.common import (
+    Subparsers,
+    check_report_places,
+    command,
+    existing,
+    say,
+    sink_for,
+)
 from offline_infer.errors import CasesFailed
 
 if TYPE_CHECKING:
@@ -54,6 +61,7 @@ def evaluate(options: argparse.Namespace) -> dict[str, Any]:
     predictions, references = existing(options.predictions), existing(options.references)
     folder = predictions if predictions.is_dir() else predictions.parent
     output = options.output if options.output is not None else folder / "summary.json"
+    check_report_places(output, options.csv)
     task, spec = _task_of(options, folder)
     images = existing(options.images) if options.images is not None else None
     request = EvaluationRequest(predictions, references, output, _given(options), images)

@@ -7,7 +7,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from offline_infer.commands.common import existing, say, sink_for
+from offline_infer.commands.common import (
+    check_report_places,
+    existing,
+    say,
+    sink_for,
+)
 from offline_infer.errors import UsageError
 
 if TYPE_CHECKING:
@@ -29,6 +34,8 @@ def compare_layers(options: argparse.Namespace) -> dict[str, Any]:
         raise UsageError(
             f"{options.output}: name a file that ends with .json; the picture is written beside it as .svg"
         )
+    if options.output is not None:
+        check_report_places(options.output, options.output.with_suffix(".svg"), inputs=options.input or ())
     first, second = (_side(found, text, options) for found, text in zip((bundle, other), options.layers, strict=True))
     found = layers.compare_layers(
         first, second, _input(bundle, options.input), tolerance=options.layer_tolerance, sink=sink_for(options)

@@ -6,7 +6,16 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from offline_infer.commands.common import Subparsers, command, device_list, existing, say, share, sink_for
+from offline_infer.commands.common import (
+    Subparsers,
+    check_report_places,
+    command,
+    device_list,
+    existing,
+    say,
+    share,
+    sink_for,
+)
 from offline_infer.errors import CasesFailed, UsageError
 
 
@@ -99,6 +108,7 @@ def compare(options: argparse.Namespace) -> dict[str, Any]:
     from offline_infer.proof.evaluation.pairs import label_files
 
     a, b = existing(options.a), existing(options.b)
+    check_report_places(options.output)
     if options.output is not None:
         inputs = [file for side in (a, b) if side.is_dir() for file in label_files(side).values()]
         refuse_replacing_inputs([options.output], [*inputs, a, b])
@@ -153,6 +163,7 @@ def report(options: argparse.Namespace) -> dict[str, Any]:
         raise UsageError(f"{options.output} is a folder; name a file in it, such as {options.output / 'report.html'}")
     from offline_infer.proof.report.page import write_report
 
+    check_report_places(options.output, inputs=options.runs)
     names = {}
     if options.bundle:
         names = {str(v): name for name, v in _spec(options.bundle).labels.names.items() if isinstance(v, int)}

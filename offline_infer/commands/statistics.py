@@ -6,7 +6,14 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from offline_infer.commands.common import Subparsers, command, existing, say, sink_for
+from offline_infer.commands.common import (
+    Subparsers,
+    check_report_places,
+    command,
+    existing,
+    say,
+    sink_for,
+)
 from offline_infer.errors import CasesFailed, UsageError
 
 
@@ -39,6 +46,7 @@ def statistics(options: argparse.Namespace) -> dict[str, Any]:
     if output.suffix not in (".csv", ".json"):
         raise UsageError(f"{output}: name a file that ends with .csv or .json")
     files = (output.with_suffix(".csv"), output.with_suffix(".json"))
+    check_report_places(*files)
     cases = find_statistics_cases(labels, images, options.channel)
     refuse_replacing_inputs(files, [case.labels for case in cases])
     found = folder_statistics(

@@ -77,10 +77,14 @@ def ensemble_folders(
         The cases written.
 
     Raises:
-        UsageError: fewer than two folders, or they do not hold the same cases.
+        UsageError: fewer than two folders, they do not hold the same cases, or ``output`` is one of them.
         DiskBudgetError: the disk is full; what was written is complete.
         CasesFailed: some cases could not be read; the others are complete.
     """
+    if any(output.exists() and output.samefile(folder) for folder in folders if folder.exists()):
+        raise UsageError(
+            f"{output} is one of the members, whose results would be replaced; name another folder to write"
+        )
     cases = _shared_cases(folders)
     output.mkdir(parents=True, exist_ok=True)
     failures: dict[str, str] = {}

@@ -62,9 +62,9 @@ def test_the_next_case_is_prepared_during_inference(
     real_make, real_infer = runner.prepare_case, runner.infer
     order = iter(cases)
 
-    def make(task, case: CaseFiles, *arguments):  # type: ignore[no-untyped-def]
+    def make(task, case: CaseFiles, *arguments, **named):  # type: ignore[no-untyped-def]
         begun[case.case_id].set()
-        return real_make(task, case, *arguments)
+        return real_make(task, case, *arguments, **named)
 
     def infer(*arguments, **named):  # type: ignore[no-untyped-def]
         number = cases.index(next(order))

@@ -291,3 +291,78 @@ def test_names_that_the_terminal_cannot_spell(name: str, bundle: Path, tmp_path:
         status, said = run(command, environment=spelling)
         assert status == 0, said
         assert said.isascii()
+
+
+VICTIMS = [
+    "in/a_0000.nii.gz",
+    "out/a.nii.gz",
+    "out/a.npz",
+    "out/offline_infer_run.json",
+    "out/dataset.json",
+    "out/.offline_infer/a.json",
+    "bundle/bundle.json",
+]
+
+
+@pytest.fixture(scope="module")
+def judged(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Images, a bundle, results with probabilities, references and a summary."""
+    folder = tmp_path_factory.mktemp("judged")
+    bundle = folder / "bundle"
+    bundle.mkdir()
+    save(with_graphs(with_outputs(tiny_spec()), bundle), bundle)
+    write_case(folder / "in", "a", shape=SHAPE)
+    out = folder / "out"
+    assert main(["predict", str(bundle), str(folder / "in"), str(out), "--save-probabilities", *FAKE]) == 0
+    shutil.copytree(out, folder / "labels")
+    described = {"labels": {"background": 0, "l1": 1, "l2": 2}, "channel_names": {"0": "CT"}, "numTraining": 1}
+    for place in (out / "dataset.json", out / RECORDS / "a.json"):
+        place.write_text(json.dumps({**described, "file_ending": ".nii.gz"}))
+    summary = str(folder / "summary.json")
+    assert main(["evaluate", str(out), str(folder / "labels"), "-o", summary, "--quiet"]) == 0
+    return folder
+
+
+@pytest.mark.parametrize("victim", VICTIMS)
+@pytest.mark.parametrize("way", ["as it is", "through a folder's link"])
+def test_a_report_replaces_nothing_but_a_report(
+    victim: str, way: str, judged: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A record of a benchmark once replaced the patient's scan that it had been measured with."""
+    root = tmp_path / "all"
+    shutil.copytree(judged, root)
+    target = root / victim
+    if way != "as it is":
+        (tmp_path / "link").symlink_to(target.parent)
+        target = tmp_path / "link" / target.name
+    before = tree(root)
+    out, labels, bundle, image = (str(root / name) for name in ("out", "labels", "bundle", "in/a_0000.nii.gz"))
+    for command in (
+        ["evaluate", out, labels, "-o", str(target)],
+        ["evaluate", out, labels, "-o", str(root / "new.json"), "--csv", str(target)],
+        ["compare", out, labels, "-o", str(target)],
+        ["report", str(root / "summary.json"), out, "-o", str(target)],
+        ["statistics", out, "-o", str(target)],
+        ["benchmark", bundle, "--engines", "fake", "--no-record", "--input", image, "-o", str(target)],
+        ["guide-tables", "--precision", f"x={root / 'summary.json'}", "-o", str(target)],
+    ):
+        refused(capsys, [*command, "--quiet"], target.name)
+    assert tree(root) == before
+    refused(capsys, ["statistics", out, "-o", str(root / "out" / "dataset.csv"), "--quiet"], "dataset.json")
+    for _ in range(2):  # an older report may be replaced
+        assert main(["compare", out, labels, "-o", str(root / "compared.json"), "--quiet"]) == 0
+
+
+@pytest.mark.parametrize("more", [[], ["--overwrite"], ["--overwrite", "--save-probabilities"]])
+def test_an_ensemble_replaces_no_member(
+    more: list[str], judged: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("one", "two"):
+        shutil.copytree(judged / "out", tmp_path / name)
+    (tmp_path / "link").symlink_to(tmp_path / "two")
+    members = [str(tmp_path / "one"), str(tmp_path / "two")]
+    before = tree(tmp_path)
+    for output in (tmp_path / "one", tmp_path / "link", tmp_path / "two" / ".." / "two"):
+        command = ["ensemble", *members, "-o", str(output), "--bundle", str(judged / "bundle"), "--quiet", *more]
+        refused(capsys, command, "one of the members")
+    assert tree(tmp_path) == before
