@@ -31,6 +31,7 @@ _NO_IMAGE = (
 _NATIVE = ("1.2.840.10008.1.2", "1.2.840.10008.1.2.1", "1.2.840.10008.1.2.2")
 """Transfer syntaxes without compression: implicit, explicit, big-endian."""
 _PIXELS = 0x7FE00010
+_UNDEFINED = 0xFFFFFFFF  # as a length
 _PIXEL_COUNTS = {0x00280010: 0, 0x00280011: 0, 0x00280002: 1, 0x00280008: 1, 0x00280100: 16}
 """Rows, columns, samples, frames, bits allocated: their product is the number of bits; and what they are where they are missing."""
 _SHARED, _PER_FRAME = "SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence"
@@ -75,15 +76,7 @@ def frame_tags(path: Path) -> FrameTags:
 
 def is_no_image(path: Path) -> bool:
     """Whether a file's own header (group 2) names a class that is no image; False where it cannot be read."""
-    from pydicom.filereader import read_file_meta_info
-
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            kind = str(read_file_meta_info(path).get("MediaStorageSOPClassUID", ""))
-    except Exception:  # the reader gives a better message
-        return False
-    return kind.startswith(_NO_IMAGE)
+    return str(_file_meta(path).get("MediaStorageSOPClassUID", "")).startswith(_NO_IMAGE)
 
 
 def check_pixels(path: Path) -> None:
@@ -95,6 +88,8 @@ def check_pixels(path: Path) -> None:
     from pydicom import config
     from pydicom.filereader import read_partial
 
+    if _file_meta(path).get("TransferSyntaxUID", _NATIVE[0]) not in _NATIVE:
+        return  # compressed; pydicom would inflate a deflated file whole
     found: dict[str, int] = {}
 
     def at_pixels(tag: int, vr: str | None, length: int) -> bool:
@@ -107,12 +102,13 @@ def check_pixels(path: Path) -> None:
             warnings.simplefilter("ignore")
             dataset = read_partial(stream, at_pixels, force=True, specific_tags=[*_PIXEL_COUNTS])
             start = stream.tell() + found.get("head", 0)
-            syntax = str(dataset.file_meta.get("TransferSyntaxUID", _NATIVE[0]))
             counts = [int(dataset[tag].value if tag in dataset else 0) or usual for tag, usual in _PIXEL_COUNTS.items()]
     except Exception as error:  # what a damaged file makes of the parser
         raise ImageError(f"{path}: its header is damaged ({type(error).__name__}); export it again") from error
-    if syntax not in _NATIVE or not found:
+    if not found:
         return
+    if found["length"] == _UNDEFINED:
+        raise ImageError(f"{path}: its pixels have no length, though they are not compressed; export it again")
     expected = -(-prod(counts) // 8)
     present = min(found["length"], path.stat().st_size - start)
     if present < expected:
@@ -135,6 +131,18 @@ def check_orientation(path: Path, values: Sequence[float]) -> None:
             f"{path}: its orientation in space (ImageOrientationPatient) is no pair of perpendicular unit vectors; repair the "
             "header or export the series again"
         )
+
+
+def _file_meta(path: Path) -> Any:
+    """A file's own header (group 2), a mapping; empty where it cannot be read, for the reader gives a better message."""
+    from pydicom.filereader import read_file_meta_info
+
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return read_file_meta_info(path)
+    except Exception:
+        return {}
 
 
 def _values(groups: Sequence[Any], sequence: str, tag: str) -> Iterator[Sequence[float]]:

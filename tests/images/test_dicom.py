@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import zlib
 from pathlib import Path
 
 import numpy as np
 import pytest
 import SimpleITK as sitk
 from image_samples import dicom_enhanced, dicom_series, dicom_slice, rotation, voxels
+from limited import limited
 
 from offline_infer.errors import GeometryError, ImageError
 from offline_infer.images import read_image, write_labels
+from offline_infer.images.dicom_tags import check_pixels
 
 PIXELS = voxels((12, 20, 30), np.uint8).astype(np.int16)
 
@@ -323,3 +326,30 @@ def test_slices_of_several_patients_are_no_volume(tmp_path: Path, tag: str) -> N
     with pytest.raises(ImageError, match="its slices belong to 2") as error:
         read_image([tmp_path / "0"], "SimpleITKIO")
     assert "1.2.77" not in str(error.value)
+
+
+def test_a_deflated_file_is_not_inflated_to_count_its_pixels(tmp_path: Path) -> None:
+    from pydicom.filereader import read_file_meta_info
+    from pydicom.filewriter import write_file_meta_info
+
+    path = dicom_slice(tmp_path / "a.dcm", PIXELS[0], (0, 0, 0))
+    meta = read_file_meta_info(path)
+    meta.TransferSyntaxUID = "1.2.840.10008.1.2.1.99"
+    deflate = zlib.compressobj(9, wbits=-15)
+    with path.open("wb") as stream:
+        stream.write(bytes(128) + b"DICM")
+        write_file_meta_info(stream, meta)
+        for _ in range(16):
+            stream.write(deflate.compress(bytes(1 << 24)))
+        stream.write(deflate.flush())
+    limited(check_pixels, path, memory=1 << 27)
+
+
+def test_uncompressed_pixels_have_a_length(tmp_path: Path) -> None:
+    path = dicom_slice(tmp_path / "a.dcm", PIXELS[0], (0, 0, 0))
+    size = PIXELS[0].nbytes.to_bytes(4, "little")
+    head = b"\xe0\x7f\x10\x00OW\0\0"
+    assert head + size in path.read_bytes()
+    path.write_bytes(path.read_bytes().replace(head + size, head + b"\xff\xff\xff\xff"))
+    with pytest.raises(ImageError):
+        read_image([path], "SimpleITKIO")
