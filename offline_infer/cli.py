@@ -185,7 +185,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     name = f"{parser.prog} {options.command}"
     try:
         if isinstance(output := getattr(options, "output", None), Path):
+            from offline_infer.folders import clear_for
+
             refuse_replacing(output)
+            clear_for(output)
         result = options.function(options)
     except OfflineInferError as error:
         if options.traceback:

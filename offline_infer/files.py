@@ -276,10 +276,10 @@ def is_partial(path: Path | str) -> bool:
 
 
 def clear_partial(folder: Path | str, *, depth: int = 0) -> int:
-    """Delete the temporary files in a folder that were left by killed processes of this machine; returns their number.
+    """Delete the temporary files and folders in a folder that were left by killed processes of this machine; returns their
+    number.
 
-    What a living process holds, or a process of another machine or container that shares the folder, stays; so do links and
-    folders.
+    What a living process holds, or a process of another machine or container that shares the folder, stays; so do links.
 
     Args:
         depth: levels of folders below that are cleared as well; links are not followed.
@@ -287,29 +287,21 @@ def clear_partial(folder: Path | str, *, depth: int = 0) -> int:
     removed = 0
     with suppress(OSError):  # gone, or not ours to read
         for entry in list(os.scandir(folder)):
-            if depth and entry.is_dir(follow_symlinks=False):
+            is_folder = entry.is_dir(follow_symlinks=False)
+            if _is_abandoned(entry.name):
+                removed += is_folder or entry.is_file(follow_symlinks=False)
+                _remove(entry, is_folder)
+            elif depth and is_folder:
                 removed += clear_partial(entry.path, depth=depth - 1)
-            elif _is_abandoned(entry.name) and entry.is_file(follow_symlinks=False):
-                with suppress(OSError):
-                    os.unlink(entry.path)
-                    removed += 1
     return removed
 
 
-def clear_partial_folders(path: Path | str) -> int:
-    """Delete the temporary folders beside ``path`` in which killed processes of this machine were making it; returns their
-    number."""
-    target = Path(path)
-    begin, _, end = temporary_name(target.name).partition(f".{_machine()}-{os.getpid()}-")
-    end = end.partition(PARTIAL)[2]
-    removed = 0
-    with suppress(OSError):
-        for entry in list(os.scandir(target.parent)):
-            ours = entry.name.startswith(f"{begin}.{_machine()}-") and entry.name.endswith(f"{PARTIAL}{end}")
-            if ours and _is_abandoned(entry.name) and entry.is_dir(follow_symlinks=False):
-                shutil.rmtree(entry.path, ignore_errors=True)
-                removed += 1
-    return removed
+def _remove(entry: os.DirEntry[str], is_folder: bool) -> None:
+    if is_folder:
+        shutil.rmtree(entry.path, ignore_errors=True)
+    elif entry.is_file(follow_symlinks=False):
+        with suppress(OSError):
+            os.unlink(entry.path)
 
 
 def _is_abandoned(name: str) -> bool:

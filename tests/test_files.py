@@ -115,17 +115,19 @@ def test_only_what_no_living_process_of_this_machine_holds_is_cleared(tmp_path: 
     machine = theirs.split("-")[0].rpartition(".")[2]
     elsewhere = theirs.replace(machine, "00000000")
     kept = [mine, elsewhere, "case.nii.gz", ".case.partial.nii.gz"]
+    abandoned = theirs.replace("case", "folder")
     (tmp_path / "a" / "b").mkdir(parents=True)
     for name in (theirs, *kept):
         for folder in (tmp_path, tmp_path / "a", tmp_path / "a" / "b"):
             (folder / name).write_bytes(b"half")
-    (tmp_path / theirs.replace("case", "folder")).mkdir()
+    (tmp_path / abandoned).mkdir()
+    (tmp_path / abandoned / "in").symlink_to(tmp_path / "a")
     (tmp_path / theirs.replace("case", "link")).symlink_to(tmp_path / "case.nii.gz")
     assert files.clear_partial(tmp_path / "missing") == 0
-    assert files.clear_partial(tmp_path, depth=1) == 2
+    assert files.clear_partial(tmp_path, depth=1) == 3
     assert set(names(tmp_path / "a")) == {*kept, "b"}
     assert (tmp_path / "a" / "b" / theirs).exists()
-    left = {*kept, "a", theirs.replace("case", "folder"), theirs.replace("case", "link")}
+    left = {*kept, "a", theirs.replace("case", "link")}
     assert set(names(tmp_path)) == left
 
 

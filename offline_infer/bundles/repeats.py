@@ -16,7 +16,7 @@ from offline_infer.bundles.bundle import BUNDLE_FILE, Bundle, SpecOf, creating, 
 from offline_infer.bundles.checking import check_bundle
 from offline_infer.errors import BundleError, UsageError
 from offline_infer.events import Event, Sink, silent
-from offline_infer.files import clear_partial_folders, temporary_name
+from offline_infer.files import clear_partial, temporary_name
 from offline_infer.spec import BundleSpec, GraphRecord
 
 _FILLED_IN = frozenset({"outputs", "graphs", "compiled", "made_with"})  # by the export, or by later commands
@@ -44,7 +44,7 @@ def making(
         BundleError: the block did not make a valid bundle.
     """
     target = Path(output).absolute()
-    clear_partial_folders(target)
+    clear_partial(target.parent)
     if overwrite or not (target / BUNDLE_FILE).is_file():
         with creating(output, overwrite=overwrite, spec_of=spec_of) as folder:
             yield folder

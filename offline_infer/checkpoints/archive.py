@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import shutil
 import stat
-import tempfile
 import weakref
 import zipfile
+from contextlib import ExitStack
 from pathlib import Path, PurePosixPath
 
 from offline_infer.checkpoints import limits
@@ -14,6 +14,7 @@ from offline_infer.checkpoints.folders import LAYOUTS
 from offline_infer.checkpoints.opening import opened
 from offline_infer.checkpoints.zip_files import opened_zip
 from offline_infer.errors import CheckpointError
+from offline_infer.scratch import scratch_folder
 
 _SMALL_SUFFIXES = (".json", ".pkl")
 _WEIGHT_SUFFIXES = tuple(layout.suffix for layout in LAYOUTS)
@@ -23,8 +24,9 @@ class TemporaryFolder:
     """A folder that is removed when the last reference to this object is gone, or at exit."""
 
     def __init__(self) -> None:
-        self.path = Path(tempfile.mkdtemp(prefix="offline-infer-"))
-        self._finalizer = weakref.finalize(self, shutil.rmtree, self.path, True)
+        held = ExitStack()
+        self.path = held.enter_context(scratch_folder("archive"))
+        self._finalizer = weakref.finalize(self, held.close)
 
     def remove(self) -> None:
         """Remove it now."""

@@ -56,12 +56,14 @@ def _add_task_options(parser: argparse.ArgumentParser) -> None:
 
 def evaluate(options: argparse.Namespace) -> dict[str, Any]:
     """``offline-infer evaluate``."""
+    from offline_infer.folders import clear_for
     from offline_infer.tasks.base import EvaluationRequest
 
     predictions, references = existing(options.predictions), existing(options.references)
     folder = predictions if predictions.is_dir() else predictions.parent
     output = options.output if options.output is not None else folder / "summary.json"
     check_report_places(output, options.csv)
+    clear_for(output)
     task, spec = _task_of(options, folder)
     images = existing(options.images) if options.images is not None else None
     request = EvaluationRequest(predictions, references, output, _given(options), images)

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from offline_infer.files import write_bytes
+from offline_infer.files import clear_partial, write_bytes
 from offline_infer.private import NotPrivateError, private_folder, user_key
 
 SUFFIX = ".compiled"
@@ -82,6 +82,7 @@ class CompiledCache:
         name = _name(facts)
         path = self._folder / (name + SUFFIX)
         write_bytes(path, _MAGIC + self._digest(name, content) + content)
+        clear_partial(self._folder)
         trim(self._folder, keep=path)
 
     def _digest(self, name: str, content: bytes) -> bytes:

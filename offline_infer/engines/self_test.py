@@ -7,7 +7,6 @@ thousandths; a broken kernel by a large part of their size.
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -17,6 +16,7 @@ import numpy as np
 from offline_infer.engines.base import FloatArray, Session
 from offline_infer.errors import EngineUnavailable
 from offline_infer.graph.tiny import single_operator
+from offline_infer.scratch import scratch_folder
 
 ALLOWED = 0.03
 """Largest Euclidean distance from the float32 answer, relative to that answer's norm."""
@@ -42,9 +42,9 @@ def check_arithmetic(
         EngineUnavailable: a distance is more than :data:`ALLOWED`, or not a number; the message holds it.
     """
     worst = 0.0
-    with tempfile.TemporaryDirectory(prefix="offline_infer_") as folder:
+    with scratch_folder("self_test") as folder:
         for operator, (graph, image, expected) in _cases(half_graph).items():
-            path = Path(folder) / f"{operator}.onnx"
+            path = folder / f"{operator}.onnx"
             path.write_bytes(graph)
             with open_graph(path) as session:
                 answer = session.run(image)

@@ -9,10 +9,7 @@ import os
 import re
 import shutil
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,6 +21,7 @@ from offline_infer.images.cases import natural_key
 from offline_infer.images.formats import TIFF_ENDINGS, VOLUME_ENDINGS, split_ending
 from offline_infer.images.nifti import check_complete
 from offline_infer.images.split_channels import split_channels
+from offline_infer.workers import WorkerDied, in_processes
 
 _TASK = re.compile(r"^Task(?P<number>\d{1,3})_(?P<name>[A-Za-z0-9][A-Za-z0-9_.-]*)$")
 _IMAGE_FOLDERS = ("imagesTr", "imagesTs")
@@ -233,15 +231,15 @@ def _run(steps: Sequence[_Step], jobs: int) -> Iterator[str | None]:
     if jobs <= 1 or len(steps) <= 1:
         yield from map(_convert, steps)
         return
-    pool = ProcessPoolExecutor(min(jobs, len(steps)), mp_context=get_context("spawn"))
-    try:
-        for future in [pool.submit(_convert, step) for step in steps]:
-            try:
-                yield future.result()
-            except BrokenProcessPool:
-                yield "not converted: a process was killed, for lack of memory perhaps; call again with fewer jobs"
-    finally:
-        pool.shutdown(cancel_futures=True)  # after an interruption, finish the files that were begun and start no more
+    found: dict[str, str | WorkerDied | None] = {}
+    numbered = {str(number): (step,) for number, step in enumerate(steps)}
+    answers = in_processes(_convert, numbered, jobs)
+    for number in numbered:
+        while number not in found:
+            name, answer = next(answers)
+            found[name] = answer
+        reason = found[number]
+        yield f"not converted: {reason}; try again with fewer jobs" if isinstance(reason, WorkerDied) else reason
 
 
 def _convert(step: _Step) -> str | None:

@@ -17,11 +17,14 @@ from offline_infer.checkpoints.pickles.reading import read_pickle
 from offline_infer.errors import CasesFailed, GeometryError, ImageError, OfflineInferError, UsageError
 from offline_infer.events import Event, Sink, silent
 from offline_infer.files import inside, plain_name
+from offline_infer.folders import held
 from offline_infer.images import read_geometry, write_labels
 from offline_infer.nnunet_files.probabilities import read_npz, write_probabilities
 from offline_infer.nnunet_files.readers import recorded_reader, turn_of
 from offline_infer.proof.evaluation.pool import raise_if_disk_refuses, reason_of
 from offline_infer.spec import VolumeSpec
+
+STAGE = "ensemble"
 
 
 @dataclass(frozen=True)
@@ -77,7 +80,8 @@ def ensemble_folders(
         The cases written.
 
     Raises:
-        UsageError: fewer than two folders, they do not hold the same cases, or ``output`` is one of them.
+        UsageError: fewer than two folders, they do not hold the same cases, ``output`` is one of them, or another process is
+            writing there.
         DiskBudgetError: the disk is full; what was written is complete.
         CasesFailed: some cases could not be read; the others are complete.
     """
@@ -89,24 +93,25 @@ def ensemble_folders(
     output.mkdir(parents=True, exist_ok=True)
     failures: dict[str, str] = {}
     written = []
-    for case in cases:
-        target = inside(output, output / f"{case}{spec.file_ending}")
-        if target.exists() and not overwrite:
-            sink(Event("case-skipped", "ensemble", case, data={"file": str(target)}))
-            continue
-        try:
-            averaged_case = _average(case, folders, spec)
-            if postprocess and spec.postprocessing:
-                averaged_case = _cleaned(averaged_case, spec)
-            if save_probabilities:
-                write_probabilities(output / case, averaged_case.probabilities, averaged_case.geometry, spec)
-            write_labels(target, averaged_case.labels, averaged_case.geometry.image)
-            written.append(case)
-            sink(Event("case-finished", "ensemble", case, data={"file": str(target)}))
-        except (OfflineInferError, OSError, MemoryError) as error:
-            raise_if_disk_refuses(error, case, "ensemble")
-            failures[case] = reason_of(error)
-            sink(Event("case-failed", "ensemble", case, data={"reason": failures[case]}))
+    with held(output, STAGE):
+        for case in cases:
+            target = inside(output, output / f"{case}{spec.file_ending}")
+            if target.exists() and not overwrite:
+                sink(Event("case-skipped", STAGE, case, data={"file": str(target)}))
+                continue
+            try:
+                averaged_case = _average(case, folders, spec)
+                if postprocess and spec.postprocessing:
+                    averaged_case = _cleaned(averaged_case, spec)
+                if save_probabilities:
+                    write_probabilities(output / case, averaged_case.probabilities, averaged_case.geometry, spec)
+                write_labels(target, averaged_case.labels, averaged_case.geometry.image)
+                written.append(case)
+                sink(Event("case-finished", STAGE, case, data={"file": str(target)}))
+            except (OfflineInferError, OSError, MemoryError) as error:
+                raise_if_disk_refuses(error, case, STAGE)
+                failures[case] = reason_of(error)
+                sink(Event("case-failed", STAGE, case, data={"reason": failures[case]}))
     if failures:
         raise CasesFailed(failures, len(cases))
     return written

@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import io
-import tempfile
 from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ from offline_infer.engines.base import EngineOptions, get_engine
 from offline_infer.errors import UsageError
 from offline_infer.graph import load_model, save_model
 from offline_infer.graph.quantized import Range, with_observed_ranges
+from offline_infer.scratch import scratch_folder
 
 FloatArray = npt.NDArray[np.float32]
 METHODS = ("auto", "nncf", "observed")
@@ -65,8 +65,8 @@ def _observed_ranges(
     model, names = with_observed_ranges(load_model(graph), tensors)
     lowest: dict[str, list[float]] = {tensor: [] for tensor in names}
     highest: dict[str, list[float]] = {tensor: [] for tensor in names}
-    with tempfile.TemporaryDirectory(prefix="offline_infer_") as folder:
-        path = Path(folder) / "observed.onnx"
+    with scratch_folder("quantize") as folder:
+        path = folder / "observed.onnx"
         save_model(model, path)
         with get_engine(engine).open(path, EngineOptions(threads=threads)) as session:
             for batch in inputs:

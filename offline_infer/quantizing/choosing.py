@@ -11,7 +11,6 @@ those are what judges look at in the end, the worst of them and not the mean.
 
 from __future__ import annotations
 
-import tempfile
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -27,6 +26,7 @@ from offline_infer.errors import OfflineInferError
 from offline_infer.graph import save_model
 from offline_infer.graph.model import Model
 from offline_infer.graph.quantized import Convolution, Range, quantized
+from offline_infer.scratch import scratch_folder
 from offline_infer.tasks.base import Answers, Task
 
 FloatArray = npt.NDArray[np.float32]
@@ -103,8 +103,8 @@ class Trials:
     @contextmanager
     def _opened(self, chosen: Collection[str], around: str) -> Iterator[Session]:
         options = replace(self._options, precision="int8", around=around)
-        with tempfile.TemporaryDirectory(prefix="offline_infer_") as folder:
-            path = Path(folder) / "trial.onnx"
+        with scratch_folder("quantize") as folder:
+            path = folder / "trial.onnx"
             save_model(quantized(self._model, self._ranges, chosen), path)
             with self._engine.open(path, options) as session:
                 yield session

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 import zlib
 from collections.abc import Sequence
 from contextlib import suppress
@@ -14,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from offline_infer.errors import CaseError
-from offline_infer.files import PARTIAL
+from offline_infer.files import temporary_name
 from offline_infer.spec import OutputSpec
 from offline_infer.staging.outputs import OutputEntry, OutputsManifest
 from offline_infer.staging.worklist import Item, Worklist
@@ -37,7 +36,7 @@ def write_bin(path: Path, array: npt.NDArray[Any], dtype: str) -> tuple[int, int
         largest = float(np.abs(array).max())
         raise CaseError(f"float16 cannot hold the value {largest:g} (its largest is 65504); write float32 bins")
     # No ".bin" at the end: a tool that is given the whole folder must not pick up an unfinished file.
-    temporary = path.with_name(f".{path.name}.{os.getpid()}{PARTIAL}")
+    temporary = path.with_name(temporary_name(path.stem))
     try:
         with temporary.open("wb") as stream:
             stream.write(flat.data)

@@ -12,6 +12,7 @@ from offline_infer.engines.base import FloatArray, Session
 from offline_infer.engines.queueing import Request, in_order
 from offline_infer.errors import DiskBudgetError, EngineFailed, UsageError
 from offline_infer.events import Event, Sink, silent
+from offline_infer.files import clear_partial
 from offline_infer.spec import BundleSpec, OutputSpec
 from offline_infer.staging.bins import read_item, write_bin
 from offline_infer.staging.disk_budget import free_bytes, size_text
@@ -51,6 +52,7 @@ def infer_stage(
     if not worklist.items():
         raise UsageError(f"{work} holds no items to answer; preprocess cases into it first")
     _check_sessions(worklist, sessions, spec)
+    clear_partial(work, depth=2)  # outputs/fold_0/
     manifest = OutputsManifest.load(work)
     for fold in sessions:
         tell_unusable(forget_unusable(worklist, manifest, fold, numbers_fault), sink)

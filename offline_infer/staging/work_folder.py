@@ -62,7 +62,7 @@ def exclusive(work: Path | str) -> Iterator[None]:
     except OSError as error:
         os.close(handle)
         raise UsageError(f"another process is at work in {folder}; wait for it, or name another folder") from error
-    clear_partial(folder, depth=1)
+    clear_partial(folder, depth=2)  # outputs/fold_0/
     try:
         yield
     finally:

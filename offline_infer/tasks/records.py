@@ -19,11 +19,11 @@ from pydantic import Field, ValidationError
 
 from offline_infer._version import __version__
 from offline_infer.files import is_partial, sha256_file, write_json
+from offline_infer.folders import RECORDS
 from offline_infer.proof.run_records import RUN_RECORD, read_run_record
 from offline_infer.spec import Record, Sha256
 
 MANIFEST = RUN_RECORD
-RECORDS = ".offline_infer"
 _LARGEST = 1 << 20
 _OF_NOTHING = hashlib.sha256().hexdigest()
 

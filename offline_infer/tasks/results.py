@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
-import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -11,18 +9,18 @@ from pathlib import Path
 from typing import Any, Literal
 
 from offline_infer.errors import UsageError
-from offline_infer.files import clear_partial, inside
+from offline_infer.files import inside
+from offline_infer.folders import held
 from offline_infer.images.cases import CaseFiles
 from offline_infer.spec import BundleSpec
 from offline_infer.tasks.base import Task
-from offline_infer.tasks.records import RECORDS, Provenance, RecordBook, ResultRecord
+from offline_infer.tasks.records import Provenance, RecordBook, ResultRecord
 from offline_infer.tasks.reports import CaseOutcome
 from offline_infer.tasks.settings import RunSettings
 
 OnExisting = Literal["compare", "keep", "overwrite"]
 """``compare``: skip a result that this run would make alike, refuse any other; ``keep``: skip it anyhow."""
 _SHOWN = 3
-_DEPTH = 2  # levels of folders below a folder of results, where results and their records lie
 _TIME = "%Y-%m-%dT%H:%M:%S%z"
 
 
@@ -120,32 +118,13 @@ class ResultFolder:
 
     @contextmanager
     def exclusive(self, share: str) -> Iterator[None]:
-        """Hold one share of the folder against other processes; freed when the process ends. What killed runs left
-        half-written in the folder is deleted.
-
-        Args:
-            share: processes with different shares may work at the same time.
-
-        Raises:
-            UsageError: another process is at work on the same share.
-        """
-        folder = self._folder / RECORDS
-        folder.mkdir(parents=True, exist_ok=True)
-        name = "".join(letter if letter.isalnum() else "_" for letter in share)
-        handle = os.open(folder / f"{name}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o640)
-        try:
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError as error:
-                raise UsageError(
-                    f"another process is writing results to {self._folder} ({share}); wait for it, or name another folder"
-                ) from error
+        """As :func:`offline_infer.folders.held`; results are refused once the folder is another one."""
+        with held(self._folder, share):
             self._identity = _identity(self._folder)
-            clear_partial(self._folder, depth=_DEPTH)
-            yield
-        finally:
-            self._identity = None
-            os.close(handle)
+            try:
+                yield
+            finally:
+                self._identity = None
 
     @contextmanager
     def writing(

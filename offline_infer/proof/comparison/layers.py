@@ -9,7 +9,6 @@ What was compiled from a graph cannot be given further outputs: there only the g
 from __future__ import annotations
 
 import math
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -25,6 +24,7 @@ from offline_infer.files import write_text
 from offline_infer.graph.model import load_model, save_model
 from offline_infer.graph.taps import Tap, find_taps, with_outputs
 from offline_infer.proof.comparison.arrays import array_distance
+from offline_infer.scratch import scratch_folder
 
 FloatArray = npt.NDArray[np.float32]
 
@@ -128,12 +128,12 @@ def compare_layers(
         raise UsageError(f"{a.graph} and {b.graph} have no tensor in common")
     layers: dict[str, Layer] = {}
     infos: list[SessionInfo] = []
-    with tempfile.TemporaryDirectory(prefix="offline_infer_layers_") as folder:
+    with scratch_folder("layers") as folder:
         for group in [taps] if sealed else _groups(taps, budget):
             answers = []
             infos = []
             for number, side in enumerate((a, b)):
-                path = side.graph if sealed else Path(folder) / f"{number}.onnx"
+                path = side.graph if sealed else folder / f"{number}.onnx"
                 names = tuple(tap.name for tap in group)
                 if not sealed:
                     save_model(with_outputs(models[side.graph], names), path)

@@ -1,22 +1,20 @@
 """Do one thing for many cases, each on its own: a bad case is reported by name and the others complete.
 
-With several jobs the cases run in separate processes. A process that dies (out of memory, a crash in a library) is
-noticed at once, costs the case it was working on, and is replaced.
+With several jobs the cases run in separate processes. A process that dies (out of memory, a crash in a library) or hangs is
+replaced, and the case it was working on is done once more.
 """
 
 from __future__ import annotations
 
 import errno
-import multiprocessing
-import queue
-from collections.abc import Callable, Mapping
-from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Generic, TypeVar
 
 from offline_infer.errors import CaseError, DiskBudgetError, OfflineInferError, UsageError
 from offline_infer.events import Event, Sink
+from offline_infer.workers import WorkerDied, in_processes
 
 T = TypeVar("T")
 
@@ -36,6 +34,15 @@ class CaseOutcomes(Generic[T]):
 
     done: dict[str, T] = field(default_factory=dict)
     failed: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class _Done(Generic[T]):
+    result: T
+
+
+class _Failed(str):
+    """The reason, in one line."""
 
 
 def run_cases(
@@ -63,25 +70,34 @@ def run_cases(
     total = len(arguments)
     sink(Event("stage-started", stage, done=0, total=total))
 
-    def settle(case: str, call: Callable[[], T]) -> None:
-        try:
-            raw.done[case] = call()
-        except Exception as error:
-            raw.failed[case] = reason_of(error)
-            sink(Event("case-failed", stage, case=case, data={"reason": raw.failed[case]}))
-        else:
-            sink(Event("case-finished", stage, case=case, data=describe(raw.done[case])))
-        sink(Event("progress", stage, done=len(raw.done) + len(raw.failed), total=total))
+    def repeated(case: str, reason: str) -> None:
+        sink(Event("note", stage, case=case, data={"note": f"{reason}; the case is done again"}))
 
+    attempts: Iterator[tuple[str, _Done[T] | _Failed | WorkerDied]]
     if jobs == 1 or total <= 1:
-        for case, values in arguments.items():
-            settle(case, lambda values=values: function(*values))  # type: ignore[misc]
+        attempts = ((case, _attempt(function, *values)) for case, values in arguments.items())
     else:
-        _in_processes(function, arguments, min(jobs, total), settle)
+        attempts = in_processes(partial(_attempt, function), arguments, jobs, repeated=repeated)
+    for case, attempt in attempts:
+        if isinstance(attempt, _Done):
+            raw.done[case] = attempt.result
+            sink(Event("case-finished", stage, case=case, data=describe(attempt.result)))
+        else:
+            raw.failed[case] = str(attempt)
+            sink(Event("case-failed", stage, case=case, data={"reason": raw.failed[case]}))
+        sink(Event("progress", stage, done=len(raw.done) + len(raw.failed), total=total))
     return CaseOutcomes(
         done={case: raw.done[case] for case in arguments if case in raw.done},
         failed={case: raw.failed[case] for case in arguments if case in raw.failed},
     )
+
+
+def _attempt(function: Callable[..., T], *values: Any) -> _Done[T] | _Failed:
+    """A call that does not raise; perhaps in a process of its own, from which a text comes back whole and an exception may not."""
+    try:
+        return _Done(function(*values))
+    except Exception as error:
+        return _Failed(reason_of(error))
 
 
 def reason_of(error: BaseException) -> str:
@@ -124,37 +140,6 @@ def raise_if_disk_refuses(error: Exception, case: str, stage: str) -> None:
         ) from error
 
 
-def _in_processes(
-    function: Callable[..., T],
-    arguments: Mapping[str, tuple[Any, ...]],
-    jobs: int,
-    settle: Callable[[str, Callable[[], T]], None],
-) -> None:
-    """One process per job, each fed by a thread of its own, so that a death points at one case."""
-    idle: queue.SimpleQueue[_Worker] = queue.SimpleQueue()
-    workers = [_Worker() for _ in range(jobs)]
-    for worker in workers:
-        idle.put(worker)
-
-    def in_a_process(values: tuple[Any, ...]) -> T:
-        worker = idle.get()
-        try:
-            result: T = worker.call(function, values)
-            return result
-        finally:
-            idle.put(worker)
-
-    threads = ThreadPoolExecutor(jobs)
-    try:
-        futures = {threads.submit(in_a_process, values): case for case, values in arguments.items()}
-        for future in as_completed(futures):
-            settle(futures[future], future.result)
-    finally:
-        threads.shutdown(cancel_futures=True)
-        for worker in workers:
-            worker.close()
-
-
 def _disk_refusal(error: BaseException | None) -> OSError | None:
     """The operating system's word that a disk takes no more, behind whatever error was made of it."""
     while error is not None:
@@ -162,30 +147,3 @@ def _disk_refusal(error: BaseException | None) -> OSError | None:
             return error
         error = error.__cause__
     return None
-
-
-class _Worker:
-    """A process that is replaced when it dies. Spawned, not forked: the parent may hold threads of NumPy or SimpleITK,
-    whose locks a fork would leave locked."""
-
-    def __init__(self) -> None:
-        self._pool: ProcessPoolExecutor | None = None
-
-    def call(self, function: Callable[..., T], values: tuple[Any, ...]) -> T:
-        if self._pool is None:
-            self._pool = ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn"))
-        try:
-            return self._pool.submit(function, *values).result()
-        except BrokenProcessPool:
-            self.close()
-            raise _ProcessDiedError from None
-
-    def close(self) -> None:
-        if self._pool is not None:
-            self._pool.shutdown()
-            self._pool = None
-
-
-class _ProcessDiedError(OfflineInferError):
-    def __init__(self) -> None:
-        super().__init__("the process working on this case died; most often the machine ran out of memory")

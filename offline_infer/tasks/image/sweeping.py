@@ -20,6 +20,7 @@ import numpy as np
 from offline_infer.errors import CaseError, UsageError
 from offline_infer.events import Event, Sink, silent
 from offline_infer.files import read_json, replacing_folder, write_json, write_text
+from offline_infer.folders import held
 from offline_infer.images.decoding import pillow, read_image
 from offline_infer.proof.csv_tables import safe_text
 from offline_infer.spec import Pixels
@@ -105,7 +106,7 @@ def run_sweep(job: SweepJob, predict: Predict, sink: Sink = silent) -> list[dict
         One row per point, in order; failed images are counted in it.
 
     Raises:
-        UsageError: a dataset, a grid or a model that is wrong; before any work.
+        UsageError: a dataset, a grid or a model that is wrong, or another process is at work there; before any work.
     """
     sets = find_sets(job.references, pair_by=job.evaluation.pair_by, need_masks=True)
     problems = check_sizes(sets)
@@ -115,7 +116,13 @@ def run_sweep(job: SweepJob, predict: Predict, sink: Sink = silent) -> list[dict
     points = _points(job, sets)
     if len({point.key for point in points}) < len(points):
         raise UsageError("two models or sets give files of the same name; rename one")
-    by_name = {one.name: one for one in sets}
+    with held(job.output, STAGE):
+        return _run_points(job, points, {one.name: one for one in sets}, predict, sink)
+
+
+def _run_points(
+    job: SweepJob, points: Sequence[Point], by_name: Mapping[str, ImageSet], predict: Predict, sink: Sink
+) -> list[dict[str, Any]]:
     rows = []
     for done, point in enumerate(points):
         path = job.output / "rows" / f"{point.key}.json"
