@@ -79,11 +79,13 @@ def in_order(requests: Iterable[Request[Tag]]) -> Iterator[tuple[Tag, Answers]]:
     memories: dict[int, _Memory] = {}
     try:
         for request in requests:
-            memory = memories.setdefault(id(request.session), _Memory())
-            if isinstance(request.session, QueueingSession):
-                while queue.on_their_way >= request.session.depth:
+            memory = memories.get(id(request.session))
+            if memory is None:
+                memory = memories[id(request.session)] = _Memory(request.session)
+            if memory.queueing is not None:
+                while queue.on_their_way >= memory.queueing.depth:
                     yield from queue.first()
-                queue.put(request, request.session, memory)
+                queue.put(request, memory.queueing, memory)
             else:
                 yield from queue.rest()
                 yield request.tag, memory.answer(request)
@@ -95,7 +97,9 @@ def in_order(requests: Iterable[Request[Tag]]) -> Iterator[tuple[Tag, Answers]]:
 class _Memory:
     """The last answer to an input with a key, of one session."""
 
-    def __init__(self) -> None:
+    def __init__(self, session: Session) -> None:
+        # Asked once: to compare an object with a protocol takes as long as a small tile.
+        self.queueing = session if isinstance(session, QueueingSession) else None
         self._in_buffer: tuple[Hashable, Answers] | None = None
         self._kept: tuple[Hashable, Answers] | None = None
         self.asked: Hashable | None = None

@@ -152,13 +152,19 @@ def _pictures(job: Job) -> None:
     (job.root / "grid.json").write_text('{"GaussianBlur": [3]}')
 
 
-def _detector(job: Job) -> None:
-    from PIL import Image
+def detector_bundle(root: Path) -> None:
+    """A small RefineMask as ``bundle``."""
     from refinemask_samples import write_checkpoint
 
     from offline_infer.tasks.instances.exporting import export_refinemask
 
-    export_refinemask(write_checkpoint(job.root / "model.pth"), job.root / "bundle", verify=False)
+    export_refinemask(write_checkpoint(root / "model.pth"), root / "bundle", verify=False)
+
+
+def _detector(job: Job) -> None:
+    from PIL import Image
+
+    detector_bundle(job.root)
     numbers = np.random.default_rng(0)
     (job.root / "in").mkdir()
     for name, size in (("a", (48, 64, 3)), ("b", (70, 50, 3)), ("c", (40, 40, 3))):
