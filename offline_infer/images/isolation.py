@@ -97,6 +97,17 @@ class IsolatedReader:
             child.end()
 
     def _ask(self, request: Mapping[str, Any], dtype: np.dtype[Any] | None) -> tuple[Answer, npt.NDArray[Any] | None]:
+        try:
+            return self._ask_once(request, dtype)
+        except _KilledError:  # which may not have been the file's fault
+            try:
+                return self._ask_once(request, dtype)
+            except _KilledError as error:
+                raise ImageError(str(error)) from None
+
+    def _ask_once(
+        self, request: Mapping[str, Any], dtype: np.dtype[Any] | None
+    ) -> tuple[Answer, npt.NDArray[Any] | None]:
         path = request["paths"][0] if request["paths"] else "."
         child = self._take(path)
         done = False
@@ -112,7 +123,8 @@ class IsolatedReader:
             ) from None
         except (OSError, EOFError, ValueError, KeyError, TypeError) as error:
             how = child.end() if isinstance(error, OSError | EOFError) else "answered nonsense"
-            raise ImageError(
+            kind = _KilledError if child.was_killed else ImageError
+            raise kind(
                 f"{printable(path)}: the process that read it {how}; the file is damaged, or needs more memory than there is"
             ) from None
         finally:
@@ -141,6 +153,10 @@ class IsolatedReader:
         child.end()
 
 
+class _KilledError(ImageError):
+    """Somebody killed the child: a person, or the operating system for want of memory."""
+
+
 class _RefusedError(Exception):
     """The child read the file and refuses it."""
 
@@ -153,7 +169,7 @@ class _Child:
     """A process that runs ``reader_process``, and the socket to it."""
 
     def __init__(self, seconds: float) -> None:
-        self.spent = False
+        self.spent = self.was_killed = False
         self._socket, theirs = socket.socketpair()
         watched, self._lifeline = os.pipe()
         try:
@@ -220,6 +236,7 @@ class _Child:
         with suppress(subprocess.TimeoutExpired):
             self._process.wait(0.2)
         running = self._process.returncode is None
+        self.was_killed = self._process.returncode == -signal.SIGKILL
         if running:
             self._process.kill()
             self._process.wait()

@@ -119,6 +119,14 @@ def _predicted(job: Job) -> None:
     finish(job.server, ["predict", f"{job.root}/bundle", f"{job.root}/in", f"{job.root}/labels", *FAKE], Environment())
 
 
+def _convolution(job: Job) -> None:
+    from conv_bundle import conv_bundle
+
+    conv_bundle(job.root / "bundle")
+    for number in range(3):
+        write_case(job.root / "in", f"case_{number}", shape=(8, 14, 18), seed=number)
+
+
 def _members(job: Job) -> None:
     _volumes(job)
     for name, more in (("a", []), ("b", ["--no-tta"])):
@@ -271,6 +279,15 @@ ROUTES: tuple[Route, ...] = (
         _volumes,
     ),
     Route("stages", _stages, _volumes),
+    Route(
+        "openvino",
+        one(
+            "predict", "{root}/bundle", "{root}/in", "{place}/out", "--engine", "openvino", "--cache", "{place}/cache",
+            "--threads", "1", *HERE, "--quiet",
+        ),
+        _convolution,
+        slow=True,
+    ),
     Route("sessions", _sessions, _preprocessed, device()),
     Route(
         "staged_sessions",

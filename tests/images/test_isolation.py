@@ -89,6 +89,32 @@ def test_a_child_that_is_killed_costs_one_file(tmp_path: Path, isolated: None) -
     assert read_image([path], "SimpleITKIO").array.shape == (1, 7, 9, 11)
 
 
+def test_a_file_whose_child_is_killed_once_is_read_again(tmp_path: Path, isolated: None) -> None:
+    path = save(tmp_path / "a.nii.gz", voxels())
+    expected = read_image([path], "SimpleITKIO").array
+    children()[0].kill()
+    np.testing.assert_array_equal(read_image([path], "SimpleITKIO").array, expected)
+
+
+def test_a_file_that_kills_its_child_is_given_up(tmp_path: Path, isolated: None) -> None:
+    path = save(tmp_path / "a.nii.gz", voxels())
+    over = threading.Event()
+
+    def kill() -> None:
+        while not over.is_set():
+            for child in children():
+                child.kill()
+
+    killer = threading.Thread(target=kill)
+    killer.start()
+    try:
+        with pytest.raises(ImageError, match=r"a\.nii\.gz: the process that read it crashed \(SIGKILL\)"):
+            read_image([path], "SimpleITKIO")
+    finally:
+        over.set()
+        killer.join()
+
+
 def test_a_file_that_takes_for_ever_is_given_up(tmp_path: Path) -> None:
     path = save(tmp_path / "a.nii.gz", voxels())
     with isolated_readers(seconds=20):

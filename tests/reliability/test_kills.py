@@ -14,11 +14,21 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from command_line import LIMIT_S, start
 from kill_routes import ROUTES, Job, Route, digest, finals, half_written, results
 from killing import Moment, Programs, finish, kill_at, moments, programs
 
 KILLS = int(os.environ.get("OFFLINE_INFER_KILLS", "1"))
+
+
+TOGETHER = ("streaming", "evaluate", "ensemble", "image")
+"""Routes of which two runs at once are tried in an ordinary run."""
+REFUSALS = ("another process is", "another infer is", "is not empty", "exists")
+
+
+@pytest.fixture(scope="module")
+def other(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Programs]:
+    with programs(tmp_path_factory.mktemp("other")) as started:
+        yield started
 
 
 @pytest.fixture(scope="module")
@@ -74,19 +84,32 @@ def _kill_and_finish(
     return "killed" if statuses[0] == -signal.SIGKILL else f"ended with {statuses[0]}"
 
 
-def test_two_runs_on_one_folder_do_not_corrupt_it(server: Programs, tmp_path: Path) -> None:
-    route = ROUTES[0]
+@pytest.mark.parametrize("route", ROUTES, ids=lambda route: route.name)
+def test_of_two_runs_on_one_folder_the_second_refuses_or_shares(
+    route: Route, server: Programs, other: Programs, tmp_path: Path
+) -> None:
+    if route.name not in TOGETHER and KILLS == 1:
+        pytest.skip("takes long: set OFFLINE_INFER_KILLS")
     route.prepare(Job(server, tmp_path))
-    (command,) = route.commands(tmp_path, tmp_path)
-    first, second = start(command), start(command)
-    told = [process.communicate(timeout=LIMIT_S)[1] for process in (first, second)]
-    assert sorted((first.returncode, second.returncode)) in ([0, 0], [0, 2]), told
-    if {first.returncode, second.returncode} == {0, 2}:
-        assert "another process is writing results" in " ".join(told)
-    finish(server, command, route.environment)
-    (again,) = route.commands(tmp_path, tmp_path / "alone")
-    finish(server, again, route.environment)
-    assert results(route, tmp_path) == results(route, tmp_path / "alone")
+    for command in route.commands(tmp_path, tmp_path / "alone"):
+        finish(server, command, route.environment)
+    for delay in (0.0,) if KILLS == 1 else (0.0, 0.05, 0.2, 0.5):
+        place = tmp_path / f"together {delay:g}"
+        commands = route.commands(tmp_path, place)
+        for command in commands:
+            server.start(command, route.environment)
+            ended = server.wait(delay) if delay else None
+            other.start(command, route.environment)
+            statuses = sorted((server.wait() if ended is None else ended, other.wait()))
+            said = server.said() + other.said()
+            assert statuses in ([0, 0], [0, 2]), said
+            assert statuses == [0, 0] or any(words in said for words in REFUSALS), said
+            print(f"{route.name}: {command[0]} after {delay:g} s: {statuses}")
+        assert not half_written(place, results(route, tmp_path / "alone"), route)
+        for command in commands:
+            finish(server, command, route.environment)
+        assert digest(results(route, place)) == digest(results(route, tmp_path / "alone"))
+        assert not list((place / "out").rglob(".*.partial*"))
 
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, None)])
