@@ -94,7 +94,7 @@ def test_of_two_runs_on_one_folder_the_second_refuses_or_shares(
     for command in route.commands(tmp_path, tmp_path / "alone"):
         finish(server, command, route.environment)
     for delay in (0.0,) if KILLS == 1 else (0.0, 0.05, 0.2, 0.5):
-        place = tmp_path / f"together {delay:g}"
+        place = tmp_path / f"together_{delay:g}"
         commands = route.commands(tmp_path, place)
         for command in commands:
             server.start(command, route.environment)
