@@ -306,7 +306,8 @@ def check_report_places(*places: Path | None, inputs: Iterable[Path] = ()) -> No
     Raises:
         UsageError: there is a file of another kind, such as an image, a graph or the record of a run; or one of the inputs.
     """
-    from offline_infer.tasks.records import MANIFEST, RECORDS
+    from offline_infer.folders import RECORDS
+    from offline_infer.tasks.records import MANIFEST
 
     read = list(inputs)
     for place in places:

@@ -15,7 +15,8 @@ from staged_samples import write_case
 
 from offline_infer.bundles.bundle import save
 from offline_infer.cli import main
-from offline_infer.tasks.records import MANIFEST, RECORDS
+from offline_infer.folders import RECORDS
+from offline_infer.tasks.records import MANIFEST
 
 SHAPE = (10, 14, 18)
 FAKE = ["--engine", "fake", "--quiet"]
