@@ -39,7 +39,7 @@ from offline_infer.tasks.registry import get_task
 from offline_infer.tasks.settings import RunSettings
 
 STAGE = "quantize"
-LEAST_SHARE = 0.5
+LEAST_SHARE = 0.3
 """Of the convolutions' multiplications that have to end in INT8: with less there is little to gain, and little is left to prove."""
 _FASTER = 0.97  # the time beside which bf16 around INT8 is worth its rounding
 
