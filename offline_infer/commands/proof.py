@@ -21,6 +21,12 @@ from offline_infer.errors import CasesFailed, UsageError
 
 def register(commands: Subparsers) -> None:
     """Add these commands to the parser."""
+    _register_compare(commands)
+    _register_ensemble(commands)
+    _register_report(commands)
+
+
+def _register_compare(commands: Subparsers) -> None:
     parser = command(
         commands,
         "compare",
@@ -66,6 +72,8 @@ def register(commands: Subparsers) -> None:
     parser.add_argument("--bundle", type=Path, help="take label names from this bundle")
     parser.add_argument("--jobs", type=int, default=1, metavar="N", help="cases at a time")
 
+
+def _register_ensemble(commands: Subparsers) -> None:
     parser = command(commands, "ensemble", ensemble, "average runs of several models from their saved probabilities")
     parser.add_argument("folders", type=Path, nargs="+", help="prediction folders written with --save-probabilities")
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="DIR", help="folder for the label maps")
@@ -76,6 +84,8 @@ def register(commands: Subparsers) -> None:
     parser.add_argument("--postprocess", action="store_true", help="apply the bundle's connected-component rules")
     parser.add_argument("--overwrite", action="store_true", help="redo finished cases")
 
+
+def _register_report(commands: Subparsers) -> None:
     parser = command(
         commands,
         "report",
