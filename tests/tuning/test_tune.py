@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ from offline_infer.cli import main
 from offline_infer.engines.base import get_engine
 from offline_infer.errors import BundleError, EngineUnavailable, UsageError
 from offline_infer.files import sha256_file
-from offline_infer.quantizing.judging import paired_difference
+from offline_infer.quantizing.judging import paired_difference, run_cases
 from offline_infer.tuning.setting import Setting, grid, tuned_setting
 from offline_infer.tuning.tune import Row, TuneJob, choose_row, pareto, tune
 
@@ -66,7 +67,12 @@ def test_the_grid_begins_with_the_frameworks_way_and_knows_what_is_there(tmp_pat
     assert {setting.precision for setting in found} == {"fp32", "bf16"}
 
 
-def test_tuned_settings_are_kept_and_used_when_asked_for_only(tmp_path: Path) -> None:
+def test_tuned_settings_are_kept_and_used_when_asked_for_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def timed(model: Any, cases: Any, output: Path, settings: Any, sink: Any) -> dict[str, float]:
+        """The cases are run; the times are those of an undisturbed machine."""
+        return dict.fromkeys(run_cases(model, cases, output, settings, sink), 8.0 if settings.tta else 1.0)
+
+    monkeypatch.setattr("offline_infer.tuning.tune.run_cases", timed)
     write_cases(tmp_path / "images", tmp_path / "labels", count=2)
     bundle = threshold_bundle(tmp_path / "bundle")
     job = TuneJob(tmp_path / "images", tmp_path / "labels", precisions=(), steps=(), threads=1)
