@@ -10,6 +10,8 @@ from offline_infer.proof.report.parts import Section, Table, Tile
 from offline_infer.proof.report.records import RecordKind
 from offline_infer.proof.report.values import Content, Names, count, real
 
+_RANGES_BY = {"nncf": "NNCF", "observed": "the engine's own observation"}
+
 
 def quantization_section(content: Content, names: Names) -> list[Section]:
     """INT8 graphs: which layers, what unseen cases said, what it gains."""
@@ -58,11 +60,14 @@ def quantization_section(content: Content, names: Names) -> list[Section]:
         verdict=("accepted", "good"),  # a refusal leaves no record
         text="Ranges were calibrated, and layers chosen, on cases that do not judge. Dice is of all foreground together.",
         facts=(
-            ("calibration", str(content["calibration"])),
+            ("ranges found by", _RANGES_BY.get(str(content["calibration"]), str(content["calibration"]))),
             ("engine", str(content["engine"])),
             ("required Dice to float32", f"{real(content['min_dice']):g}"),
             *((("change of task Dice", _paired(judged["paired"])),) if judged["paired"] else ()),
-            *((name, ", ".join(map(str, used))) for name, used in content["cases"].items()),
+            *(
+                (f"{name} on" if name != "judges" else name, ", ".join(map(str, used)))
+                for name, used in content["cases"].items()
+            ),
         ),
         tiles=(Tile(_shown(lowest), "lowest Dice of an unseen case, INT8 against float32"),),
         tables=tuple(tables),
@@ -87,7 +92,7 @@ def tuning_section(content: Content, names: Names) -> list[Section]:
     )
     plot = trade_off_plot(
         "Dice against time",
-        [(str(row["name"]), real(row["seconds"]), real(row["dice"])) for row in rows],
+        [(_name(row), real(row["seconds"]), real(row["dice"])) for row in rows],
         [(real(row["seconds"]), real(row["dice"])) for row in front],
         "seconds a case",
         "mean task Dice",
@@ -119,6 +124,10 @@ def tuning_section(content: Content, names: Names) -> list[Section]:
         notes=tuple(str(line) for line in content["left_out"]),
     )
     return [section]
+
+
+def _name(row: Content) -> str:
+    return f"{row['name']} (chosen)" if row["chosen"] else str(row["name"])
 
 
 def _paired(change: Content) -> str:
