@@ -10,13 +10,13 @@ from typing import Any
 from offline_infer.engines.base import EngineOptions
 from offline_infer.engines.compiled_cache import CompiledCache
 from offline_infer.engines.openvino.winograd.cut import Cut
-from offline_infer.engines.openvino.winograd.layers import Layer, find_layers
+from offline_infer.engines.openvino.winograd.layers import Layer, find_layers, fold_constants
 from offline_infer.engines.openvino.winograd.measuring import layer_facts, measure
 from offline_infer.engines.openvino.winograd.plan import fixed_plan, measured_plan
 from offline_infer.engines.openvino.winograd.rewrite import rewrite
 from offline_infer.errors import EngineUnavailable
 
-VERSION = "1"
+VERSION = "2"
 """Part of the key of a cached graph: change it with this folder."""
 
 _MODES = ("direct", "auto", "f2", "f4")
@@ -67,6 +67,7 @@ class Convolutions:
         """Rewrite a model, in place, after measuring where the mode says so."""
         if self._mode == "direct":
             return
+        fold_constants(model)
         layers = find_layers(model)
 
         def timed(layer: Layer, cut: Cut, ways: Sequence[int]) -> dict[int, float]:

@@ -162,21 +162,28 @@ def _factors_of(inputs: list[Any | None], matrices: Transform, constant: Constan
 def _outputs_of(products: list[Any | None], matrices: Transform, pilot: Any | None, constant: Constants) -> Parts:
     """A^T applied to the products, less the pilot.
 
-    Those of p and -p enter the even outputs as a sum, the odd ones as a difference. The products of 0 and of infinity,
-    which one output each takes as it is, come last, for the plugin adds to a convolution's answer while it writes that.
+    Those of p and -p enter the even outputs as a sum, the odd ones as a difference; those of 0 and of infinity one output
+    each as they are.
+
+    The plugin writes several outputs in one pass over memory, but no more than its registers have room for: all of F(2, 3)
+    together, the even and the odd ones of F(4, 3) apart. So that it does, every product of a pass enters two of its outputs,
+    next to nothing of it where need be, and the first output follows the others. A product that one sum alone asks for would be
+    kept for the convolution to add, which then cannot, since the other term is made together with others.
     """
     m = len(products) - 2
     pairs = _pairs(m)
     sums = [total([(1, products[plus]), (1, products[minus])], constant) for plus, minus in pairs]
     differences = [total([(1, products[plus]), (-1, products[minus])], constant) for plus, minus in pairs]
-    found = []
-    for row, taken in zip(matrices.outputs, [sums, differences] * (m // 2), strict=True):
-        terms = [(row[plus], value) for (plus, _), value in zip(pairs, taken, strict=True)]
-        found.append(total([*terms, (-1, pilot)], constant))
-    # As in _factors_of: the first one is made to follow the others, so that all are written in one pass over memory.
-    found[0] = total([(1, found[0]), *((_NOTHING, other) for other in found[1:])], constant)
-    for place, product in ((0, products[0]), (-1, products[-1])):
-        found[place] = total([(1, found[place]), (1, product)], constant)
+    ends = {0: products[0], m - 1: products[-1]}
+    found: list[Any] = [None] * m
+    for indices in [range(m)] if m == 2 else [range(0, m, 2), range(1, m, 2)]:
+        for index in indices:
+            row, taken = matrices.outputs[index], differences if index % 2 else sums
+            terms = [(row[plus], value) for (plus, _), value in zip(pairs, taken, strict=True)]
+            terms += [(1 if end == index else _NOTHING, ends[end]) for end in ends if end in indices]
+            found[index] = total([*terms, (-1, pilot)], constant)
+        first, *others = indices
+        found[first] = total([(1, found[first]), *((_NOTHING, found[other]) for other in others)], constant)
     return found
 
 

@@ -50,6 +50,19 @@ class Layer:
         return self.axis, self.answer[2:]
 
 
+def fold_constants(model: Any) -> None:
+    """Compute what depends on constants alone, in place, before layers are looked for.
+
+    The ONNX reader leaves a convolution's bias and a norm's scale behind reshapes of constants, and shapes that are known
+    behind ``ShapeOf`` nodes, which count as readers of what they take the shape of.
+    """
+    from openvino.passes import ConstantFolding, Manager
+
+    manager = Manager()
+    manager.register_pass(ConstantFolding())
+    manager.run_passes(model)
+
+
 def find_layers(model: Any) -> list[Layer]:
     """The convolutions of an ``openvino.Model``, in the order of computation, that fit :class:`Layer`."""
     found = []

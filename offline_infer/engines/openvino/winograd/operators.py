@@ -9,6 +9,7 @@ import numpy as np
 from offline_infer.engines.openvino.winograd.cut import Constants, Cut, Parts
 
 UNARY = frozenset({"Abs", "Clamp", "Elu", "Gelu", "HSwish", "HSigmoid", "Mish", "Relu", "Sigmoid", "SoftPlus", "Tanh"})
+_CONVOLUTIONS = ("Convolution", "ConvolutionBackpropData")
 BINARY = frozenset({"Add", "Divide", "Maximum", "Minimum", "Multiply", "PRelu", "Subtract"})
 
 
@@ -20,12 +21,23 @@ def size_along(output: Any, axis: int, rank: int) -> int:
 
 
 def repeated(node: Any, inputs: list[Parts | Any]) -> Parts:
-    """The operator once for every part; an operand that is not cut is a single output and the same for all."""
+    """The operator once for every part; an operand that is not cut is a single output and the same for all.
+
+    A convolution's bias gets a constant of its own for every part: where others read it, the plugin does not let the convolution
+    add it, but makes another pass over memory.
+    """
     count = max(len(operand) for operand in inputs if isinstance(operand, list))
-    return [
-        _again(node, [operand[index] if isinstance(operand, list) else operand for operand in inputs])
-        for index in range(count)
-    ]
+    bias = node.get_type_name() == "Add" and any(
+        source.get_node().get_type_name() in _CONVOLUTIONS for source in node.input_values()
+    )
+
+    def operand_of(operand: Parts | Any, index: int) -> Any:
+        if isinstance(operand, list):
+            return operand[index]
+        source = operand.get_node()
+        return Constants.weights(source.data) if bias and source.get_type_name() == "Constant" else operand
+
+    return [_again(node, [operand_of(operand, index) for operand in inputs]) for index in range(count)]
 
 
 def instance_norm(parts: Parts, cut: Cut, epsilon: float, constant: Constants, *, centred: bool) -> Parts:
@@ -44,13 +56,7 @@ def instance_norm(parts: Parts, cut: Cut, epsilon: float, constant: Constants, *
 
     shape = [int(size) for size in parts[0].get_shape()]
     last = len(shape) - 1
-    line_means, lengths = [], []
-    for part in parts:
-        line_mean = ops.reduce_mean(part, constant([last], np.int64), keep_dims=True)
-        line_means.append(line_mean)
-        values = part if centred else ops.subtract(part, line_mean)
-        # The root of the sum of squares: saves writing the squares to memory.
-        lengths.append(ops.reduce_l2(values, constant([last], np.int64), keep_dims=True))
+    means, length = _of_lines(parts, cut, last, constant, centred=centred)
     shape[cut.axis] *= len(parts)
 
     def mean_of_lines(values: Any) -> Any:
@@ -60,9 +66,6 @@ def instance_norm(parts: Parts, cut: Cut, epsilon: float, constant: Constants, *
             values = ops.multiply(values, constant(1.0 / shape[axis]))
         return values
 
-    means, length = (
-        values[0] if len(values) == 1 else ops.concat(values, cut.axis) for values in (line_means, lengths)
-    )
     within = ops.multiply(ops.multiply(length, length), constant(1.0 / shape[last]))
     if centred:
         within = ops.subtract(within, ops.multiply(means, means))
@@ -72,6 +75,27 @@ def instance_norm(parts: Parts, cut: Cut, epsilon: float, constant: Constants, *
     variance = ops.maximum(variance, constant(0.0))  # rounding may make the variance of equal voxels negative
     factor = ops.divide(constant(1.0), ops.sqrt(ops.add(variance, constant(epsilon))))
     return [ops.multiply(ops.subtract(part, mean), factor).output(0) for part in parts]
+
+
+def _of_lines(parts: Parts, cut: Cut, last: int, constant: Constants, *, centred: bool) -> tuple[Any, Any]:
+    """Mean of every line, and the root of its sum of squares - about its mean unless ``centred`` -, of all parts together.
+
+    Both go through one concatenation. So the plugin, which follows inputs in their order, computes a part's two one after the
+    other while the part is in its cache, not those of all parts first.
+    """
+    import openvino.opset13 as ops
+
+    pairs = []
+    for part in parts:
+        mean = ops.reduce_mean(part, constant([last], np.int64), keep_dims=True)
+        values = part if centred else ops.subtract(part, mean)
+        # The root saves writing the squares to memory.
+        pairs += [mean, ops.reduce_l2(values, constant([last], np.int64), keep_dims=True)]
+    together = ops.concat(pairs, cut.axis)
+    planes = np.arange(cut.depth * len(pairs)).reshape(len(parts), 2, cut.depth)
+    axis = constant(cut.axis, np.int64)
+    means, lengths = (ops.gather(together, constant(planes[:, k].ravel(), np.int64), axis) for k in range(2))
+    return means, lengths
 
 
 def _again(node: Any, inputs: list[Any]) -> Any:
