@@ -68,7 +68,8 @@ def draw(seed: int) -> Drawn:
             patch.append(rng.choice(sizes or [total[0]]))
         else:
             least = 64 if dims == 2 else 24
-            patch.append(total[axis] * max(rng.randint(least, 2 * least) // total[axis], 2 if dims == 2 else 1))
+            # Two voxels at the bottom, for an instance norm over a single one is refused by torch.
+            patch.append(total[axis] * max(rng.randint(least, 2 * least) // total[axis], 2 if axis == dims - 1 else 1))
     base = rng.choice((8, 12, 16))
     return Drawn(
         f"random-{seed}",

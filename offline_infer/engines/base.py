@@ -124,6 +124,7 @@ class SessionInfo:
         stitching: None where the engine cannot keep its answers; it changes when the device turns out not to have the room.
         open_seconds: time it took to open the graph.
         compiled: SHA-256 of the compiled artefact that answers instead of the graph; None where the graph itself does.
+        weights: size of the weights that the engine holds, over that of the graph's own; for the forecast of memory.
         details: further facts of this engine, for reports only; nothing is decided by them.
     """
 
@@ -141,6 +142,7 @@ class SessionInfo:
     cache: CacheUse = CacheUse("off")
     open_seconds: float = 0.0
     compiled: str | None = None
+    weights: float = 1.0
     details: Mapping[str, Any] = field(default_factory=dict)
 
 

@@ -256,7 +256,7 @@ class Model:
             self.spec,
             settings,
             len(self.folds),
-            graph_bytes=self._graph_bytes(),
+            graph_bytes=self._weight_bytes(),
             geometry=geometry,
             threads=self.options.threads,
         )
@@ -280,10 +280,12 @@ class Model:
         # The prepared array is there already and counted in the room that is left.
         return choose_method(estimate, None, room_left(memory) + estimate.prepared)
 
-    def _graph_bytes(self) -> int:
-        """Size of the graphs that are run together."""
+    def _weight_bytes(self) -> int:
+        """Size of the graphs that are run together; where they are open, with what the engine has made of their weights."""
         files = {graph.fold: graph.file for graph in self.spec.graphs}
-        return sum(_file_size(self.bundle.folder / files[fold]) for fold in self.folds if fold in files)
+        held = [session.info.weights for session in self._sessions] or [1.0] * len(self.folds)
+        sizes = [_file_size(self.bundle.folder / files[fold]) if fold in files else 0 for fold in self.folds]
+        return int(sum(size * more for size, more in zip(sizes, held, strict=True)))
 
     def close(self) -> None:
         """Close the engine's sessions. May be called twice."""

@@ -15,7 +15,7 @@ from offline_infer.engines.base import EngineOptions, get_engine
 from offline_infer.engines.openvino.norms import make_norms_exact
 from offline_infer.engines.openvino.winograd import choice
 from offline_infer.engines.openvino.winograd.cut import Cut
-from offline_infer.engines.openvino.winograd.layers import Layer, find_layers
+from offline_infer.engines.openvino.winograd.layers import Layer, find_layers, fold_constants
 from offline_infer.engines.openvino.winograd.plan import LEAST_GFLOP, fixed_plan, measured_plan
 from offline_infer.engines.openvino.winograd.rewrite import rewrite
 from offline_infer.engines.openvino.winograd.transforms import OUTPUTS, kernel_factors, transform
@@ -261,8 +261,15 @@ def layer(name: str, sizes: tuple[int, ...], channels: int = 64) -> Layer:
 def test_a_stage_is_rewritten_where_it_pays_as_a_whole() -> None:
     layers = [layer("a", (64,) * 3), layer("b", (64,) * 3), layer("c", (32,) * 3)]
     times = {"a": {0: 3.0, 2: 2.0, 4: 1.0}, "b": {0: 1.0, 2: 1.2, 4: 1.3}, "c": {0: 1.0, 2: 0.9, 4: 1.5}}
-    plan = measured_plan(layers, lambda one, cut, ways: times[one.name])
+    asked: list[tuple[str, int]] = []
+
+    def measure(one: Layer, cut: Cut, ways: Sequence[int]) -> dict[int, float]:
+        asked.extend((one.name, m) for m in ways)
+        return {m: times[one.name][m] for m in (0, *ways)}
+
+    plan = measured_plan(layers, measure)
     assert plan.chosen == {"a": 4, "b": 2}
+    assert asked == [("a", 4), ("b", 4), ("b", 2), ("c", 4), ("c", 2)]  # F(2, 3) only where F(4, 3) does not pay
     assert str(plan) == "1 F(2,3), 1 F(4,3) of 3 layers"
 
 
@@ -278,6 +285,42 @@ def test_an_image_is_not_transformed() -> None:
     assert fixed_plan([layer("a", (64,) * 3, channels=4)], 4).chosen == {}
 
 
+def test_a_graph_from_onnx_is_written_as_one_made_of_operators(tmp_path: Path) -> None:
+    """The reader leaves shapes and biases behind nodes that depend on constants alone."""
+    model = ov.Core().read_model(graph_file(tmp_path / "g.onnx"))
+    assert "ShapeOf" in {node.get_type_name() for node in model.get_ops()}
+    fold_constants(model)
+    plan = fixed_plan(find_layers(model), 4)
+    rewrite(model, plan.chosen, plan.layers, plan.cuts)
+    nodes = model.get_ordered_ops()
+    assert "ShapeOf" not in {node.get_type_name() for node in nodes}
+    # The norm's statistics are those of what the first convolution wrote: no bias and no mean of lines was taken off before.
+    (measured, squared) = (
+        {node.input_value(0).get_node().get_name() for node in nodes if node.get_type_name() == kind}
+        for kind in ("ReduceMean", "ReduceL2")
+    )
+    assert measured == squared
+    # The last convolution's bias is one constant for every part, so that each convolution can add its own.
+    biases = [source for node in nodes if node.get_type_name() == "Add" for source in node.input_values()]
+    own = [
+        source
+        for source in biases
+        if source.get_node().get_type_name() == "Constant" and list(source.get_shape())[:2] == [1, 8]
+    ]
+    own = [source for source in own if np.array_equal(np.ravel(source.get_node().data), np.arange(8))]
+    assert len(own) == 8
+    assert all(len(source.get_target_inputs()) == 1 for source in own)
+
+
+@pytest.mark.parametrize("m", OUTPUTS)
+def test_weights_are_counted(m: int) -> None:
+    layers = [layer("a", (64,) * 3), layer("image", (64,) * 3, channels=4)]
+    plan = fixed_plan(layers, m)
+    rest = 4 * 4 / (64 * 64)
+    assert plan.weights == pytest.approx(((m + 2) / 3 + rest) / (1 + rest))
+    assert fixed_plan([], m).weights == 1.0
+
+
 # ---- the engine's option ---------------------------------------------------------------------------------------------
 
 
@@ -285,13 +328,14 @@ def graph_file(path: Path, size: int = 8) -> Path:
     helper, rng = onnx.helper, np.random.default_rng(0)
     weights = [rng.standard_normal((8, 8, 3, 3, 3), np.float32) / 15 for _ in range(2)]
     nodes = [
-        helper.make_node("Conv", ["image", "w0"], ["x"], pads=[1] * 6),
+        helper.make_node("Conv", ["image", "w0", "b0"], ["x"], pads=[1] * 6),
         helper.make_node("InstanceNormalization", ["x", "s", "b"], ["y"]),
         helper.make_node("LeakyRelu", ["y"], ["z"]),
-        helper.make_node("Conv", ["z", "w1"], ["logits"], pads=[1] * 6),
+        helper.make_node("Conv", ["z", "w1", "b0"], ["logits"], pads=[1] * 6),
     ]
     ports = [[helper.make_tensor_value_info(name, 1, [1, 8, size, size, size])] for name in ("image", "logits")]
     values = {"w0": weights[0], "w1": weights[1], "s": np.ones(8, np.float32), "b": np.zeros(8, np.float32)}
+    values["b0"] = np.arange(8, dtype=np.float32)
     tensors = [onnx.numpy_helper.from_array(array, name) for name, array in values.items()]
     graph = helper.make_graph(nodes, "g", *ports, tensors)
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), path)
@@ -313,6 +357,7 @@ def test_the_option(tmp_path: Path) -> None:
     for way, told in (("f2", "f2: 2 F(2,3) of 2 layers"), ("f4", "f4: 2 F(4,3) of 2 layers"), ("auto", "auto: direct")):
         info, found = opened(path, way)
         assert info.details["convolution"] == told
+        assert info.weights == {"f2": pytest.approx(4 / 3), "f4": 2.0, "auto": 1.0}[way]
         np.testing.assert_allclose(found, direct, atol=1e-4)
         assert np.array_equal(found, direct) == (way == "auto")
 
@@ -341,6 +386,7 @@ def test_the_cache_keeps_the_ways_apart(tmp_path: Path) -> None:
         again, same = opened(path, way, cache)
         assert str(again.cache) == "hit"
         assert again.details["convolution"] == info.details["convolution"]
+        assert again.weights == info.weights
         np.testing.assert_array_equal(same, found)
 
 
@@ -359,7 +405,7 @@ def test_what_was_measured_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     cache.mkdir(mode=0o700)
     one = graph_file(tmp_path / "one.onnx")
     info, _ = opened(one, "auto", cache)
-    assert info.details["convolution"] == "auto: 2 F(2,3) of 2 layers"
+    assert info.details["convolution"] == "auto: 2 F(4,3) of 2 layers"
     assert len(measured) == 1  # both layers are alike
     again, _ = opened(one, "auto", cache)
     assert (str(again.cache), again.details["convolution"]) == ("hit", info.details["convolution"])

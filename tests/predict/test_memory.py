@@ -8,6 +8,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,7 @@ from offline_infer.arithmetic.geometry import ImageGeometry
 from offline_infer.bundles.bundle import save
 from offline_infer.predict import memory as module
 from offline_infer.predict.memory import Method, SpillFile, choose_method, free_memory, room_left
+from offline_infer.predict.model import load
 from offline_infer.tasks.settings import RunSettings
 from offline_infer.tasks.volume.memory import estimate_case
 
@@ -229,3 +231,20 @@ def _attempt(
     sitk.WriteImage(image, str(path))
     arguments = [str(bundle), str(path), str(tmp_path / name), accumulate, tta, str(memory)]
     return subprocess.run([sys.executable, "-c", SCRIPT, *arguments], capture_output=True, text=True, check=False)
+
+
+def test_weights_that_the_engine_has_more_of_are_forecast(bundle: Path) -> None:
+    """Convolutions with fewer multiplications have up to twice the weights."""
+    frame = ImageGeometry(
+        (40, 40, 40), (1.0,) * 3, (0.0,) * 3, (1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0), (1.0,) * 3
+    )
+    with load(bundle, engine="fake") as model:
+        size = sum((bundle / graph.file).stat().st_size for graph in model.spec.graphs if graph.fold in model.folds)
+        before = model.estimate_memory(frame, RunSettings())
+        info = replace(model.session_info, weights=1.5)
+        model.use_sessions([SimpleNamespace(info=info, close=lambda: None)] * len(model.folds))
+        after = model.estimate_memory(frame, RunSettings())
+    assert before is not None
+    assert after is not None
+    assert size > 0
+    assert after.engine - before.engine == 2 * (int(1.5 * size) - size)

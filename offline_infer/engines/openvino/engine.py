@@ -233,6 +233,7 @@ class OpenVinoSession:
             norms=norms,
             cache=cache,
             open_seconds=round(time.perf_counter() - start, 3),
+            weights=convolution.weights,
             details={"capabilities": capabilities, "convolution": convolution.told},
         )
 

@@ -27,6 +27,7 @@ class Convolutions:
 
     Attributes:
         told: what is computed how, for reports.
+        weights: size of the weights that are held, over what they are in the graph.
     """
 
     def __init__(self, options: EngineOptions) -> None:
@@ -44,7 +45,8 @@ class Convolutions:
             raise EngineUnavailable(
                 f"openvino: convolution is {self._mode!r}, which needs precision fp32 and norms=exact; legal here: direct, auto"
             )
-        self.told = "direct"
+        self.told = self._mode
+        self.weights = 1.0
         self._cache: CompiledCache | None = None
         self._machine: Mapping[str, Any] = {}
         self._graph: Mapping[str, Any] = {}
@@ -60,8 +62,8 @@ class Convolutions:
 
     def recall(self) -> None:
         """Tell again what was chosen for the graph, which came out of the cache."""
-        if self._mode != "direct":
-            self.told = str(self._read({**self._graph, "what": "convolutions"}) or self._mode)
+        if self._mode != "direct" and (kept := self._read({**self._graph, "what": "convolutions"})):
+            self.told, self.weights = kept["told"], kept["weights"]
 
     def rewrite(self, ov: Any, core: Any, model: Any, config: Mapping[str, str]) -> None:
         """Rewrite a model, in place, after measuring where the mode says so."""
@@ -72,6 +74,7 @@ class Convolutions:
 
         def timed(layer: Layer, cut: Cut, ways: Sequence[int]) -> dict[int, float]:
             facts = {**self._machine, "what": f"layer {VERSION}", "layer": layer_facts(layer), "depth": cut.depth}
+            facts["ways"] = list(ways)
             known = self._read(facts)
             if known is None:
                 known = {str(m): value for m, value in measure(ov, core, config, layer, cut, ways).items()}
@@ -80,8 +83,8 @@ class Convolutions:
 
         plan = measured_plan(layers, timed) if self._mode == "auto" else fixed_plan(layers, int(self._mode[1:]))
         rewrite(model, plan.chosen, plan.layers, plan.cuts)
-        self.told = f"{self._mode}: {plan}"
-        self._write({**self._graph, "what": "convolutions"}, self.told)
+        self.told, self.weights = f"{self._mode}: {plan}", plan.weights
+        self._write({**self._graph, "what": "convolutions"}, {"told": self.told, "weights": self.weights})
 
     def _read(self, facts: Mapping[str, Any]) -> Any:
         """What is kept under some facts; None where nothing is."""

@@ -40,6 +40,11 @@ class Layer:
         return 2e-9 * prod(self.answer) * self.shape[1] * prod(self.kernel)
 
     @property
+    def weight_bytes(self) -> int:
+        """Size of the weights."""
+        return 4 * self.shape[1] * self.answer[1] * prod(self.kernel)
+
+    @property
     def plane_bytes(self) -> int:
         """Size of one plane of the larger of input and output."""
         return 4 * max(prod(shape) // shape[self.axis] for shape in (self.shape, self.answer))

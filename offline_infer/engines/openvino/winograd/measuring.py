@@ -16,7 +16,7 @@ from offline_infer.engines.openvino.winograd.rewrite import rewrite
 
 PARTS = 8
 """Parts that are measured; a tensor with more is cut down to as many."""
-ROUNDS = 4
+ROUNDS = 3
 """Of all ways in turn; the first does not count."""
 
 

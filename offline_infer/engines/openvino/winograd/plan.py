@@ -8,9 +8,9 @@ from dataclasses import dataclass
 
 from offline_infer.engines.openvino.winograd.cut import Cut
 from offline_infer.engines.openvino.winograd.layers import Layer
-from offline_infer.engines.openvino.winograd.transforms import OUTPUTS
+from offline_infer.engines.openvino.winograd.transforms import OUTPUTS, TAPS
 
-PART_BYTES = 8 << 20
+PART_BYTES = 16 << 20
 """Largest part of a tensor: about a dozen of them are in use at a time and should stay in the processor's cache."""
 MOST_PARTS = 600
 """Of all layers of an axis together. The time to open a graph grows faster than its nodes, about ten for each part."""
@@ -25,6 +25,8 @@ LEAST_GAIN = 1.15
 
 Seconds = Mapping[int, float]
 """Measured time of a layer by m; 0 is the direct convolution."""
+
+Measure = Callable[[Layer, Cut, Sequence[int]], Seconds]
 
 
 @dataclass(frozen=True)
@@ -41,6 +43,15 @@ class Plan:
     layers: Mapping[str, Layer]
     cuts: Mapping[int, Cut]
 
+    @property
+    def weights(self) -> float:
+        """Size of the convolutions' weights, over what they are in the graph: m + 2 kernels stand for three taps."""
+        plain = {name: layer.weight_bytes for name, layer in self.layers.items()}
+        held = sum(
+            size * (self.chosen[name] + 2) / TAPS if name in self.chosen else size for name, size in plain.items()
+        )
+        return held / sum(plain.values()) if plain else 1.0
+
     def __str__(self) -> str:
         counts = [f"{list(self.chosen.values()).count(m)} F({m},3)" for m in OUTPUTS if m in self.chosen.values()]
         return ", ".join(counts) + f" of {len(self.layers)} layers" if counts else "direct"
@@ -53,7 +64,7 @@ def fixed_plan(layers: Sequence[Layer], m: int) -> Plan:
     return Plan(chosen, {layer.name: layer for layer in layers}, cuts)
 
 
-def measured_plan(layers: Sequence[Layer], measure: Callable[[Layer, Cut, Sequence[int]], Seconds]) -> Plan:
+def measured_plan(layers: Sequence[Layer], measure: Measure) -> Plan:
     """Stage by stage the fastest way, where it is faster than the direct one by :data:`LEAST_GAIN`.
 
     Args:
@@ -65,7 +76,7 @@ def measured_plan(layers: Sequence[Layer], measure: Callable[[Layer, Cut, Sequen
     stages: dict[object, list[tuple[Layer, Seconds]]] = defaultdict(list)
     for layer in layers if worth else ():
         if layer.name in possible:
-            stages[layer.stage].append((layer, measure(layer, cuts[layer.axis], possible[layer.name])))
+            stages[layer.stage].append((layer, _timed(layer, cuts[layer.axis], possible[layer.name], measure)))
     chosen: dict[str, int] = {}
     for timed in stages.values():
         best = {layer.name: min(set(times) - {0}, key=times.__getitem__) for layer, times in timed}
@@ -73,6 +84,18 @@ def measured_plan(layers: Sequence[Layer], measure: Callable[[Layer, Cut, Sequen
         if gain >= LEAST_GAIN:
             chosen.update(best)
     return Plan(chosen, {layer.name: layer for layer in layers}, cuts)
+
+
+def _timed(layer: Layer, cut: Cut, ways: Sequence[int], measure: Measure) -> Seconds:
+    """Times of a layer: of the way with the fewest products, and of others only where that one does not pay."""
+    found: dict[int, float] = {}
+    for m in sorted(ways, reverse=True):
+        times = measure(layer, cut, [m])
+        scale = found.setdefault(0, times[0]) / times[0]
+        found[m] = scale * times[m]
+        if found[0] >= LEAST_GAIN * found[m]:
+            break
+    return found
 
 
 def _cuts(layers: Sequence[Layer]) -> dict[int, Cut]:
