@@ -217,7 +217,9 @@ def judge(answer: Any, direct: Any, theirs: Any) -> dict[str, Any]:
     }
 
 
-def compare_goldens(goldens: Path, ways: list[str], threads: int, keep: Callable[[dict[str, Any]], None]) -> None:
+def compare_goldens(
+    goldens: Path, only: str, ways: list[str], threads: int, keep: Callable[[dict[str, Any]], None]
+) -> None:
     """Whole cases against what the frameworks recorded, and against direct convolutions."""
     sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tests" / "helpers"))
     from recorded_answers import RECORDED
@@ -239,7 +241,7 @@ def compare_goldens(goldens: Path, ways: list[str], threads: int, keep: Callable
                 export_bundle(goldens / model, made[model, folds], selection=Selection(folds=folds), options=options)
             return made[model, folds]
 
-        for recorded in RECORDED:
+        for recorded in (one for one in RECORDED if only in one.name):
             maps = {}
             for way in ("direct", *ways):
                 previous = bundle(recorded.previous, ("0",)) if recorded.previous else None
@@ -300,7 +302,7 @@ def main() -> None:
     parser.add_argument("--first", type=int, default=0, metavar="SEED")
     parser.add_argument("--large", action="store_true")
     parser.add_argument("--goldens", type=Path)
-    parser.add_argument("--only", default="", help="part of the name of a large network")
+    parser.add_argument("--only", default="", help="part of the name of a large network or a recorded answer")
     parser.add_argument("--ways", nargs="+", default=list(WAYS), choices=WAYS)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--rows", type=Path, help="append every row as a line of JSON")
@@ -321,7 +323,7 @@ def main() -> None:
     drawn += [one for one in large() if options.large and options.only in one.name]
     compare_networks(drawn, options.ways, options.threads, keep)
     if options.goldens:
-        compare_goldens(options.goldens, options.ways, options.threads, keep)
+        compare_goldens(options.goldens, options.only, options.ways, options.threads, keep)
     print(table(rows))
 
 

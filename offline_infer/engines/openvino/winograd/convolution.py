@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -179,7 +180,9 @@ def _outputs_of(products: list[Any | None], matrices: Transform, pilot: Any | No
     for indices in [range(m)] if m == 2 else [range(0, m, 2), range(1, m, 2)]:
         for index in indices:
             row, taken = matrices.outputs[index], differences if index % 2 else sums
-            terms = [(row[plus], value) for (plus, _), value in zip(pairs, taken, strict=True)]
+            terms: list[tuple[float | Fraction, Any]] = [
+                (row[plus], value) for (plus, _), value in zip(pairs, taken, strict=True)
+            ]
             terms += [(1 if end == index else _NOTHING, ends[end]) for end in ends if end in indices]
             found[index] = total([*terms, (-1, pilot)], constant)
         first, *others = indices
