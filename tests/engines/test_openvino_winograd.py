@@ -273,6 +273,13 @@ def test_a_stage_is_rewritten_where_it_pays_as_a_whole() -> None:
     assert str(plan) == "1 F(2,3), 1 F(4,3) of 3 layers"
 
 
+def test_a_stage_with_next_to_nothing_to_do_is_left_alone() -> None:
+    layers = [layer("a", (64,) * 3), layer("deep", (4,) * 3, channels=320)]
+    plan = measured_plan(layers, lambda one, cut, ways: {0: 2.0, **dict.fromkeys(ways, 1.0)})
+    assert plan.chosen == {"a": 4}
+    assert fixed_plan(layers, 2).chosen == {"a": 2, "deep": 2}
+
+
 def test_small_graphs_are_not_measured() -> None:
     small = layer("a", (16,) * 3)
     assert small.gflop < LEAST_GFLOP

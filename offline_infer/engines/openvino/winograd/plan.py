@@ -22,6 +22,9 @@ LEAST_GFLOP = 50.0
 """Of all layers of a graph that may be chosen by measuring: with less, the longer opening is not earned back."""
 LEAST_GAIN = 1.15
 """Of a stage by measuring. What a layer gains is partly lost again where the stage begins and ends."""
+LEAST_SHARE = 0.02
+"""Of a stage in all such layers' arithmetic, by measuring. The deepest have most of the weights, of which there would be twice as
+many, and little of the time."""
 
 Seconds = Mapping[int, float]
 """Measured time of a layer by m; 0 is the direct convolution."""
@@ -72,10 +75,14 @@ def measured_plan(layers: Sequence[Layer], measure: Measure) -> Plan:
     """
     cuts = _cuts(layers)
     possible = {layer.name: ways for layer in layers if (ways := _possible(layer, cuts))}
-    worth = sum(layer.gflop for layer in layers if layer.name in possible) >= LEAST_GFLOP
-    stages: dict[object, list[tuple[Layer, Seconds]]] = defaultdict(list)
-    for layer in layers if worth else ():
+    work: dict[object, float] = defaultdict(float)
+    for layer in layers:
         if layer.name in possible:
+            work[layer.stage] += layer.gflop
+    total = sum(work.values())
+    stages: dict[object, list[tuple[Layer, Seconds]]] = defaultdict(list)
+    for layer in layers if total >= LEAST_GFLOP else ():
+        if layer.name in possible and work[layer.stage] >= LEAST_SHARE * total:
             stages[layer.stage].append((layer, _timed(layer, cuts[layer.axis], possible[layer.name], measure)))
     chosen: dict[str, int] = {}
     for timed in stages.values():
