@@ -13,6 +13,9 @@ DEMO_OUT ?= demo_out
 JOBS ?= 2
 # What the classifiers in pyproject.toml claim; `make pythons` tries those that this machine has.
 PYTHONS ?= python3.11 python3.12 python3.13
+# Where `make lowest` gets torch. An old torch from PyPI brings 4 GB of CUDA libraries; https://download.pytorch.org/whl/cpu
+# has builds without them.
+TORCH_INDEX ?=
 ONE_THREAD := OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1
 
 .PHONY: demo test lint typecheck contracts unit wheel docs lowest pythons audit sbom clean
@@ -50,6 +53,7 @@ docs: $(READY)
 # An environment of its own with the oldest admitted release of everything; the linters and oracles are of today.
 lowest:
 	$(PYTHON) -m venv --clear .venv-lowest
+	.venv-lowest/bin/python -m pip install --quiet --constraint constraints-lowest.txt $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) torch
 	.venv-lowest/bin/python -m pip install --quiet --constraint constraints-lowest.txt --editable '.[test]'
 	$(ONE_THREAD) .venv-lowest/bin/python -m pytest -n $(JOBS)
 
