@@ -10,6 +10,7 @@ from typing import Any
 from offline_infer._version import __version__
 from offline_infer.engines.base import ENGINES, get_engine
 from offline_infer.errors import OfflineInferError
+from offline_infer.machine import memory_free, memory_total, processors
 
 PACKAGES = (
     "torch",
@@ -26,8 +27,6 @@ PACKAGES = (
 
 def examine() -> tuple[dict[str, Any], list[str]]:
     """Facts as JSON-able data, and the same as lines for a person."""
-    import psutil
-
     from offline_infer.ascend.toolkit import ascend_report
 
     packages = {name: _version(name) for name in PACKAGES}
@@ -37,7 +36,9 @@ def examine() -> tuple[dict[str, Any], list[str]]:
         "machine": platform.machine(),
         "system": platform.platform(),
         "processors": os.cpu_count(),
-        "memory_free": psutil.virtual_memory().available,
+        "processors_usable": processors(),
+        "memory_free": memory_free(),
+        "memory_total": memory_total(),
         "packages": packages,
         "engines": {name: _engine(name) for name in ENGINES},
         "telemetry": "off" if os.environ.get("ORT_DISABLE_TELEMETRY") == "1" else "on",
@@ -68,7 +69,8 @@ def _lines(facts: dict[str, Any]) -> list[str]:
 
     lines = [
         f"offline-infer {facts['version']}, Python {facts['python']}, {facts['system']}",
-        f"processors     {facts['processors']}, memory free {facts['memory_free'] / 2**30:.1f} GiB",
+        f"processors     {facts['processors']}, {facts['processors_usable']} of them for this process",
+        f"memory         {facts['memory_total'] / 2**30:.1f} GiB for this process, {facts['memory_free'] / 2**30:.1f} GiB free",
         *(f"engine         {name}: {state}" for name, state in facts["engines"].items()),
         *(f"package        {name} {version or '-'}" for name, version in facts["packages"].items()),
         f"telemetry      {facts['telemetry']}",

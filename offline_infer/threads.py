@@ -12,17 +12,24 @@ from typing import Generic, TypeVar
 import numpy as np
 import numpy.typing as npt
 
+from offline_infer.machine import processors
+
 Single = npt.NDArray[np.float32]
 T = TypeVar("T")
 
 
 def worker_count(threads: int | None) -> int:
-    """Threads to use: the number given, or all cores this process may use for 0 and None."""
-    if threads:
-        return threads
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+    """Threads to use: the number given, or for 0 and None all processors this process may use."""
+    return threads or processors()
+
+
+def engine_threads(threads: int) -> int:
+    """Threads to ask an engine for; 0 leaves it to the engine.
+
+    An engine looks at the machine, not at this process's share of it. Left to itself in a container of four processors on a
+    machine of 64 it starts 64 threads, which the system then lets run for a sixteenth of the time.
+    """
+    return threads or (processors() if processors() < (os.cpu_count() or 1) else 0)
 
 
 class Team:

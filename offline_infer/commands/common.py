@@ -49,7 +49,9 @@ def add_engine_options(parser: argparse.ArgumentParser) -> None:
         choices=["fp32", "bf16", "fp16", "int8"],
         help="arithmetic of the engine; int8 where 'quantize' has put it into the bundle",
     )
-    group.add_argument("--threads", type=int, default=0, metavar="N", help="processor threads, 0 = all")
+    group.add_argument(
+        "--threads", type=int, default=0, metavar="N", help="processor threads, 0 = all this process may use"
+    )
     group.add_argument("--folds", "-f", nargs="+", metavar="FOLD", help="folds to average, default all of the bundle")
     group.add_argument("--cache", type=Path, metavar="DIR", help="folder for compiled graphs; 'none' switches it off")
     group.add_argument(

@@ -8,10 +8,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-import psutil
-
 from offline_infer.errors import BundleError
 from offline_infer.graph.liveness import Step, most_alive
+from offline_infer.machine import memory_total
 
 MOST_VALUES = 1 << 32
 """Of one tensor; the largest of a network on the largest admitted input come near it."""
@@ -25,10 +24,10 @@ def check_sizes(graph: Path, steps: Sequence[Step]) -> None:
         steps: its nodes, in an order in which they can be done.
 
     Raises:
-        BundleError: a tensor is absurd, or those that exist at one time are larger than this machine's memory.
+        BundleError: a tensor is absurd, or those that exist at one time are larger than the memory there is.
     """
-    memory = int(psutil.virtual_memory().total)
-    has = f"this machine has {memory / 2**30:,.0f} GiB of memory"
+    memory = memory_total()
+    has = f"this machine or container has {memory / 2**30:,.0f} GiB of memory"
     for tensor in (tensor for step in steps for tensor in step.makes):
         if tensor.values > MOST_VALUES or tensor.size > memory:
             raise BundleError(

@@ -21,7 +21,8 @@ from offline_infer.engines.base import require_engine
 from offline_infer.errors import CaseError
 from offline_infer.events import Event, Sink, silent
 from offline_infer.images.cases import CaseFiles
-from offline_infer.predict.memory import Method, SpillFile, choose_method, refuse_impossible, room_left
+from offline_infer.machine import memory_held
+from offline_infer.predict.memory import Method, SpillFile, choose_method, refuse_hopeless, refuse_impossible, room_left
 from offline_infer.predict.model import Model
 from offline_infer.predict.provenance import Provenances
 from offline_infer.predict.streaming import infer
@@ -110,17 +111,18 @@ def predict_folder(model: Model, job: FolderJob, settings: RunSettings, sink: Si
             for index in range(len(todo)):
                 outcomes[todo[index].case_id] = runner.run(index)
         ordered = [outcomes[name] for name in [*job.problems, *(case.case_id for case in job.cases)]]
-        if not job.lone:
-            # Before the manifest, and even if nothing was to do: an earlier run may have been killed at this point.
-            complete = [outcome.case for outcome in ordered if outcome.status != "failed"]
-            for text in model.task.write_shared_files(job.output, model.spec, {job.part[0]: complete}, job.part[1]):
-                sink(Event("note", STAGE, data={"text": text}))
-        report = RunReport(STAGE, tuple(ordered), time.perf_counter() - started)
-        # A run that found everything done leaves the manifest of the run that did it.
-        if not job.lone and (todo or job.problems or not manifest_is_current(job.output)):
-            failed = [outcome.to_json() for outcome in ordered if outcome.status == "failed"]
-            facts = {**_run_facts(model, settings, report), "tuned": job.tuned, "canaries": canaries}
-            write_manifest(job.output, facts, failed)
+        with results.listing():
+            if not job.lone:
+                # Before the manifest, and even if nothing was to do: an earlier run may have been killed at this point.
+                complete = [outcome.case for outcome in ordered if outcome.status != "failed"]
+                for text in model.task.write_shared_files(job.output, model.spec, {job.part[0]: complete}, job.part[1]):
+                    sink(Event("note", STAGE, data={"text": text}))
+            report = RunReport(STAGE, tuple(ordered), time.perf_counter() - started)
+            # A run that found everything done leaves the manifest of the run that did it.
+            if not job.lone and (todo or job.problems or not manifest_is_current(job.output)):
+                failed = [outcome.to_json() for outcome in ordered if outcome.status == "failed"]
+                facts = {**_run_facts(model, settings, report), "tuned": job.tuned, "canaries": canaries}
+                write_manifest(job.output, facts, failed)
     return report
 
 
@@ -196,11 +198,15 @@ class _Runner:
     def _ready(self, index: int) -> _Ready:
         waiting, self._ahead = self._ahead, None
         if waiting is None:
+            self._outlook.refuse_hopeless(index)
             waiting = self._reader.submit(self._make_ready, self._todo[index])
         return waiting.result()
 
     def _read_ahead(self, index: int) -> None:
-        if self._ahead is None and index < len(self._todo):
+        if self._ahead is not None or index >= len(self._todo):
+            return
+        with suppress(CaseError):  # said when its turn comes
+            self._outlook.refuse_hopeless(index)
             self._ahead = self._reader.submit(self._make_ready, self._todo[index])
 
     def _make_ready(self, case: CaseFiles) -> _Ready:
@@ -293,6 +299,7 @@ class _Outlook:
         self._model, self._settings, self._limit = model, settings, job.memory
         self._first_stage = job.previous_folder is None
         self._todo = todo
+        self._held = memory_held()
         self._cases: dict[int, MemoryEstimate | None] = {}
         known = [
             (case, estimate)
@@ -308,14 +315,28 @@ class _Outlook:
             sink(Event("estimate", STAGE, case.case_id, data=facts))
             refuse_impossible(self._limit, largest, f"the largest case, {case.case_id},")
 
+    def refuse_hopeless(self, index: int) -> None:
+        """Refuse a case whose image alone is more than the memory there is, before it is read.
+
+        Raises:
+            CaseError: it is.
+        """
+        if (estimate := self._at(index)) is not None:
+            refuse_hopeless(estimate.parts.get("image", 0), self._held)
+
     def method(self, index: int, prepared: Prepared) -> Method:
-        """How to run a case that is prepared, so that its cropped shape is known."""
+        """How to run a case that is prepared, so that its cropped shape is known.
+
+        Raises:
+            CaseError: there is no way to run it within the memory there is.
+        """
         with suppress(CaseError):
             frame = self._model.task.read_frame(self._todo[index], self._model.spec)
             self._cases[index] = self._of(frame, prepared.geometry)
         estimate = self._at(index)
         if estimate is None:
             return Method()
+        refuse_hopeless(max(estimate.infer - estimate.slab, estimate.finish), self._held)
         following = self._at(index + 1) if index + 1 < len(self._todo) else None
         previous = self._at(index - 1) if index else None
         # The prepared array is there already and counted in the room that is left.

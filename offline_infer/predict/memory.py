@@ -14,7 +14,8 @@ import numpy as np
 import numpy.typing as npt
 import psutil
 
-from offline_infer.errors import UsageError
+from offline_infer.errors import CaseError, UsageError
+from offline_infer.machine import memory_free, memory_held, memory_total
 from offline_infer.tasks.memory import MemoryEstimate
 
 
@@ -61,12 +62,33 @@ def refuse_impossible(limit: int | None, estimate: MemoryEstimate, what: str, *,
     """
     if limit is None:
         return
-    held = int(psutil.Process().memory_info().rss)
+    held = memory_held()
     more = estimate.least - (estimate.engine if engine_ran else 0)
     if limit < held + more:
         raise UsageError(
             f"memory: a limit of {limit / 1e6:.0f} MB cannot be kept: the program with its engine holds {held / 1e6:.0f} MB, and "
             f"{what} takes {more / 1e6:.0f} MB more by the most frugal method; the least is {math.ceil((held + more) / 1e6)} MB"
+        )
+
+
+def refuse_hopeless(need: int, held: int) -> None:
+    """Refuse a case that the memory cannot hold by any method, before work on it.
+
+    The system would end the program for it, today and whenever the command is given again, and the cases behind it would never
+    have their turn.
+
+    Args:
+        need: bytes the case takes at least, the engine's own not counted.
+        held: bytes the program holds without it.
+
+    Raises:
+        CaseError: it needs more than all memory that this process can have, swap space included.
+    """
+    most = memory_total() + int(psutil.swap_memory().total)
+    if held + need > most:
+        raise CaseError(
+            f"it takes at least {need / 1e6:,.0f} MB beside the {held / 1e6:,.0f} MB of the program; this machine or "
+            f"container gives it no more than {most / 1e6:,.0f} MB; run it where there is more memory"
         )
 
 
@@ -76,51 +98,8 @@ def room_left(limit: int | None = None) -> int:
     Args:
         limit: for the whole process; None = what the machine, or the container, has free.
     """
-    held = int(psutil.Process().memory_info().rss)
-    return max((limit if limit is not None else held + free_memory()) - held, 0)
-
-
-def free_memory() -> int:
-    """Bytes the machine has free, or the control group this process is in, whichever is less."""
-    free = int(psutil.virtual_memory().available)
-    for most, used, inactive in _GROUPS:
-        try:
-            ceiling = most.read_text().strip()
-            taken = int(used.read_text())
-            # Cached file pages are given back when they are needed.
-            cached = [line.split()[1] for line in inactive.read_text().splitlines() if _is_cache(line)]
-        except (OSError, ValueError):
-            continue
-        if ceiling.isdecimal():
-            free = min(free, max(int(ceiling) - taken + sum(map(int, cached)), 0))
-    return free
-
-
-def _is_cache(line: str) -> bool:
-    return line.split(" ")[0] in ("inactive_file", "total_inactive_file")
-
-
-def _groups() -> list[tuple[Path, Path, Path]]:
-    root = Path("/sys/fs/cgroup")
-    places = [root]
-    try:
-        for line in Path("/proc/self/cgroup").read_text().splitlines():
-            _, controllers, inside = line.split(":", 2)
-            below = inside.lstrip("/")
-            if not controllers:
-                places += [root / below, *(root / below).parents]
-    except (OSError, ValueError):
-        pass
-    version_2 = [
-        (place / "memory.max", place / "memory.current", place / "memory.stat")
-        for place in dict.fromkeys(places)
-        if place == root or root in place.parents
-    ]
-    old = root / "memory"
-    return [*version_2, (old / "memory.limit_in_bytes", old / "memory.usage_in_bytes", old / "memory.stat")]
-
-
-_GROUPS = _groups()
+    held = memory_held()
+    return max((limit if limit is not None else held + memory_free()) - held, 0)
 
 
 class SpillFile:

@@ -19,7 +19,8 @@ from offline_infer.bundles.opening import open_fold
 from offline_infer.bundles.precision_checks import Check, Standing, UnverifiedPrecision, standing, subject_of
 from offline_infer.engines.base import PRECISIONS, EngineOptions, Session, SessionInfo, get_engine
 from offline_infer.errors import UsageError
-from offline_infer.predict.memory import Method, SpillFile, choose_method, refuse_impossible, room_left
+from offline_infer.machine import memory_held
+from offline_infer.predict.memory import Method, SpillFile, choose_method, refuse_hopeless, refuse_impossible, room_left
 from offline_infer.predict.streaming import infer
 from offline_infer.spec import BundleSpec
 from offline_infer.tasks.base import Prepared, PreviousStage, Progress
@@ -190,6 +191,7 @@ class Model:
         Raises:
             ImageError, GeometryError: the image cannot be read or does not fit the model.
             UsageError: an argument that makes no sense; the message names it.
+            CaseError: the case needs more memory than there is.
             EngineFailed: the engine failed or answered with NaN.
         """
         if settings is None:
@@ -266,12 +268,16 @@ class Model:
         return estimate if before is None else estimate.after(before)
 
     def _refuse_impossible(self, frame: Any, prepared: Prepared, settings: RunSettings, memory: int | None) -> None:
-        """Refuse a limit that this case cannot keep; it is prepared and held, and the engine may have run before."""
+        """Refuse a limit that this case cannot keep, or a case that the machine cannot hold.
+
+        The case is prepared and held, and the engine may have run before.
+        """
         estimate = self.estimate_memory(frame, settings, prepared.geometry, first_stage=False)
         if estimate is not None:
             held = estimate.prepared
             rest = replace(estimate, prepare=0, infer=estimate.infer - held, finish=estimate.finish - held)
             refuse_impossible(memory, rest, "the case", engine_ran=True)
+            refuse_hopeless(max(rest.infer - rest.slab, rest.finish), memory_held())
 
     def _method(self, frame: Any, prepared: Prepared, settings: RunSettings, memory: int | None) -> Method:
         estimate = self.estimate_memory(frame, settings, prepared.geometry, first_stage=False)

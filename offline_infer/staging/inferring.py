@@ -131,7 +131,8 @@ class _Answering:
             check_answer(array, meaning, item.stem)
             file = f"outputs/fold_{safe_name(fold)}/{self._writer.file_name(item.stem, output)}"
             path = self._worklist.work / file
-            path.parent.mkdir(parents=True, exist_ok=True)
+            for folder in (path.parent.parent, path.parent):
+                folder.mkdir(exist_ok=True)  # the work folder itself is never made anew
             dtype = "float32" if array.dtype.kind == "f" else meaning.dtype
             size, _ = write_bin(path, array, dtype)
             self._entries.append(

@@ -12,6 +12,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 import SimpleITK as sitk
 from specimens import tiny_spec, with_graphs, with_outputs
@@ -19,8 +20,9 @@ from specimens import tiny_spec, with_graphs, with_outputs
 from offline_infer.arithmetic import half_precision as half_sums
 from offline_infer.arithmetic.geometry import ImageGeometry
 from offline_infer.bundles.bundle import save
+from offline_infer.errors import CaseError
 from offline_infer.predict import memory as module
-from offline_infer.predict.memory import Method, SpillFile, choose_method, free_memory, room_left
+from offline_infer.predict.memory import Method, SpillFile, choose_method, refuse_hopeless, room_left
 from offline_infer.predict.model import load
 from offline_infer.tasks.settings import RunSettings
 from offline_infer.tasks.volume.memory import estimate_case
@@ -108,20 +110,16 @@ def test_the_next_case_counts_only_while_the_engine_runs() -> None:
     assert case.beside(None) == case.alone
 
 
-def test_free_memory_respects_a_control_group(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    most, used, stat = tmp_path / "max", tmp_path / "current", tmp_path / "stat"
-    most.write_text("3000\n")
-    used.write_text("2500\n")
-    stat.write_text("anon 2000\ninactive_file 400\n")
-    monkeypatch.setattr(module, "_GROUPS", [(most, used, stat)])
-    assert free_memory() == 900
-    most.write_text("max\n")
-    assert free_memory() > 2**20
-
-
 def test_a_limit_counts_what_the_process_holds_already() -> None:
     assert room_left(1) == 0
     assert 0 < room_left(2**50) < 2**50
+
+
+def test_a_case_that_no_method_can_hold_is_refused_and_one_that_fits_is_not() -> None:
+    most = psutil.virtual_memory().total + psutil.swap_memory().total
+    refuse_hopeless(most // 2, held=most // 4)
+    with pytest.raises(CaseError, match=r"at least .* MB beside the .* MB of the program"):
+        refuse_hopeless(most // 2, held=most)
 
 
 def test_scratch_arrays_are_zero_and_leave_no_file(tmp_path: Path) -> None:

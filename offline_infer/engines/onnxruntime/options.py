@@ -7,6 +7,7 @@ from typing import Any
 from offline_infer.engines.base import EngineOptions
 from offline_infer.engines.compiled_cache import open_cache
 from offline_infer.errors import EngineUnavailable
+from offline_infer.threads import engine_threads
 
 PROVIDERS = {
     "cpu": "CPUExecutionProvider",
@@ -82,7 +83,7 @@ def session_options(ort: Any, options: EngineOptions, kind: str) -> Any:
         raise EngineUnavailable(f"onnxruntime: unknown optimization {level!r}; legal: {', '.join(_LEVELS)}")
     session = ort.SessionOptions()
     session.log_severity_level = 3  # errors; they reach us as exceptions
-    session.intra_op_num_threads = options.threads
+    session.intra_op_num_threads = engine_threads(options.threads)
     session.inter_op_num_threads = 1
     session.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
     session.graph_optimization_level = getattr(ort.GraphOptimizationLevel, _LEVELS[level])

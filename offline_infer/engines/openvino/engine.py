@@ -52,7 +52,7 @@ from offline_infer.engines.sizes import check_sizes
 from offline_infer.errors import BundleError, EngineFailed, EngineUnavailable
 from offline_infer.graph.admission import admit
 from offline_infer.graph.liveness import IN_PLACE, Step, Tensor
-from offline_infer.threads import PerThread
+from offline_infer.threads import PerThread, engine_threads
 
 OLDEST = (2025, 0)
 _HINTS = {"fp32": ("f32", "FP32"), "bf16": ("bf16", "BF16"), "fp16": ("f16", "FP16")}
@@ -306,9 +306,9 @@ def _config(options: EngineOptions, capabilities: list[str]) -> dict[str, str]:
     if options.threads < 0:
         raise EngineUnavailable(f"openvino: threads is {options.threads}; 0 means all cores")
     config = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": hint}
-    if options.threads:
-        config["INFERENCE_NUM_THREADS"] = str(options.threads)
-        if options.threads < (os.cpu_count() or 1):
+    if threads := engine_threads(options.threads):
+        config["INFERENCE_NUM_THREADS"] = str(threads)
+        if threads < (os.cpu_count() or 1):
             # Pinned threads start at the first core in every process: workers side by side would share those.
             config["ENABLE_CPU_PINNING"] = "NO"
     for key, value in options.extra.items():
