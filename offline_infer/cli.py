@@ -1,7 +1,7 @@
 """The command line: parse, call, print. Every command's work is a function elsewhere.
 
 Exit status: 0 all done; 1 an internal error; 2 wrong usage, checkpoint, bundle or tool; 3 some cases failed, the others are
-complete; 130 interrupted.
+complete; 128 + N interrupted by signal N (130: Ctrl-C, 143: SIGTERM).
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import difflib
 import errno
 import json
 import os
+import signal
 import sys
 import traceback
 from collections.abc import Mapping, Sequence
@@ -36,6 +37,7 @@ from offline_infer.commands.common import refuse_replacing
 from offline_infer.commands.printable import forgive_encodings, printable
 from offline_infer.commands.remedies import advise
 from offline_infer.errors import CasesFailed, OfflineInferError
+from offline_infer.interruption import Terminated, termination_as_interrupt
 
 GROUPS: tuple[tuple[str, tuple[tuple[str, str], ...]], ...] = (
     (
@@ -184,22 +186,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parse(parser, list(sys.argv[1:] if arguments is None else arguments))
     name = f"{parser.prog} {options.command}"
     try:
-        if isinstance(output := getattr(options, "output", None), Path):
-            from offline_infer.folders import clear_for
+        with termination_as_interrupt():
+            if isinstance(output := getattr(options, "output", None), Path):
+                from offline_infer.folders import clear_for
 
-            refuse_replacing(output)
-            clear_for(output)
-        result = options.function(options)
+                refuse_replacing(output)
+                clear_for(output)
+            result = options.function(options)
     except OfflineInferError as error:
         if options.traceback:
             traceback.print_exc()
         _report_error(name, error, options.json)
         return error.exit_status
-    except KeyboardInterrupt:
-        print(
-            f"{name}: interrupted; finished results are complete, the same command goes on from there", file=sys.stderr
-        )
-        return 130
+    except KeyboardInterrupt as stop:
+        number = stop.number if isinstance(stop, Terminated) else signal.SIGINT
+        why = "interrupted" if number == signal.SIGINT else f"interrupted by {signal.Signals(number).name}"
+        print(f"{name}: {why}; finished results are complete, the same command goes on from there", file=sys.stderr)
+        return 128 + number
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0

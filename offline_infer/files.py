@@ -18,7 +18,7 @@ import secrets
 import shutil
 import socket
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -107,6 +107,66 @@ def replacing_folder(path: Path | str, *, overwrite: bool = False) -> Iterator[P
     flush_folder(target.parent)
     if old is not None:
         shutil.rmtree(old, ignore_errors=True)
+
+
+class HeldFolder:
+    """A folder that has to stay the one it was: a drive may be unmounted under a run, or a folder removed or replaced.
+
+    What is written then would lie in two places, perhaps below the mount point of a drive that is gone.
+
+    Args:
+        path: of the folder, which exists.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._identity = self._found()
+
+    def refuse_another(self) -> None:
+        """
+        Raises:
+            UsageError: it is not the same folder any more.
+        """
+        if self._found() != self._identity:
+            raise UsageError(
+                f"{self._path} was removed, replaced or unmounted during the run; put it back, then give the same "
+                "command again: it goes on from there"
+            )
+
+    @contextmanager
+    def writing(self, files: Sequence[Path]) -> Iterator[None]:
+        """Around the writing of files in it; what came into another folder in its place is removed again.
+
+        Args:
+            files: that are written in the block.
+
+        Raises:
+            UsageError: it was not the same folder before or after the block.
+        """
+        self.refuse_another()
+        try:
+            yield
+        except Exception:  # most often because of just that
+            self._refuse_written(files)
+            raise
+        self._refuse_written(files)
+
+    def _refuse_written(self, files: Sequence[Path]) -> None:
+        if self._found() == self._identity:
+            return
+        with suppress(OSError):
+            for file in files:
+                file.unlink(missing_ok=True)
+            for folder in (*sorted({file.parent for file in files}, reverse=True), self._path):
+                folder.rmdir()  # where nothing else lies in it
+        self.refuse_another()
+
+    def _found(self) -> tuple[int, int] | None:
+        try:
+            facts = self._path.stat()
+        except OSError:
+            return None
+        return facts.st_dev, facts.st_ino
 
 
 def write_bytes(path: Path | str, data: bytes) -> None:

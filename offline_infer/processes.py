@@ -10,13 +10,11 @@ import os
 import shutil
 import signal
 import subprocess
-import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 
 import psutil
 
@@ -215,30 +213,6 @@ def last_lines(text: str, count: int = 3) -> str:
     # A progress bar rewrites its line with carriage returns; only its last state is of interest.
     lines = [line.rsplit("\r", 1)[-1].strip() for line in text.splitlines(keepends=False)]
     return " | ".join([line for line in lines if line][-count:])
-
-
-@contextmanager
-def termination_as_interrupt() -> Iterator[None]:
-    """Within the block, SIGTERM and SIGHUP raise KeyboardInterrupt, so that running tools are ended and not orphaned.
-
-    Only the main thread can catch signals; elsewhere the block changes nothing.
-    """
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def interrupt(number: int, frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
-
-    before = {}
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        if signal.getsignal(number) is signal.SIG_DFL:  # somebody else's handler, or 'ignored' (nohup), stays
-            before[number] = signal.signal(number, interrupt)
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def _signal_group(pid: int, number: signal.Signals) -> None:

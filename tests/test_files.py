@@ -279,3 +279,35 @@ def test_a_pipe_in_the_place_of_a_record_is_not_waited_for(tmp_path: Path) -> No
     for path in (tmp_path / "pipe", Path("/dev/zero"), tmp_path):
         with pytest.raises(ValueError, match="regular file"):
             files.read_json(path)
+
+
+def test_a_folder_that_was_replaced_keeps_nothing_that_was_meant_for_it(tmp_path: Path) -> None:
+    folder = tmp_path / "results"
+    folder.mkdir()
+    held, file = files.HeldFolder(folder), folder / "deep" / "a.json"
+    with held.writing([file]):
+        files.write_json(file, 1)
+
+    def vanish_and_write() -> None:
+        folder.rename(tmp_path / "away")
+        files.write_json(file, 2)
+
+    with pytest.raises(UsageError, match="unmounted"), held.writing([file]):
+        vanish_and_write()
+    assert not folder.exists()
+    assert files.read_json(tmp_path / "away" / "deep" / "a.json") == 1
+    with pytest.raises(UsageError, match="unmounted"), held.writing([file]):
+        raise AssertionError("the block is not entered")
+    (tmp_path / "away").rename(folder)
+    held.refuse_another()
+
+
+def test_a_failure_in_a_folder_that_vanished_is_called_by_its_cause(tmp_path: Path) -> None:
+    held = files.HeldFolder(tmp_path / "absent")
+    with pytest.raises(ZeroDivisionError), held.writing([]):
+        raise ZeroDivisionError
+    (tmp_path / "absent").mkdir()
+    (tmp_path / "absent" / "somebody's").write_text("stays")
+    with pytest.raises(UsageError, match="replaced"):
+        held.refuse_another()
+    assert (tmp_path / "absent" / "somebody's").exists()

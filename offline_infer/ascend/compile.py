@@ -27,6 +27,7 @@ from offline_infer.errors import BundleError, Remedy, ToolError, UsageError
 from offline_infer.events import Event, Sink, silent
 from offline_infer.files import is_partial, replacing, sha256_file, write_text
 from offline_infer.guardian import GUARDIAN
+from offline_infer.interruption import termination_as_interrupt
 from offline_infer.processes import (
     Finished,
     describe_status,
@@ -35,7 +36,6 @@ from offline_infer.processes import (
     last_lines,
     read_log,
     run,
-    termination_as_interrupt,
 )
 from offline_infer.scratch import held
 from offline_infer.spec import CompiledRecord, GraphRecord, OutputSpec

@@ -12,7 +12,7 @@ from offline_infer.engines.base import FloatArray, Session
 from offline_infer.engines.queueing import Request, in_order
 from offline_infer.errors import DiskBudgetError, EngineFailed, UsageError
 from offline_infer.events import Event, Sink, silent
-from offline_infer.files import clear_partial
+from offline_infer.files import HeldFolder, clear_partial
 from offline_infer.spec import BundleSpec, OutputSpec
 from offline_infer.staging.bins import read_item, write_bin
 from offline_infer.staging.disk_budget import free_bytes, size_text
@@ -71,10 +71,13 @@ def infer_stage(
     }
     _check_room(work, worklist, sum(len(missing) for pairs in todo.values() for _, missing in pairs))
 
+    held = HeldFolder(work)
+
     def answer(case: str) -> CaseOutcome:
         if not todo[case]:
             return CaseOutcome(case, "skipped", items=len(wanted[case]))
-        return _Answering(worklist, manifest, sessions, sink).case(case, todo[case])
+        with held.writing(()):
+            return _Answering(worklist, manifest, sessions, sink).case(case, todo[case])
 
     return each_case(STAGE, list(wanted), answer, None, sink)
 

@@ -89,7 +89,8 @@ def postprocess_stage(
             return outcome
 
         report = each_case(STAGE, [case.case_id for case in worklist.cases], finish, None, sink)
-        write_run_manifest(job.output, task, spec, chosen, report, cases_of_shards(worklist), sink)
+        with results.listing():
+            write_run_manifest(job.output, task, spec, chosen, report, cases_of_shards(worklist), sink)
     return report
 
 

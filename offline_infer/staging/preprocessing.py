@@ -70,7 +70,7 @@ def preprocess_stage(spec: BundleSpec, job: PreprocessJob, settings: RunSettings
     header = header_for(spec, task.item_settings(spec, settings), job.folds, job.dtype)
     if not is_work_folder(job.work):
         mark_work_folder(job.work)
-    with exclusive(job.work):
+    with exclusive(job.work) as held:
         writer = WorklistWriter(job.work, header)
         _sweep(job.work)
         worklist, manifest = Worklist.load(job.work), OutputsManifest.load(job.work)
@@ -82,7 +82,8 @@ def preprocess_stage(spec: BundleSpec, job: PreprocessJob, settings: RunSettings
                 if case_id not in todo:
                     return CaseOutcome(case_id, "skipped", items=writer.cases[case_id].items)
                 writer.remove(case_id)
-            return _cut_case(spec, todo[case_id], writer, settings, job, sink)
+            with held.writing(()):
+                return _cut_case(spec, todo[case_id], writer, settings, job, sink)
 
         return each_case(STAGE, [case.case_id for case in job.cases], cut, job.problems, sink)
 

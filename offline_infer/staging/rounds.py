@@ -17,7 +17,7 @@ from typing import Any
 
 from offline_infer.errors import CaseError, ToolError
 from offline_infer.events import Event, Sink, silent
-from offline_infer.files import write_json
+from offline_infer.files import HeldFolder, write_json
 from offline_infer.images.cases import CaseFiles
 from offline_infer.processes import end_leftovers
 from offline_infer.spec import BundleSpec
@@ -108,11 +108,11 @@ def run_in_rounds(
     if not is_work_folder(job.work):
         mark_work_folder(job.work)
     job.output.mkdir(parents=True, exist_ok=True)
-    with exclusive(job.work), results.exclusive(STAGE):
+    with exclusive(job.work) as held, results.exclusive(STAGE):
         folder = job.work / ROUNDS
         _clear(folder)
         with DiskMeter(job.work) as meter:
-            runner = _Runner(spec, job, settings, header, results, meter, sink)
+            runner = _Runner(spec, job, settings, header, results, held, meter, sink)
             sorted_out = list(results.sort_out(job.cases, job.existing, runner.provenance))
             todo = [case for case, skipped in sorted_out if skipped is None]
             expect_disk(
@@ -138,9 +138,11 @@ def run_in_rounds(
             "peak_bytes": meter.peak,
             "rounds": runner.rounds_of,
         }
-        write_json(job.work / DISK_RECORD, facts)
+        with held.writing([job.work / DISK_RECORD]):
+            write_json(job.work / DISK_RECORD, facts)
         report = RunReport(STAGE, tuple(outcomes), time.perf_counter() - started, facts)
-        write_run_manifest(job.output, task, spec, settings, report, None, sink)
+        with results.listing():
+            write_run_manifest(job.output, task, spec, settings, report, None, sink)
     text = f"at most {size_text(meter.peak)} of scratch disk were in use"
     sink(Event("note", STAGE, data={"text": text, **facts}))
     return report
@@ -156,11 +158,13 @@ class _Runner:
         settings: RunSettings,
         header: WorklistHeader,
         results: ResultFolder,
+        held: HeldFolder,
         meter: DiskMeter,
         sink: Sink,
     ) -> None:
         self._task, self._spec, self._job, self._settings = get_task(spec.task), spec, job, settings
         self._header, self._results, self._meter, self._sink = header, results, meter, sink
+        self._held = held
         self._folder = job.work / ROUNDS
         self._facts = {
             **run_provenance(spec, header, None, settings),
@@ -177,7 +181,15 @@ class _Runner:
         return source_files(self._task.sources(case, self._spec, self._job.previous_folder), known)
 
     def run(self, case: CaseFiles) -> CaseOutcome:
-        """One case from its files to its result."""
+        """One case from its files to its result.
+
+        Raises:
+            UsageError: the work folder is not the one it was.
+        """
+        with self._held.writing(()):
+            return self._run(case)
+
+    def _run(self, case: CaseFiles) -> CaseOutcome:
         job, task = self._job, self._task
         provenance = self.provenance(case)
         notes: list[str] = []

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 
 from offline_infer.errors import UsageError
-from offline_infer.files import clear_partial, is_partial, read_json, write_json
+from offline_infer.files import HeldFolder, clear_partial, is_partial, read_json, write_json
 
 WORK_MARKER = ".offline-infer-work.json"
 _MARK = "offline-infer staged run"
@@ -47,8 +47,11 @@ def mark_work_folder(work: Path | str) -> None:
 
 
 @contextmanager
-def exclusive(work: Path | str) -> Iterator[None]:
+def exclusive(work: Path | str) -> Iterator[HeldFolder]:
     """Hold the folder against other processes that would change its list of cases; freed when the process ends.
+
+    Yields:
+        The folder, which can tell whether it is still the same one.
 
     Raises:
         UsageError: not a work folder, or another process is at work in it.
@@ -62,9 +65,10 @@ def exclusive(work: Path | str) -> Iterator[None]:
     except OSError as error:
         os.close(handle)
         raise UsageError(f"another process is at work in {folder}; wait for it, or name another folder") from error
+    held = HeldFolder(folder)
     clear_partial(folder, depth=2)  # outputs/fold_0/
     try:
-        yield
+        yield held
     finally:
         os.close(handle)
 

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, Literal
 
 from offline_infer.errors import UsageError
-from offline_infer.files import inside
+from offline_infer.files import HeldFolder, inside
 from offline_infer.folders import held
 from offline_infer.images.cases import CaseFiles
 from offline_infer.spec import BundleSpec
 from offline_infer.tasks.base import Task
-from offline_infer.tasks.records import Provenance, RecordBook, ResultRecord
+from offline_infer.tasks.records import MANIFEST, Provenance, RecordBook, ResultRecord
 from offline_infer.tasks.reports import CaseOutcome
 from offline_infer.tasks.settings import RunSettings
 
@@ -30,7 +30,7 @@ class ResultFolder:
     def __init__(self, folder: Path, task: Task, spec: BundleSpec, settings: RunSettings) -> None:
         self._folder, self._task, self._spec, self._settings = folder, task, spec, settings
         self._book = RecordBook(folder)
-        self._identity: tuple[int, int] | None = None  # of the folder that is held
+        self._held: HeldFolder | None = None
 
     def files(self, case_id: str) -> list[Path]:
         """Files of a complete case, the main one first.
@@ -120,11 +120,11 @@ class ResultFolder:
     def exclusive(self, share: str) -> Iterator[None]:
         """As :func:`offline_infer.folders.held`; results are refused once the folder is another one."""
         with held(self._folder, share):
-            self._identity = _identity(self._folder)
+            self._held = HeldFolder(self._folder)
             try:
                 yield
             finally:
-                self._identity = None
+                self._held = None
 
     @contextmanager
     def writing(
@@ -138,17 +138,25 @@ class ResultFolder:
         Raises:
             UsageError: the folder is no longer the one that is held, so that results would end up in two places.
         """
-        if self._identity is not None and _identity(self._folder) != self._identity:
-            raise UsageError(
-                f"{self._folder} was removed, replaced or unmounted during the run; put it back, then give the same "
-                "command again: it goes on from there"
-            )
         known = outcome.to_json()  # all that is left of it where this process is killed before the end
         record = ResultRecord(case=case_id, state="writing", provenance=provenance, versions=versions, outcome=known)
-        self._book.begin(record, self.files(case_id)[0])
-        yield
-        finished = time.strftime(_TIME)
-        self._book.complete(record.model_copy(update={"outcome": outcome.to_json(), "finished": finished}))
+        files = self.files(case_id)
+        with self._in_place([*files, self._book.path(case_id)]):
+            self._book.begin(record, files[0])
+            yield
+            finished = time.strftime(_TIME)
+            self._book.complete(record.model_copy(update={"outcome": outcome.to_json(), "finished": finished}))
+
+    def listing(self) -> AbstractContextManager[None]:
+        """Around the writing of what stands in the folder for all its cases, the manifest among it.
+
+        Raises:
+            UsageError: as :meth:`writing`.
+        """
+        return self._in_place([self._folder / MANIFEST])
+
+    def _in_place(self, files: Sequence[Path]) -> AbstractContextManager[None]:
+        return nullcontext() if self._held is None else self._held.writing(files)
 
     def _complete(self, record: ResultRecord) -> None:
         """Complete the record of a result that was put in place by a process that was killed then."""
@@ -161,14 +169,6 @@ class ResultFolder:
     def write(self, result: Any, case_id: str) -> Path:
         """Write a result; returns its main file."""
         return self._task.write(result, self._folder, case_id, self._spec, self._settings)
-
-
-def _identity(folder: Path) -> tuple[int, int] | None:
-    try:
-        facts = folder.stat()
-    except OSError:
-        return None
-    return facts.st_dev, facts.st_ino
 
 
 def _skipped(case_id: str, file: Path, record: ResultRecord | None) -> CaseOutcome:

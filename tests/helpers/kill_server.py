@@ -24,10 +24,13 @@ WORTH_A_KILL = frozenset(
 
 
 class Countdown:
-    """Counts events that change files; the process kills itself and its group at one of them."""
+    """Counts events that change files; at one of them the process does harm to itself or its surroundings.
 
-    def __init__(self, die_at: int | None, tell: Path | None) -> None:
-        self._left, self._seen, self._tell = die_at, 0, tell
+    The harm is ``["kill"]`` of itself and its group, ``["signal", number]`` to itself, or ``["move", from, to]`` of a folder.
+    """
+
+    def __init__(self, harm_at: int | None, harm: list[Any], tell: Path | None) -> None:
+        self._left, self._harm, self._seen, self._tell = harm_at, harm, 0, tell
         self._owner = os.getpid()
         sys.addaudithook(self._heard)
         flush = os.fsync
@@ -45,9 +48,16 @@ class Countdown:
     def _count(self) -> None:
         if os.getpid() != self._owner:
             return
-        if self._seen == self._left:
-            os.killpg(self._owner, signal.SIGKILL)
         self._seen += 1
+        if self._seen - 1 != self._left:
+            return
+        what, *how = self._harm
+        if what == "kill":
+            os.killpg(self._owner, signal.SIGKILL)
+        elif what == "signal":
+            os.kill(self._owner, how[0])
+        elif os.path.exists(how[0]):
+            os.rename(*how)
 
     def tell(self) -> None:
         if self._tell is not None:
@@ -68,7 +78,9 @@ def run(order: dict[str, Any]) -> int:
     errors = os.open(order["errors"], os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
     for handle, stream in ((null, 0), (null, 1), (errors, 2)):
         os.dup2(handle, stream)
-    countdown = Countdown(order.get("die_at"), Path(order["tell"]) if order.get("tell") else None)
+    countdown = Countdown(
+        order.get("harm_at"), order.get("harm", ["kill"]), Path(order["tell"]) if order.get("tell") else None
+    )
     from offline_infer.cli import main
 
     try:

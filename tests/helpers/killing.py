@@ -67,8 +67,19 @@ class Programs:
         )
         self._mark = ""
 
-    def start(self, arguments: Sequence[str], environment: Environment, die_at: int | None = None) -> int:
-        """Start a run; returns its process id, which is that of its group and session too."""
+    def start(
+        self,
+        arguments: Sequence[str],
+        environment: Environment,
+        harm_at: int | None = None,
+        harm: Sequence[str | int] = ("kill",),
+    ) -> int:
+        """Start a run; returns its process id, which is that of its group and session too.
+
+        Args:
+            harm_at: number of the file operation before which the run does harm to itself.
+            harm: which; see :class:`kill_server.Countdown`.
+        """
         self._mark = secrets.token_hex(8)
         order = {
             "arguments": list(arguments),
@@ -77,7 +88,8 @@ class Programs:
             "imports": environment.imports,
             "errors": str(self._errors),
             "tell": str(self._told),
-            "die_at": die_at,
+            "harm_at": harm_at,
+            "harm": list(harm),
         }
         assert self._server.stdin is not None
         self._server.stdin.write(json.dumps(order).encode() + b"\n")

@@ -228,6 +228,33 @@ def test_a_folder_that_vanishes_stops_the_run(
     assert maps(out) == job[2]
 
 
+@pytest.mark.parametrize(
+    ("name", "folder", "share"), [("streaming", "out", 0.5), ("streaming", "out", 0.85), ("staged", "work", 0.4)]
+)
+def test_what_is_written_after_a_folder_vanished_does_not_stay_in_another(
+    name: str, folder: str, share: float, tmp_path: Path
+) -> None:
+    """At a file operation: behind the look whether the folder is still there, and where the list of the run is written."""
+    route = next(route for route in ROUTES if route.name == name)
+    place, away = tmp_path / "place", tmp_path / "away"
+    with programs(tmp_path) as server:
+        route.prepare(Job(server, tmp_path))
+        (arguments,) = route.commands(tmp_path, place)
+        finish(server, arguments, route.environment)
+        wanted, moment = results(route, place), int(server.events() * share)
+        shutil.rmtree(place)
+        server.start(arguments, route.environment, moment, ("move", str(place / folder), str(away)))
+        status = server.wait()
+        assert status is not None
+        assert_orderly(status, server.said(), "removed, replaced or unmounted", statuses=(2,))
+        assert not [path for path in (place / folder).rglob("*") if path.is_file()]
+        shutil.rmtree(place / folder, ignore_errors=True)
+        away.rename(place / folder)
+        assert not half_written(place, wanted, route)
+        finish(server, arguments, route.environment)
+        assert results(route, place) == wanted
+
+
 @pytest.mark.parametrize("route", ["predict", "staged"])
 def test_a_clock_that_jumps_changes_nothing(
     route: str, job: tuple[Path, Path, dict[str, bytes]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch

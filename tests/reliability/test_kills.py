@@ -112,21 +112,20 @@ def test_of_two_runs_on_one_folder_the_second_refuses_or_shares(
         assert not list((place / "out").rglob(".*.partial*"))
 
 
-@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, None)])
-def test_a_signal_ends_cleanly_and_the_same_command_goes_on(
-    number: signal.Signals, status: int | None, server: Programs, tmp_path: Path
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize("name", ["streaming", "staged", "image"])
+def test_a_signal_ends_in_one_sentence_and_the_same_command_goes_on(
+    name: str, number: signal.Signals, status: int, server: Programs, tmp_path: Path
 ) -> None:
-    route = ROUTES[0]
+    route = next(route for route in ROUTES if route.name == name)
     route.prepare(Job(server, tmp_path))
     (command,) = route.commands(tmp_path, tmp_path / "usual")
-    usual = finish(server, command, route.environment)
+    finish(server, command, route.environment)
     (again,) = route.commands(tmp_path, tmp_path / "disturbed")
-    pid = server.start(again, route.environment)
-    ended = server.wait(0.5 * usual)
-    if ended is None:
-        os.kill(pid, number)
-        ended = server.wait()
+    server.start(again, route.environment, server.events() // 2, ("signal", int(number)))
+    assert server.wait() == status, server.said()
+    (line,) = [line for line in server.said().splitlines() if "interrupted" in line]
+    assert "the same command goes on" in line
     assert "Traceback" not in server.said()
-    assert ended in (0, status, -number, 128 + number), server.said()
     finish(server, again, route.environment)
     assert results(route, tmp_path / "disturbed") == results(route, tmp_path / "usual")

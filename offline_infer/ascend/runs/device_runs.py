@@ -38,7 +38,7 @@ from offline_infer.bundles.fingerprint import fingerprint
 from offline_infer.engines.om.npu_smi import DeviceQuery, list_devices
 from offline_infer.errors import DiskBudgetError, ToolError, UsageError
 from offline_infer.events import Event, Sink, silent
-from offline_infer.processes import termination_as_interrupt
+from offline_infer.interruption import termination_as_interrupt
 from offline_infer.staging.disk_budget import free_bytes, size_text
 from offline_infer.staging.judging import AnswerJudge, forget_unusable, tell_unusable
 from offline_infer.staging.outputs import WRITERS, OutputsManifest
