@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 import psutil
 
 from offline_infer.errors import OfflineInferError
-from offline_infer.lifeline import end_with_parent
+from offline_infer.lifeline import die_first, end_with_parent
 
 T = TypeVar("T")
 
@@ -193,6 +193,7 @@ def _serve(channel: Connection) -> None:
     parent = multiprocessing.parent_process()
     if parent is not None:
         end_with_parent(parent.sentinel)
+    die_first()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's business
     with suppress(EOFError):
         while True:

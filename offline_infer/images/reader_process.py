@@ -17,7 +17,7 @@ import numpy as np
 from offline_infer.errors import CaseError, UsageError
 from offline_infer.images import reading
 from offline_infer.images.isolation import receive, send
-from offline_infer.lifeline import end_with_parent
+from offline_infer.lifeline import die_first, end_with_parent
 
 _OPENING = 2**30
 """Bytes for the libraries' own needs while a header is read. A damaged length field makes some of them ask for much more."""
@@ -31,6 +31,7 @@ _PER_VOXEL = 24
 def main() -> None:
     """Answer requests until the other side closes the socket."""
     end_with_parent(int(sys.argv[2]))
+    die_first()
     with socket.socket(fileno=int(sys.argv[1])) as channel:
         _limit()
         start = _in_use()

@@ -316,13 +316,13 @@ class _Outlook:
             refuse_impossible(self._limit, largest, f"the largest case, {case.case_id},")
 
     def refuse_hopeless(self, index: int) -> None:
-        """Refuse a case whose image alone is more than the memory there is, before it is read.
+        """Refuse a case whose image alone, with the search for its empty border, is more than the memory there is.
 
         Raises:
             CaseError: it is.
         """
         if (estimate := self._at(index)) is not None:
-            refuse_hopeless(estimate.parts.get("image", 0), self._held)
+            refuse_hopeless(sum(estimate.parts.get(name, 0) for name in ("image", "box")), self._held)
 
     def method(self, index: int, prepared: Prepared) -> Method:
         """How to run a case that is prepared, so that its cropped shape is known.

@@ -64,8 +64,8 @@ def estimate_case(
     resampled = 0 if same_grid else channels * coarse * _FLOAT
     planes = 0 if same_grid else _RESAMPLING_PLANES * max(fine // inner[0], coarse // shape[0]) * _FLOAT
     prepared = spec.input_channels * coarse * _FLOAT
-    # Finding the non-zero box holds a mask and, to fill its holes, three more.
-    prepare = image + max(4 * fine, copy + mask + resampled + planes) + (prepared if spec.previous_stage else 0)
+    box = 4 * whole  # finding the non-zero box holds a mask and, to fill its holes, three more
+    prepare = image + max(box, copy + mask + resampled + planes) + (prepared if spec.previous_stage else 0)
 
     grid = case_grid(spec, shape, settings)
     precision = sum_dtype(spec, settings)
@@ -101,5 +101,13 @@ def estimate_case(
         finish,
         engine,
         slab,
-        {"image": image, "prepared": prepared, "slab": slab, "tiles": tiles, "labels": labels, "seam": seam},
+        {
+            "image": image,
+            "box": box,
+            "prepared": prepared,
+            "slab": slab,
+            "tiles": tiles,
+            "labels": labels,
+            "seam": seam,
+        },
     )
