@@ -308,7 +308,7 @@ def main() -> None:
     parser.add_argument("--rows", type=Path, help="append every row as a line of JSON")
     options = parser.parse_args()
     # What auto would leave alone is what has to be tried here.
-    plan.LEAST_GFLOP = plan.LEAST_GAIN = 0.0
+    plan.LEAST_GFLOP = plan.LEAST_GAIN = plan.LEAST_SHARE = 0.0
     rows: list[dict[str, Any]] = []
 
     def keep(row: dict[str, Any]) -> None:
