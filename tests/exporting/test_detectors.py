@@ -105,11 +105,13 @@ def constant_graph(values: dict[str, np.ndarray], shape: list[Any], opset: int =
     weights = [numpy_helper.from_array(np.array(0, np.float32), "nothing")]
     outputs = []
     for name, value in values.items():
-        weights.append(numpy_helper.from_array(value, f"{name}_value"))
-        cast = f"{name}_zero"
         kind = helper.np_dtype_to_tensor_dtype(value.dtype)
-        nodes.append(helper.make_node("Cast", ["zero"], [cast], to=kind))
-        nodes.append(helper.make_node("Add", [f"{name}_value", cast], [name]))
+        added = np.int32 if value.dtype == np.uint8 else value.dtype  # older engines add no bytes
+        weights.append(numpy_helper.from_array(value.astype(added), f"{name}_value"))
+        to = helper.np_dtype_to_tensor_dtype(np.dtype(added))
+        nodes.append(helper.make_node("Cast", ["zero"], [f"{name}_zero"], to=to))
+        nodes.append(helper.make_node("Add", [f"{name}_value", f"{name}_zero"], [f"{name}_sum"]))
+        nodes.append(helper.make_node("Cast", [f"{name}_sum"], [name], to=kind))
         outputs.append(helper.make_tensor_value_info(name, kind, value.shape))
     graph = helper.make_graph(
         nodes, "g", [helper.make_tensor_value_info("pixels", TensorProto.FLOAT, shape)], outputs, weights

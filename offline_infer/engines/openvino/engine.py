@@ -54,7 +54,7 @@ from offline_infer.graph.admission import admit
 from offline_infer.graph.liveness import IN_PLACE, Step, Tensor
 from offline_infer.threads import PerThread, engine_threads
 
-OLDEST = (2025, 3)
+OLDEST = (2026, 4)
 _HINTS = {"fp32": ("f32", "FP32"), "bf16": ("bf16", "BF16"), "fp16": ("f16", "FP16")}
 _OWN_OPTIONS = ("output", "norms", "convolution")
 """Entries of ``EngineOptions.extra`` that are not the plugin's."""
