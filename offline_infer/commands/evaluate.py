@@ -6,14 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from offline_infer.commands.common import (
-    Subparsers,
-    check_report_places,
-    command,
-    existing,
-    say,
-    sink_for,
-)
+from offline_infer.commands.common import Subparsers, check_report_places, command, existing, say, sink_for
 from offline_infer.errors import CasesFailed
 
 if TYPE_CHECKING:
@@ -63,7 +56,8 @@ def evaluate(options: argparse.Namespace) -> dict[str, Any]:
     folder = predictions if predictions.is_dir() else predictions.parent
     output = options.output if options.output is not None else folder / "summary.json"
     check_report_places(output, options.csv)
-    clear_for(output)
+    if options.output is None:  # one that was named is cleared for by the command line
+        clear_for(output)
     task, spec = _task_of(options, folder)
     images = existing(options.images) if options.images is not None else None
     request = EvaluationRequest(predictions, references, output, _given(options), images)

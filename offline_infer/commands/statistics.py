@@ -6,14 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from offline_infer.commands.common import (
-    Subparsers,
-    check_report_places,
-    command,
-    existing,
-    say,
-    sink_for,
-)
+from offline_infer.commands.common import Subparsers, check_report_places, command, existing, say, sink_for
 from offline_infer.errors import CasesFailed, UsageError
 
 
