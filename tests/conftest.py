@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import gc
 import os
+import shutil
 import signal
+import tempfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import settings
+from recorded_models import MadeOnce, RecordedModels
 
 from offline_infer.engines import fake
 
@@ -22,6 +27,31 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 settings.register_profile("untimed", deadline=None)
 settings.load_profile("untimed")
 
+COMMON = pytest.StashKey[Path]()
+"""The folder that all workers of a run share; it goes with the run."""
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    given = getattr(config, "workerinput", {}).get("common")
+    config.stash[COMMON] = Path(given or tempfile.mkdtemp(prefix="offline_infer_tests_"))
+
+
+def pytest_collection_finish() -> None:
+    """An export collects garbage several times, and would look through torch and all tests each time."""
+    gc.collect()
+    gc.freeze()
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_configure_node(node: Any) -> None:
+    """Called by pytest-xdist before a worker starts."""
+    node.workerinput["common"] = str(node.config.stash[COMMON])
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    if not hasattr(config, "workerinput"):
+        shutil.rmtree(config.stash[COMMON], ignore_errors=True)
+
 
 @pytest.fixture(scope="session")
 def goldens() -> Path:
@@ -31,3 +61,15 @@ def goldens() -> Path:
     if not folder.is_dir():
         pytest.skip(f"recorded framework answers not found ({folder}); set OFFLINE_INFER_GOLDENS to their folder")
     return folder
+
+
+@pytest.fixture(scope="session")
+def made_once(pytestconfig: pytest.Config) -> MadeOnce:
+    """Folders that are made once for all workers."""
+    return MadeOnce(pytestconfig.stash[COMMON])
+
+
+@pytest.fixture(scope="session")
+def recorded_models(goldens: Path, made_once: MadeOnce) -> RecordedModels:
+    """The recorded checkpoints as bundles."""
+    return RecordedModels(goldens, made_once)

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from recorded_models import RecordedModels
 from staged_samples import postprocess, preprocess
 
 from offline_infer.images import read_labels
 from offline_infer.images.cases import find_cases
-from offline_infer.predict.model import load
 from offline_infer.staging.inferring import infer_stage
 from offline_infer.staging.rounds import RoundsJob, run_in_rounds
 from offline_infer.tasks.settings import RunSettings
@@ -21,18 +21,12 @@ MODEL = "v1/model/nnUNet/3d_fullres/Task003_Liver/nnUNetPlusPlusTrainerV2__nnUNe
 BUDGET = 40_000_000
 
 
-def test_two_folds_on_every_route(tmp_path: Path, goldens: Path) -> None:
-    from offline_infer.checkpoints import Selection
-    from offline_infer.exporting.bundles import export_bundle
-    from offline_infer.exporting.options import ExportOptions
-
-    export_bundle(
-        goldens / MODEL, tmp_path / "bundle", selection=Selection(folds=("0", "1")), options=ExportOptions(verify=False)
-    )
+def test_two_folds_on_every_route(tmp_path: Path, goldens: Path, recorded_models: RecordedModels) -> None:
+    """The network is asked once about each tile; a route that cut or mirrored one otherwise would ask again."""
     settings = RunSettings()
     image = goldens / "v1/images/ctthick_0000.nii.gz"
     expected, _ = read_labels(goldens / "v1/expected/ctthick_fold0+1/ctthick.nii.gz")
-    with load(tmp_path / "bundle", threads=2) as model:
+    with recorded_models.open(MODEL, ("0", "1")) as model:
         spec, folds = model.spec, model.folds
         streamed = model.predict(image, settings=settings).array
         sessions = dict(zip(folds, model.sessions, strict=True))

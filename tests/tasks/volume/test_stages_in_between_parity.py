@@ -6,12 +6,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from recorded_models import RecordedModels
 
-from offline_infer.checkpoints import Selection, read_checkpoint
-from offline_infer.exporting.bundles import export_bundle
-from offline_infer.exporting.options import ExportOptions
+from offline_infer.checkpoints import read_checkpoint
 from offline_infer.images import read_image
-from offline_infer.predict.model import load
 from offline_infer.tasks.settings import RunSettings
 from offline_infer.tasks.volume import aggregation as aggregate
 from offline_infer.tasks.volume.preparing import prepare
@@ -54,7 +52,9 @@ def test_preprocessed_array(name: str, goldens: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in CASES if name != "v1-crop"])
-def test_aggregated_map(name: str, goldens: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_aggregated_map(
+    name: str, goldens: Path, recorded_models: RecordedModels, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Averaged over mirrors and tiles, before resampling back."""
     pytest.importorskip("torch")
     model, images, folder = CASES[name]
@@ -66,10 +66,7 @@ def test_aggregated_map(name: str, goldens: Path, tmp_path: Path, monkeypatch: p
             super().push(slab)
 
     monkeypatch.setattr(aggregate, "MapFinisher", Keeper)
-    export_bundle(
-        goldens / model, tmp_path / "bundle", selection=Selection(folds=["0"]), options=ExportOptions(verify=False)
-    )
-    with load(tmp_path / "bundle") as opened:
+    with recorded_models.open(model) as opened:
         opened.predict([goldens / path for path in images], settings=RunSettings())
     ours = np.concatenate(slabs, axis=1)
     if name.startswith("v1"):
