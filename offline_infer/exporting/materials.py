@@ -11,8 +11,11 @@ from __future__ import annotations
 import importlib.metadata
 import platform
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from offline_infer._version import __version__
@@ -36,48 +39,60 @@ SUMMARY = (
 _REQUIREMENT = re.compile(r"\s*([A-Za-z0-9][A-Za-z0-9._-]*)")
 
 
+@dataclass(frozen=True)
+class Installed:
+    """An installed distribution; ``requires``: normalised names, without extras that nobody asked for."""
+
+    version: str
+    requires: tuple[str, ...]
+
+
 def save_made(spec: BundleSpec, folder: Path) -> Bundle:
     """Write the bill of materials and ``bundle.json`` into a folder whose graphs are there already.
 
     Raises:
         BundleError: see :func:`offline_infer.bundles.bundle.save`.
     """
-    found = distributions()
-    spec = spec.model_copy(update={"made_with": made_with(found)})
-    write_json(folder / BILL, bill_of_materials(spec, found))
+    spec = spec.model_copy(update={"made_with": made_with()})
+    write_json(folder / BILL, bill_of_materials(spec, distributions()))
     return bundles.save(spec, folder)
 
 
-def made_with(found: dict[str, importlib.metadata.Distribution] | None = None) -> dict[str, str]:
+def made_with() -> dict[str, str]:
     """Package -> version, sorted by name; packages that are not installed are left out."""
-    present = distributions() if found is None else found
+    present = distributions()
     versions = {name: present[name].version for name in SUMMARY if name in present}
     return dict(sorted({"offline-infer": __version__, "python": platform.python_version(), **versions}.items()))
 
 
-def distributions() -> dict[str, importlib.metadata.Distribution]:
-    """Normalised name -> distribution, of :data:`ROOTS` and of all they require, as far as it is installed."""
-    found: dict[str, importlib.metadata.Distribution] = {}
+@cache
+def distributions() -> Mapping[str, Installed]:
+    """Normalised name -> distribution, of :data:`ROOTS` and of all they require, as far as it is installed.
+
+    Found once a process: every field of a distribution is read from its files anew.
+    """
+    found: dict[str, Installed] = {}
     waiting = list(ROOTS)
     while waiting:
         name = waiting.pop()
         if name in found:
             continue
         try:
-            found[name] = importlib.metadata.distribution(name)
+            distribution = importlib.metadata.distribution(name)
         except importlib.metadata.PackageNotFoundError:
             continue
-        waiting += _required(found[name])
-    return dict(sorted(found.items()))
+        found[name] = Installed(distribution.version, _required(distribution.requires or ()))
+        waiting += found[name].requires
+    return MappingProxyType(dict(sorted(found.items())))
 
 
-def bill_of_materials(spec: BundleSpec, found: dict[str, importlib.metadata.Distribution]) -> dict[str, Any]:
+def bill_of_materials(spec: BundleSpec, found: Mapping[str, Installed]) -> dict[str, Any]:
     """A CycloneDX 1.5 document: the model, the programs that made it, and what each of them requires."""
     this = _library("offline-infer", __version__)
     python = {"type": "platform", "bom-ref": "python", "name": "python", "version": platform.python_version()}
     refs = {name: _library(name, each.version)["bom-ref"] for name, each in found.items()}
     requires = {this["bom-ref"]: [refs[name] for name in ROOTS if name in refs]}
-    requires |= {refs[name]: [refs[one] for one in _required(each) if one in refs] for name, each in found.items()}
+    requires |= {refs[name]: [refs[one] for one in each.requires if one in refs] for name, each in found.items()}
     return {
         "bomFormat": "CycloneDX",
         "specVersion": "1.5",
@@ -113,8 +128,6 @@ def _library(name: str, version: str) -> dict[str, str]:
     return {"type": "library", "bom-ref": url, "name": name, "version": version, "purl": url}
 
 
-def _required(distribution: importlib.metadata.Distribution) -> list[str]:
-    """Normalised names of what a distribution requires; extras that nobody asked for are left out."""
-    lines: Iterable[str] = distribution.requires or ()
+def _required(lines: Iterable[str]) -> tuple[str, ...]:
     names = (_REQUIREMENT.match(line) for line in lines if "extra ==" not in line.partition(";")[2])
-    return sorted({re.sub(r"[-_.]+", "-", name[1]).lower() for name in names if name})
+    return tuple(sorted({re.sub(r"[-_.]+", "-", name[1]).lower() for name in names if name}))

@@ -487,7 +487,7 @@ def test_onnxruntime_never_answers_on_the_cpu_instead(graph: Path, monkeypatch: 
             patch.setattr(ort, "get_available_providers", lambda p=provider: [p, "CPUExecutionProvider"])
             with pytest.raises(EngineUnavailable, match=r"asked for, but the session runs on|cannot be opened on"):
                 module.open(graph, EngineOptions(device=device))
-    monkeypatch.setattr(ours, "installed_wheels", lambda: ["onnxruntime", "onnxruntime-gpu"])
+    monkeypatch.setattr(ours, "installed_wheels", lambda: ("onnxruntime", "onnxruntime-gpu"))
     with pytest.raises(EngineUnavailable, match="onnxruntime and onnxruntime-gpu are installed together"):
         module.open(graph, EngineOptions(device="cuda:0"))
 

@@ -20,6 +20,7 @@ import time
 import warnings
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol
@@ -222,7 +223,7 @@ class OnnxRuntimeSession:
         self._kept_stitchers: PerThread[list[OnnxRuntimeStitcher]] = PerThread(list)
         self._details: dict[str, Any] = {
             "providers": list(session.get_providers()),
-            "wheels": installed_wheels(),
+            "wheels": list(installed_wheels()),
         }
         self._stitching = Stitching("device" if self._stitch else "host")
         self._info = SessionInfo(
@@ -337,8 +338,12 @@ class OnnxRuntimeSession:
         self.close()
 
 
-def installed_wheels() -> list[str]:
-    """Installed distributions that provide the module ``onnxruntime``; two of them overwrite each other's files."""
+@cache
+def installed_wheels() -> tuple[str, ...]:
+    """Installed distributions that provide the module ``onnxruntime``; two of them overwrite each other's files.
+
+    Found once a process: it reads the metadata of everything that is installed.
+    """
     found = set()
     for distribution in importlib.metadata.distributions():
         name = (distribution.metadata["Name"] or "").lower().replace("_", "-")
@@ -346,7 +351,7 @@ def installed_wheels() -> list[str]:
             name.startswith("onnxruntime-") and not name.endswith(("-extensions", "-genai", "-tools"))
         ):
             found.add(name)
-    return sorted(found)
+    return tuple(sorted(found))
 
 
 def _library() -> Any:
