@@ -1,15 +1,16 @@
 #!/usr/bin/env bash
 # Guide 2.10: speed without data on one device, the card's figure, and the ONNX Runtime baseline.
 . "$(dirname "${BASH_SOURCE[0]}")/common.sh"
-step "speed of one device (20 runs without data)"
+runs="${LIVER_RUNS:-20}"
+step "speed of one device (${runs} runs without data)"
 mkdir -p "$performance"
 om="$("$PYTHON" "${here}/performance.py" om "$bundle" "$LIVER_SOC")"
 (
     cd "$performance"
     case "$LIVER_TOOL" in
-        benchmark) "${wrappers}/benchmark.$(uname -m).sh" -round=20 "-om_path=${om}" -device_id=0 -batch_size=1 ;;
-        msame) "${wrappers}/msame.sh" --model "$om" --loop 20 --device 0 | tee msame_device_0.log ;;
-        ais_bench) "${wrappers}/ais_bench.sh" --model "$om" --loop 20 --device 0 --output "$performance" --output_dirname pure ;;
+        benchmark) "${wrappers}/benchmark.$(uname -m).sh" -round="$runs" "-om_path=${om}" -device_id=0 -batch_size=1 ;;
+        msame) "${wrappers}/msame.sh" --model "$om" --loop "$runs" --device 0 | tee msame_device_0.log ;;
+        ais_bench) "${wrappers}/ais_bench.sh" --model "$om" --loop "$runs" --device 0 --output "$performance" --output_dirname pure ;;
     esac
 )
 "$PYTHON" "${here}/performance.py" show "$performance" "$LIVER_SOC" "$LIVER_TOOL"

@@ -67,7 +67,14 @@ def test_a_folder_of_somebody_else_is_left_alone(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_the_demonstration_runs_without_any_optional_package(tmp_path: Path) -> None:
-    code = f"{PLAIN}from offline_infer.cli import main\nsys.exit(main(['demo', '-o', {str(tmp_path / 'd')!r}, '--cases', '1']))"
+    # A short, coarse scan: the full-sized cases are those of `make demo`.
+    code = f"""{PLAIN}
+from functools import partial
+from offline_infer.cli import main
+from offline_infer.demo import run
+run.make_phantom = partial(run.make_phantom, in_plane_mm=3.0, slice_mm=5.0, coverage_mm=60.0)
+sys.exit(main(['demo', '-o', {str(tmp_path / "d")!r}, '--cases', '1']))
+"""
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
     assert "liver" in done.stdout
