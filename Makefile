@@ -16,6 +16,8 @@ PYTHONS ?= python3.11 python3.12 python3.13
 # Where `make lowest` gets torch. An old torch from PyPI brings 4 GB of CUDA libraries; https://download.pytorch.org/whl/cpu
 # has builds without them.
 TORCH_INDEX ?=
+# Many tests start the program anew, which takes twice as long where Python may not keep its compiled modules.
+unexport PYTHONDONTWRITEBYTECODE
 ONE_THREAD := OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1
 
 .PHONY: demo test lint typecheck contracts unit wheel docs lowest pythons audit sbom clean
