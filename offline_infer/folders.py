@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import fcntl
-import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from offline_infer.errors import UsageError
 from offline_infer.files import clear_partial
+from offline_infer.locks import locked
 
 RECORDS = ".offline_infer"
 """In a folder of results: what is kept about them, and the locks."""
@@ -30,18 +29,15 @@ def held(folder: Path, share: str) -> Iterator[None]:
     place = folder / RECORDS
     place.mkdir(parents=True, exist_ok=True)
     name = "".join(letter if letter.isalnum() else "_" for letter in share)
-    handle = os.open(place / f"{name}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o640)
-    try:
+    with ExitStack() as stack:
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
+            stack.enter_context(locked(place / f"{name}.lock", make=True))
+        except BlockingIOError as error:
             raise UsageError(
                 f"another process is writing results to {folder} ({share}); wait for it, or name another folder"
             ) from error
         clear_partial(folder, depth=_DEPTH)
         yield
-    finally:
-        os.close(handle)
 
 
 def clear_for(output: Path) -> None:

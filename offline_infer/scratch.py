@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import fcntl
+import math
 import os
 import shutil
 import stat
@@ -11,6 +11,8 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+
+from offline_infer.locks import locked
 
 _YOUNG_S = 60.0  # a folder may not be held yet
 
@@ -35,12 +37,8 @@ def held(folder: Path, *, wait: bool = True) -> Iterator[None]:
     Raises:
         BlockingIOError: without ``wait``, another process holds it.
     """
-    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+    with locked(folder.resolve(), wait=math.inf if wait else 0.0):
         yield
-    finally:
-        os.close(handle)
 
 
 def _delete_abandoned(prefix: str) -> None:

@@ -25,6 +25,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", default=[], help="substrings of scenario names")
     parser.add_argument("--random", type=int, default=0, metavar="N", help="also N random plans")
     parser.add_argument("--engine", default="openvino")
+    parser.add_argument("--convolution", choices=("direct", "auto", "f2", "f4"), help="OpenVINO's option of that name")
     parser.add_argument("--json", type=Path, help="write the raw rows there")
     options = parser.parse_args()
 
@@ -48,7 +49,10 @@ def main() -> None:
             )
             if done.returncode:
                 sys.exit(f"{step} failed; see {log}")
-    rows = [row for scenario in scenarios for row in compare(options.work / scenario.name, scenario, options.engine)]
+    extra = {} if options.convolution is None else {"convolution": options.convolution}
+    rows = [
+        row for scenario in scenarios for row in compare(options.work / scenario.name, scenario, options.engine, extra)
+    ]
     versions = subprocess.run(
         [
             peer,
@@ -59,7 +63,7 @@ def main() -> None:
         text=True,
         check=True,
     ).stdout.strip()
-    print(f"peer: {versions}; engine: {options.engine}\n")
+    print(f"peer: {versions}; engine: {' '.join([options.engine, *extra.values()])}\n")
     print(table(rows))
     if options.json:
         options.json.write_text(json.dumps({"versions": versions, "engine": options.engine, "rows": rows}, indent=1))
@@ -89,7 +93,7 @@ def make_peer_environment(folder: Path) -> Path:
     return python
 
 
-def compare(folder: Path, scenario, engine: str) -> list[dict]:  # type: ignore[no-untyped-def]
+def compare(folder: Path, scenario, engine: str, extra: dict[str, str]) -> list[dict]:  # type: ignore[no-untyped-def]
     """Predict with this package and compare with what the peer wrote."""
     from offline_infer.checkpoints import Selection
     from offline_infer.exporting.bundles import export_bundle
@@ -116,7 +120,7 @@ def compare(folder: Path, scenario, engine: str) -> list[dict]:  # type: ignore[
                 options=ExportOptions(overwrite=True),
             )
             bundle, previous = folder / "bundle2", folder / "bundle"
-        model = load(bundle, engine=engine, previous=previous, cache=folder / "cache")
+        model = load(bundle, engine=engine, engine_options=extra, previous=previous, cache=folder / "cache")
     except Exception as error:
         return [{"scenario": scenario.name, "case": "-", "error": f"{type(error).__name__}: {error}"}]
     rows = []

@@ -48,6 +48,7 @@ def main() -> None:
     parser.add_argument("--random", type=int, default=0, metavar="N", help="also N random plans")
     parser.add_argument("--first-seed", type=int, default=0, help="of the random plans")
     parser.add_argument("--engine", default="openvino")
+    parser.add_argument("--convolution", choices=("direct", "auto", "f2", "f4"), help="OpenVINO's option of that name")
     parser.add_argument("--json", type=Path, help="write the raw rows there")
     options = parser.parse_args()
 
@@ -57,10 +58,11 @@ def main() -> None:
     peer = options.peer_python or make_peer_environment(HERE.parent / ".envs" / "nnunetv1")
     run_peer(peer, options.work, [scenario.name for scenario in scenarios])
     rows = []
+    extra = {} if options.convolution is None else {"convolution": options.convolution}
     for scenario in scenarios:
-        rows += compare(options.work / scenario.name, scenario, options.engine)
+        rows += compare(options.work / scenario.name, scenario, options.engine, extra)
     versions = peer_versions(peer)
-    print(f"peer: {versions}; engine: {options.engine}\n")
+    print(f"peer: {versions}; engine: {' '.join([options.engine, *extra.values()])}\n")
     print(table(rows))
     if options.json:
         for row in rows:
@@ -114,7 +116,7 @@ def peer_versions(python: Path) -> str:
     return subprocess.run([python, "-c", code], capture_output=True, text=True, check=True).stdout.strip()
 
 
-def compare(folder: Path, scenario: Scenario, engine: str) -> list[dict[str, Any]]:
+def compare(folder: Path, scenario: Scenario, engine: str, extra: dict[str, str]) -> list[dict[str, Any]]:
     """Predict with this package and compare with what the peer wrote."""
     from offline_infer.checkpoints import Selection
     from offline_infer.exporting.bundles import export_bundle
@@ -142,7 +144,7 @@ def compare(folder: Path, scenario: Scenario, engine: str) -> list[dict[str, Any
                 selection=Selection(folds=scenario.asked, checkpoint_name=scenario.checkpoint),
                 options=ExportOptions(overwrite=True),
             )
-            model = load(bundle, engine=engine, previous=previous, threads=1)
+            model = load(bundle, engine=engine, engine_options=extra, previous=previous, threads=1)
         except Exception as error:
             return fail(f"{type(error).__name__}: {error}")
         with model:

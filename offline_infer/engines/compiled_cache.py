@@ -13,13 +13,14 @@ import hmac
 import json
 import os
 import time
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from offline_infer.files import clear_partial, write_bytes
+from offline_infer.locks import locked
 from offline_infer.private import NotPrivateError, private_folder, user_key
 
 SUFFIX = ".compiled"
@@ -84,6 +85,18 @@ class CompiledCache:
         write_bytes(path, _MAGIC + self._digest(name, content) + content)
         clear_partial(self._folder)
         trim(self._folder, keep=path)
+
+    @contextmanager
+    def making(self, wait: float) -> Iterator[None]:
+        """Held while something for the cache is made, so that one process makes it and the others read it.
+
+        Args:
+            wait: seconds at most for another process; after that both make it.
+        """
+        with ExitStack() as stack:
+            with suppress(OSError):
+                stack.enter_context(locked(self._folder.resolve(), wait=wait))
+            yield
 
     def _digest(self, name: str, content: bytes) -> bytes:
         """Binds the content to the facts behind the name, and to the user where there is a key."""

@@ -9,16 +9,16 @@ and another head of the same shape for the next. Nothing here reads meaning from
 
 from __future__ import annotations
 
-import fcntl
+import math
 import os
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import Field, TypeAdapter, ValidationError
 
 from offline_infer.errors import UsageError
+from offline_infer.locks import locked
 from offline_infer.spec import Record
 from offline_infer.staging.work_folder import inside
 
@@ -177,7 +177,7 @@ def append_lines(path: Path, lines: Iterable[str]) -> None:
     text = "".join(line + "\n" for line in lines).encode()
     if not text:
         return
-    with _locked(path) as handle:
+    with locked(path, wait=math.inf, make=True) as handle:
         end = os.lseek(handle, 0, os.SEEK_END)
         if end and os.pread(handle, 1, end - 1) != b"\n":
             os.ftruncate(handle, _last_line_end(handle, end))
@@ -186,16 +186,6 @@ def append_lines(path: Path, lines: Iterable[str]) -> None:
         while view:
             view = view[os.write(handle, view) :]
         os.fsync(handle)
-
-
-@contextmanager
-def _locked(path: Path) -> Iterator[int]:
-    handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o640)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX)
-        yield handle
-    finally:
-        os.close(handle)
 
 
 def _last_line_end(handle: int, end: int) -> int:

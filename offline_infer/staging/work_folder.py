@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
-import os
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path, PurePosixPath
 
 from offline_infer.errors import UsageError
 from offline_infer.files import HeldFolder, clear_partial, is_partial, read_json, write_json
+from offline_infer.locks import locked
 
 WORK_MARKER = ".offline-infer-work.json"
 _MARK = "offline-infer staged run"
@@ -59,18 +58,14 @@ def exclusive(work: Path | str) -> Iterator[HeldFolder]:
     folder = Path(work)
     if not is_work_folder(folder):
         raise UsageError(f"{folder} is not the work folder of a staged run")
-    handle = os.open(folder / WORK_MARKER, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        os.close(handle)
-        raise UsageError(f"another process is at work in {folder}; wait for it, or name another folder") from error
-    held = HeldFolder(folder)
-    clear_partial(folder, depth=2)  # outputs/fold_0/
-    try:
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(locked(folder / WORK_MARKER))
+        except BlockingIOError as error:
+            raise UsageError(f"another process is at work in {folder}; wait for it, or name another folder") from error
+        held = HeldFolder(folder)
+        clear_partial(folder, depth=2)  # outputs/fold_0/
         yield held
-    finally:
-        os.close(handle)
 
 
 def inside(work: Path | str, relative: str) -> Path:

@@ -399,14 +399,14 @@ def test_openvino_refuses_a_precision_the_processor_lacks(graph: Path) -> None:
 
 
 def test_openvino_checks_what_was_compiled() -> None:
-    from offline_infer.engines.openvino import engine as openvino
+    from offline_infer.engines.openvino.settings import check_precision
 
     class Compiled:
         def get_property(self, name: str) -> str:
             return "bf16"
 
     with pytest.raises(EngineUnavailable, match="fp16 was asked for, OpenVINO would compute in bf16"):
-        openvino._check_precision(Compiled(), "fp16")
+        check_precision(Compiled(), "fp16")
 
 
 def test_openvino_cache_hits_and_survives_damage(graph: Path, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ import pytest
 from offline_infer.engines.base import EngineOptions, get_engine
 from offline_infer.engines.openvino.norms import make_norms_exact
 from offline_infer.engines.openvino.winograd import choice
+from offline_infer.engines.openvino.winograd import plan as planning
 from offline_infer.engines.openvino.winograd.cut import Cut
 from offline_infer.engines.openvino.winograd.layers import Layer, find_layers, fold_constants
 from offline_infer.engines.openvino.winograd.plan import LEAST_GFLOP, fixed_plan, measured_plan
@@ -258,9 +260,9 @@ def layer(name: str, sizes: tuple[int, ...], channels: int = 64) -> Layer:
     return Layer(name, 2, shape, shape, CUBE, (1,) * 3, (1,) * 3, (1,) * 3, (1,) * 3)
 
 
-def test_a_stage_is_rewritten_where_it_pays_as_a_whole() -> None:
-    layers = [layer("a", (64,) * 3), layer("b", (64,) * 3), layer("c", (32,) * 3)]
-    times = {"a": {0: 3.0, 2: 2.0, 4: 1.0}, "b": {0: 1.0, 2: 1.2, 4: 1.3}, "c": {0: 1.0, 2: 0.9, 4: 1.5}}
+def test_a_stage_is_rewritten_where_its_largest_kind_of_layer_gains() -> None:
+    layers = [layer("a", (64,) * 3), layer("wide", (64,) * 3, 192), layer("b", (64,) * 3), layer("c", (32,) * 3, 192)]
+    times = {"wide": {0: 3.0, 2: 2.0, 4: 2.9}, "c": {0: 1.0, 2: 0.9, 4: 1.5}}
     asked: list[tuple[str, int]] = []
 
     def measure(one: Layer, cut: Cut, ways: Sequence[int]) -> dict[int, float]:
@@ -268,9 +270,17 @@ def test_a_stage_is_rewritten_where_it_pays_as_a_whole() -> None:
         return {m: times[one.name][m] for m in (0, *ways)}
 
     plan = measured_plan(layers, measure)
-    assert plan.chosen == {"a": 4, "b": 2}
-    assert asked == [("a", 4), ("b", 4), ("b", 2), ("c", 4), ("c", 2)]  # F(2, 3) only where F(4, 3) does not pay
-    assert str(plan) == "1 F(2,3), 1 F(4,3) of 3 layers"
+    assert plan.chosen == {"a": 2, "wide": 2, "b": 2}
+    assert asked == [("wide", 4), ("wide", 2), ("c", 4), ("c", 2)]  # F(2, 3) only where F(4, 3) does not pay
+    assert str(plan) == "3 F(2,3) of 4 layers"
+
+
+def test_many_small_layers_of_a_kind_outweigh_a_large_one() -> None:
+    layers = [layer("large", (64,) * 3, 96), *(layer(f"small {number}", (64,) * 3) for number in range(3))]
+    plan = measured_plan(
+        layers, lambda one, cut, ways: {0: 2.0 if one.shape[1] == 64 else 1.0, **dict.fromkeys(ways, 1.0)}
+    )
+    assert len(plan.chosen) == 4
 
 
 def test_a_stage_with_next_to_nothing_to_do_is_left_alone() -> None:
@@ -357,11 +367,25 @@ def opened(path: Path, way: str | None, cache: Path | None = None, precision: st
         return session.info, session.run(image).copy()
 
 
+@pytest.fixture
+def pays(monkeypatch: pytest.MonkeyPatch) -> list[Layer]:
+    """Every graph is large enough, and each layer that is measured, which goes into the list, gains by half."""
+    measured: list[Layer] = []
+
+    def measure(library: Any, core: Any, config: Any, one: Layer, cut: Cut, ways: Sequence[int]) -> dict[int, float]:
+        measured.append(one)
+        return {0: 2.0, **dict.fromkeys(ways, 1.0)}
+
+    monkeypatch.setattr(planning, "LEAST_GFLOP", 0.0)
+    monkeypatch.setattr(choice, "measure", measure)
+    return measured
+
+
 def test_the_option(tmp_path: Path) -> None:
     path = graph_file(tmp_path / "g.onnx")
     info, direct = opened(path, None)
     assert info.details["convolution"] == "direct"
-    for way, told in (("f2", "f2: 2 F(2,3) of 2 layers"), ("f4", "f4: 2 F(4,3) of 2 layers"), ("auto", "auto: direct")):
+    for way, told in (("f2", "f2: 2 F(2,3) of 2 layers"), ("f4", "f4: 2 F(4,3) of 2 layers"), ("auto", "direct")):
         info, found = opened(path, way)
         assert info.details["convolution"] == told
         assert info.weights == {"f2": pytest.approx(4 / 3), "f4": 2.0, "auto": 1.0}[way]
@@ -376,6 +400,42 @@ def test_an_unknown_way_is_refused(tmp_path: Path) -> None:
     options = EngineOptions(threads=1, extra={"convolution": "f4", "norms": "native"})
     with pytest.raises(EngineUnavailable, match="needs precision fp32 and norms=exact"):
         get_engine("openvino").open(path, options)
+
+
+def test_without_a_word_it_is_auto_where_the_choice_can_be_kept(tmp_path: Path, pays: list[Layer]) -> None:
+    path, cache, open_to_all = graph_file(tmp_path / "g.onnx"), tmp_path / "cache", tmp_path / "open"
+    cache.mkdir(mode=0o700)
+    open_to_all.mkdir()
+    open_to_all.chmod(0o777)
+    for unusable in (None, open_to_all):
+        with get_engine("openvino").open(path, EngineOptions(threads=1, cache=unusable)) as session:
+            assert session.info.details["convolution"] == "direct"
+    assert not pays
+    for outcome in ("stored", "hit"):
+        with get_engine("openvino").open(path, EngineOptions(threads=1, cache=cache)) as session:
+            assert (str(session.info.cache), session.info.details["convolution"]) == (
+                outcome,
+                "auto: 2 F(4,3) of 2 layers",
+            )
+    assert len(pays) == 1
+    assert (
+        opened(path, "auto")[0].details["convolution"] == "auto: 2 F(4,3) of 2 layers"
+    )  # asked for: measured each time
+    assert len(pays) > 1
+    assert opened(path, "direct", cache)[0].details["convolution"] == "direct"
+
+
+def test_two_that_open_at_once_compute_alike(tmp_path: Path, pays: list[Layer]) -> None:
+    path, cache = graph_file(tmp_path / "g.onnx"), tmp_path / "cache"
+    cache.mkdir(mode=0o700)
+
+    def outcome(_: int) -> str:
+        with get_engine("openvino").open(path, EngineOptions(threads=1, cache=cache)) as session:
+            return str(session.info.cache)
+
+    with ThreadPoolExecutor(4) as threads:
+        assert sorted(threads.map(outcome, range(4))) == ["hit", "hit", "hit", "stored"]
+    assert len(pays) == 1
 
 
 def test_other_precisions_leave_it_off(tmp_path: Path) -> None:
@@ -397,23 +457,13 @@ def test_the_cache_keeps_the_ways_apart(tmp_path: Path) -> None:
         np.testing.assert_array_equal(same, found)
 
 
-def test_what_was_measured_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from offline_infer.engines.openvino.winograd import plan
-
-    monkeypatch.setattr(plan, "LEAST_GFLOP", 0.0)
-    measured: list[Layer] = []
-
-    def measure(library: Any, core: Any, config: Any, one: Layer, cut: Cut, ways: Sequence[int]) -> dict[int, float]:
-        measured.append(one)
-        return {0: 2.0, **dict.fromkeys(ways, 1.0)}
-
-    monkeypatch.setattr(choice, "measure", measure)
+def test_what_was_measured_is_kept(tmp_path: Path, pays: list[Layer]) -> None:
     cache = tmp_path / "cache"
     cache.mkdir(mode=0o700)
     one = graph_file(tmp_path / "one.onnx")
     info, _ = opened(one, "auto", cache)
     assert info.details["convolution"] == "auto: 2 F(4,3) of 2 layers"
-    assert len(measured) == 1  # both layers are alike
+    assert len(pays) == 1  # both layers are alike
     again, _ = opened(one, "auto", cache)
     assert (str(again.cache), again.details["convolution"]) == ("hit", info.details["convolution"])
     other = tmp_path / "other.onnx"
@@ -421,7 +471,7 @@ def test_what_was_measured_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     model.graph.initializer[0].CopyFrom(onnx.numpy_helper.from_array(np.ones((8, 8, 3, 3, 3), np.float32), "w0"))
     onnx.save(model, other)
     assert opened(other, "auto", cache)[0].details["convolution"] == info.details["convolution"]
-    assert len(measured) == 1
+    assert len(pays) == 1
 
 
 def test_a_layer_is_measured_both_ways() -> None:

@@ -7,14 +7,13 @@ twice is not used again. What counts as an answer is a file of the right size; t
 
 from __future__ import annotations
 
-import fcntl
 import os
 import secrets
 import shutil
 import stat
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -39,6 +38,7 @@ from offline_infer.engines.om.npu_smi import DeviceQuery, list_devices
 from offline_infer.errors import DiskBudgetError, ToolError, UsageError
 from offline_infer.events import Event, Sink, silent
 from offline_infer.interruption import termination_as_interrupt
+from offline_infer.locks import locked
 from offline_infer.staging.disk_budget import free_bytes, size_text
 from offline_infer.staging.judging import AnswerJudge, forget_unusable, tell_unusable
 from offline_infer.staging.outputs import WRITERS, OutputsManifest
@@ -460,16 +460,13 @@ def _only_run(work: Path) -> Iterator[Path]:
     """
     place = work / SESSIONS
     place.mkdir(mode=0o750, exist_ok=True)
-    handle = os.open(place, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
+    with ExitStack() as stack:
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
+            stack.enter_context(locked(place))
+        except BlockingIOError as error:
             raise UsageError(f"another infer is using {work}; wait for it, or name another folder") from error
         try:
             yield place
         finally:
             with suppress(OSError):
                 place.rmdir()  # stays if sessions of an interrupted run are in it
-    finally:
-        os.close(handle)

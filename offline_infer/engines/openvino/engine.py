@@ -4,17 +4,15 @@ Three habits of the library are worked around here. Importing it sends a usage e
 its telemetry package is hidden from it. A precision the processor lacks is silently replaced by another one; what was
 compiled is compared with what was asked for. And its instance normalisation is inexact on large tiles, so it is written
 out: see :mod:`offline_infer.engines.openvino.norms` for float32 and :mod:`offline_infer.engines.openvino.bf16_norms` for
-bfloat16, where its statistics stay float32. On request, float32 convolutions are written with fewer multiplications:
+bfloat16, where its statistics stay float32. Where it pays, float32 convolutions are written with fewer multiplications:
 :mod:`offline_infer.engines.openvino.winograd`.
 """
 
 from __future__ import annotations
 
-import io
-import os
 import sys
 import time
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
@@ -22,55 +20,34 @@ from typing import Any
 
 import numpy as np
 
-from offline_infer.digests import digest_of
 from offline_infer.engines.base import (
-    OPEN,
-    OUTPUT_TYPES,
     AnyArray,
-    CacheUse,
     EngineOptions,
     FloatArray,
-    Norms,
     SessionInfo,
     as_answer,
     check_batch,
     kept_outputs,
-    single_input,
     telling_line,
 )
-from offline_infer.engines.compiled_cache import open_cache
-from offline_infer.engines.openvino.bf16_norms import VERSION as BF16_NORMS_VERSION
-from offline_infer.engines.openvino.bf16_norms import keep_ends_float32, make_norms_float32, rounded_node
-from offline_infer.engines.openvino.indices import VERSION as INDICES_VERSION
-from offline_infer.engines.openvino.indices import UnsafeNodeError, bound_indices
-from offline_infer.engines.openvino.norms import VERSION as NORMS_VERSION
-from offline_infer.engines.openvino.norms import make_norms_exact
+from offline_infer.engines.openvino.compiling import compile_graph
+from offline_infer.engines.openvino.ports import input_port, output_ports
+from offline_infer.engines.openvino.settings import (
+    OWN_OPTIONS,
+    around,
+    check_precision,
+    config_of,
+    int8_name,
+    norms_of,
+)
 from offline_infer.engines.openvino.winograd.choice import Convolutions
 from offline_infer.engines.ports import Port
 from offline_infer.engines.self_test import check_arithmetic
-from offline_infer.engines.sizes import check_sizes
-from offline_infer.errors import BundleError, EngineFailed, EngineUnavailable
+from offline_infer.errors import EngineFailed, EngineUnavailable
 from offline_infer.graph.admission import admit
-from offline_infer.graph.liveness import IN_PLACE, Step, Tensor
-from offline_infer.threads import PerThread, engine_threads
+from offline_infer.threads import PerThread
 
 OLDEST = (2026, 4)
-_HINTS = {"fp32": ("f32", "FP32"), "bf16": ("bf16", "BF16"), "fp16": ("f16", "FP16")}
-_OWN_OPTIONS = ("output", "norms", "convolution")
-"""Entries of ``EngineOptions.extra`` that are not the plugin's."""
-_OWN = {
-    "INFERENCE_PRECISION_HINT": "precision",
-    "INFERENCE_NUM_THREADS": "threads",
-    "CACHE_DIR": "cache",
-    "DEVICE_ID": "device",
-}
-
-
-_IN_PLACE = IN_PLACE | {
-    "Add", "Clamp", "Convert", "Divide", "FakeQuantize", "HSigmoid", "HSwish", "LogicalAnd", "LogicalNot", "LogicalOr",
-    "Maximum", "Minimum", "MVN", "Multiply", "Negative", "PRelu", "Power", "Select", "SoftPlus", "Sqrt", "Subtract",
-}  # fmt: skip
-"""The same under OpenVINO's names."""
 
 
 class OpenVinoEngine:
@@ -102,9 +79,10 @@ class OpenVinoEngine:
 
         ``options.extra``: ``output`` names the one output that is kept, over ``options.outputs``;
         ``norms`` is ``exact`` (default, in float32 and bfloat16: float32 statistics, summed axis by axis; in bfloat16 the
-        first and last convolutions stay float32 as well) or ``native`` (the plugin's kernel); ``convolution`` is ``direct``
-        (default), or in float32 with exact norms ``f2`` or ``f4`` (wherever that can be) or ``auto`` (where it was measured
-        to pay); every other entry is passed on as a property of OpenVINO's CPU plugin.
+        first and last convolutions stay float32 as well) or ``native`` (the plugin's kernel); ``convolution`` is ``direct``,
+        or in float32 with exact norms ``f2`` or ``f4`` (with fewer multiplications wherever that can be) or ``auto`` (where
+        it was measured to pay), by default ``auto`` where there is a cache to keep the choice in and ``direct`` elsewhere;
+        every other entry is passed on as a property of OpenVINO's CPU plugin.
 
         Raises:
             EngineUnavailable: OpenVINO, the device, the precision or a property is unavailable.
@@ -124,7 +102,7 @@ class OpenVinoEngine:
 
     def _check_arithmetic(self, options: EngineOptions) -> None:
         """Once for every precision and way of computing; with native norms nothing is kept in float32."""
-        passed_on = {key: value for key, value in options.extra.items() if key not in _OWN_OPTIONS}
+        passed_on = {key: value for key, value in options.extra.items() if key not in OWN_OPTIONS}
         own = replace(options, cache=None, outputs=(), compiled=(), extra={**passed_on, "norms": "native"})
         key = (own.precision, own.around, own.threads, tuple(sorted(passed_on.items())))
         if key not in self._trusted:
@@ -208,12 +186,12 @@ class OpenVinoSession:
         convolution = Convolutions(options)
         int8 = options.precision == "int8"
         if int8:  # stands in the graph; everything around it is computed as if it were not there
-            options = replace(options, precision=_around(options, capabilities))
-        config = _config(options, capabilities)
-        compiled, norms, cache = _compile(ov, core, graph, config, _norms(options), convolution, options)
-        _check_precision(compiled, options.precision)
-        source = _input(compiled.inputs, graph)
-        outputs = _outputs(compiled.outputs, output_names, graph)
+            options = replace(options, precision=around(options, capabilities))
+        config = config_of(options, capabilities)
+        compiled, norms, cache = compile_graph(ov, core, graph, config, norms_of(options), convolution, options)
+        check_precision(compiled, options.precision)
+        source = input_port(compiled.inputs, graph)
+        outputs = output_ports(compiled.outputs, output_names, graph)
         self._names = tuple(port.name for port in outputs)
         self._kept = kept_outputs(self._names, options, ENGINE.name)
         self._lanes: PerThread[_Lane] | None = PerThread(lambda: _Lane(ov, compiled, source, outputs))
@@ -224,7 +202,7 @@ class OpenVinoSession:
             engine=ENGINE.name,
             version=str(ov.__version__),
             device="cpu",
-            precision=_int8_name(options.precision) if int8 else options.precision,
+            precision=int8_name(options.precision) if int8 else options.precision,
             input_shape=self._shape,
             output_names=self._names,
             kept=tuple(self._names[index] for index in self._kept),
@@ -294,233 +272,3 @@ def _version(ov: Any) -> tuple[int, int]:
         return int(parts[0]), int(parts[1])
     except (ValueError, IndexError):
         return OLDEST  # a development build without a version number
-
-
-def _config(options: EngineOptions, capabilities: list[str]) -> dict[str, str]:
-    """OpenVINO's properties for these options."""
-    if options.precision not in _HINTS:
-        raise EngineUnavailable(f"openvino: unknown precision {options.precision!r}; legal: {', '.join(_HINTS)}")
-    hint, capability = _HINTS[options.precision]
-    if capability not in capabilities:
-        raise EngineUnavailable(_lacks(options.precision, capabilities))
-    if options.threads < 0:
-        raise EngineUnavailable(f"openvino: threads is {options.threads}; 0 means all cores")
-    config = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": hint}
-    if threads := engine_threads(options.threads):
-        config["INFERENCE_NUM_THREADS"] = str(threads)
-        if threads < (os.cpu_count() or 1):
-            # Pinned threads start at the first core in every process: workers side by side would share those.
-            config["ENABLE_CPU_PINNING"] = "NO"
-    for key, value in options.extra.items():
-        if key in _OWN_OPTIONS:
-            continue
-        if key in _OWN:
-            raise EngineUnavailable(f"openvino: {key} is set by the option {_OWN[key]}; use that")
-        config[key] = value
-    return config
-
-
-def _around(options: EngineOptions, capabilities: list[str]) -> str:
-    """What the layers around INT8 ones compute in: as asked for where the processor has it, else float32."""
-    return options.around if _HINTS[options.around][1] in capabilities else "fp32"
-
-
-def _int8_name(around: str) -> str:
-    """What a session calls INT8 among layers of another precision."""
-    return "int8" if around == "fp32" else f"int8+{around}"
-
-
-def _norms(options: EngineOptions) -> Norms:
-    """``exact`` or ``native``. In float16 the plugin's own kernel stays."""
-    default = "native" if options.precision == "fp16" else "exact"
-    norms = options.extra.get("norms", default)
-    if norms not in ("exact", "native") or (norms == "exact" and default != "exact"):
-        raise EngineUnavailable(
-            f"openvino: norms is {norms!r} at {options.precision}; legal: native, and exact in fp32 and bf16"
-        )
-    return Norms("exact" if norms == "exact" else "native")
-
-
-def _compile(
-    ov: Any,
-    core: Any,
-    graph: Path,
-    config: Mapping[str, str],
-    norms: Norms,
-    convolutions: Convolutions,
-    options: EngineOptions,
-) -> tuple[Any, Norms, CacheUse]:
-    """The compiled graph, its norms, and what the cache did.
-
-    OpenVINO's own CACHE_DIR is not used: a file there is written in place, so another process may read half of it, and is
-    trusted whoever wrote it.
-    """
-    cache, unusable = open_cache(options.cache, shared=options.shared_cache)
-    if cache is None:
-        use = CacheUse("off") if unusable is None else CacheUse("not stored", unusable)
-        return *_compile_afresh(ov, core, graph, config, norms, convolutions), use
-    machine = _machine_facts(ov, core, config)
-    facts = {**machine, "graph": digest_of(graph), "norms": _norms_fact(norms), "convolution": convolutions.fact}
-    convolutions.remember(cache, machine, facts)
-    blob = cache.read(facts)
-    if blob is not None:
-        try:
-            imported = core.import_model(io.BytesIO(blob), "CPU", dict(config))
-            convolutions.recall()
-            return imported, norms, CacheUse("hit")
-        except RuntimeError:
-            pass  # another build wrote it although the facts agree; it is compiled again below
-    compiled, made = _compile_afresh(ov, core, graph, config, norms, convolutions)
-    if made != norms:
-        return compiled, made, CacheUse("not stored", "the norms are not those that were asked for")
-    try:
-        exported = compiled.export_model()
-        cache.write(facts, exported.getvalue() if isinstance(exported, io.BytesIO) else bytes(exported))
-    except (OSError, RuntimeError) as error:
-        return compiled, made, CacheUse("not stored", telling_line(error))
-    return compiled, made, CacheUse("stored")
-
-
-def _compile_afresh(
-    ov: Any, core: Any, graph: Path, config: Mapping[str, str], norms: Norms, convolutions: Convolutions
-) -> tuple[Any, Norms]:
-    """The compiled graph, and its norms: as asked for, or native with the reason."""
-    model = _read(ov, graph)
-    half = config["INFERENCE_PRECISION_HINT"] != _HINTS["fp32"][0]
-    try:
-        if norms.mode == "exact" and half:
-            return _compile_half(core, model, config)
-    except (RuntimeError, AttributeError, TypeError) as error:
-        # Such errors come from marking nodes as float32, which needs more of OpenVINO than its documented interface.
-        model, norms = _read(ov, graph), Norms("native", telling_line(error))
-    convolutions.rewrite(ov, core, model, config)
-    if norms.mode == "exact":
-        left = make_norms_exact(model)
-        norms = Norms("native", _open_sizes(left)) if left else norms
-    try:
-        return core.compile_model(model, "CPU", dict(config)), norms
-    except RuntimeError as error:
-        raise EngineUnavailable(f"openvino: {graph.name} cannot be compiled: {telling_line(error)}") from error
-
-
-def _compile_half(core: Any, model: Any, config: Mapping[str, str]) -> tuple[Any, Norms]:
-    """The graph compiled for reduced precision with what must stay float32 marked.
-
-    Raises:
-        RuntimeError, AttributeError, TypeError: this OpenVINO has no such mark, or ignores it.
-    """
-    left = make_norms_float32(core, model)
-    keep_ends_float32(core, model)
-    compiled = core.compile_model(model, "CPU", dict(config))
-    rounded = rounded_node(compiled)
-    if rounded:
-        raise RuntimeError(rounded)
-    return compiled, Norms("native", _open_sizes(left)) if left else Norms("exact")
-
-
-def _open_sizes(count: int) -> str:
-    return f"{count} normalisations have open sizes"
-
-
-def _read(ov: Any, graph: Path) -> Any:
-    """The graph as OpenVINO's model.
-
-    Raises:
-        BundleError: it cannot be read, or has another input than one image.
-    """
-    try:
-        # The ONNX reader by name: otherwise a damaged file is offered to every other reader, each with its own error.
-        reader = ov.frontend.FrontEndManager().load_by_framework("onnx")
-        model = reader.convert(reader.load(str(graph)))
-    except Exception as error:  # the reader's exceptions share no base class
-        raise BundleError(f"{graph} cannot be read by OpenVINO: {telling_line(error)}") from error
-    _input(model.inputs, graph)
-    check_sizes(graph, _steps(model))
-    try:
-        bound_indices(model)
-    except (UnsafeNodeError, RuntimeError) as error:
-        raise BundleError(f"{graph} is not opened: it may leave its tensors: {telling_line(error)}") from error
-    return model
-
-
-def _steps(model: Any) -> list[Step]:
-    """What the graph computes, with open sizes as small as they may be."""
-    steps = []
-    for node in model.get_ordered_ops():
-        if node.get_type_name() not in ("Constant", "Parameter", "Result"):
-            makes = tuple(_made(output) for output in node.outputs() if not output.get_partial_shape().rank.is_dynamic)
-            takes = tuple(_tensor_name(value) for value in node.input_values())
-            steps.append(Step(takes, makes, node.get_type_name() in _IN_PLACE))
-    return steps
-
-
-def _made(output: Any) -> Tensor:
-    shape = tuple(int(size) for size in output.get_partial_shape().get_min_shape())
-    return Tensor(_tensor_name(output), shape, output.get_element_type().size)
-
-
-def _tensor_name(output: Any) -> str:
-    return f"{output.get_node().get_friendly_name()}:{output.get_index()}"
-
-
-def _machine_facts(ov: Any, core: Any, config: Mapping[str, str]) -> dict[str, Any]:
-    """Everything a compiled graph depends on besides the graph and how it is rewritten."""
-    return {
-        "engine": "openvino",
-        "openvino": str(ov.__version__),
-        "processor": str(core.get_property("CPU", "FULL_DEVICE_NAME")),
-        "capabilities": sorted(str(item) for item in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")),
-        "config": dict(sorted(config.items())),
-        "indices": INDICES_VERSION,
-    }
-
-
-def _norms_fact(norms: Norms) -> str:
-    return f"{norms.mode} {NORMS_VERSION} {BF16_NORMS_VERSION}"
-
-
-def _check_precision(compiled: Any, precision: str) -> None:
-    names = {"float32": "fp32", "f32": "fp32", "bfloat16": "bf16", "bf16": "bf16", "float16": "fp16", "f16": "fp16"}
-    got = compiled.get_property("INFERENCE_PRECISION_HINT")
-    name = str(got.to_string() if hasattr(got, "to_string") else got)
-    if names.get(name, name) != precision:
-        raise EngineUnavailable(f"openvino: {precision} was asked for, OpenVINO would compute in {name}; use fp32")
-
-
-def _lacks(precision: str, capabilities: list[str]) -> str:
-    can = [name for name, (_, capability) in _HINTS.items() if capability in capabilities]
-    return (
-        f"openvino: this processor has no {precision} arithmetic (it has {', '.join(can)}); "
-        "use one of those; a half-precision bundle also runs in fp32"
-    )
-
-
-def _input(ports: Any, graph: Path) -> Port:
-    """The only input: a number of axes, some of them perhaps open.
-
-    Raises:
-        BundleError: not exactly one, of open rank, or not floating point.
-    """
-    single_input(len(ports), graph)
-    port = _port(ports[0])
-    if port.shape is None:
-        raise BundleError(f"{graph}: the rank of {port.name} is open, expected (n, c, sizes ...); export it again")
-    if port.dtype not in (np.dtype(np.float32), np.dtype(np.float16)):
-        raise BundleError(f"{graph}: {port.name} is {port.dtype}, expected float32 or float16")
-    return port
-
-
-def _outputs(ports: Any, names: Sequence[str], graph: Path) -> list[Port]:
-    found = [replace(_port(port), name=name) for port, name in zip(ports, names, strict=True)]
-    for port in found:
-        if port.dtype.name not in OUTPUT_TYPES:
-            raise BundleError(f"{graph}: {port.name} is {port.dtype}, expected one of {', '.join(OUTPUT_TYPES)}")
-    return found
-
-
-def _port(port: Any) -> Port:
-    partial = port.partial_shape
-    shape = None
-    if not partial.rank.is_dynamic:
-        shape = tuple(OPEN if size.is_dynamic else int(size.get_length()) for size in partial)
-    return Port(str(port.any_name), shape, np.dtype(port.element_type.to_dtype()))

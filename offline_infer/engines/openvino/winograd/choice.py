@@ -16,7 +16,7 @@ from offline_infer.engines.openvino.winograd.plan import fixed_plan, measured_pl
 from offline_infer.engines.openvino.winograd.rewrite import rewrite
 from offline_infer.errors import EngineUnavailable
 
-VERSION = "2"
+VERSION = "3"
 """Part of the key of a cached graph: change it with this folder."""
 
 _MODES = ("direct", "auto", "f2", "f4")
@@ -35,7 +35,10 @@ class Convolutions:
         Raises:
             EngineUnavailable: no such way, or not at this precision or with these norms.
         """
-        self._mode = options.extra.get("convolution", "direct")
+        asked = options.extra.get("convolution")
+        # By default only where the choice can be kept: every process of a machine is to compute alike, and measure once.
+        self._mode = asked or ("direct" if options.cache is None else "auto")
+        self._only_kept = asked is None
         if self._mode not in _MODES:
             raise EngineUnavailable(f"openvino: convolution is {self._mode!r}; legal: {', '.join(_MODES)}")
         possible = options.precision == "fp32" and options.extra.get("norms", "exact") == "exact"
@@ -45,29 +48,36 @@ class Convolutions:
             raise EngineUnavailable(
                 f"openvino: convolution is {self._mode!r}, which needs precision fp32 and norms=exact; legal here: direct, auto"
             )
-        self.told = self._mode
+        self.told = "direct"
         self.weights = 1.0
         self._cache: CompiledCache | None = None
         self._machine: Mapping[str, Any] = {}
-        self._graph: Mapping[str, Any] = {}
 
     @property
     def fact(self) -> str:
-        """What a compiled graph depends on. Not the choice itself: the graph that is kept keeps that too."""
+        """What a kept graph depends on. Not the choice itself: the graph that is kept keeps that too."""
         return "direct" if self._mode == "direct" else f"{self._mode} {VERSION}"
 
-    def remember(self, cache: CompiledCache, machine: Mapping[str, Any], graph: Mapping[str, Any]) -> None:
-        """Keep what is measured and chosen in a cache, under facts about the machine and the graph."""
-        self._cache, self._machine, self._graph = cache, machine, graph
+    def remember(self, cache: CompiledCache, machine: Mapping[str, Any]) -> None:
+        """Keep what is measured in a cache, under facts about the machine."""
+        self._cache, self._machine = cache, machine
 
-    def recall(self) -> None:
-        """Tell again what was chosen for the graph, which came out of the cache."""
-        if self._mode != "direct" and (kept := self._read({**self._graph, "what": "convolutions"})):
-            self.told, self.weights = kept["told"], kept["weights"]
+    def note(self) -> bytes:
+        """What became of the choice, in one line, to be kept with the compiled graph."""
+        return json.dumps({"told": self.told, "weights": self.weights}).encode() + b"\n"
+
+    def recall(self, note: bytes) -> None:
+        """Take up the choice of a graph that was kept.
+
+        Raises:
+            ValueError, KeyError: not such a note.
+        """
+        kept = json.loads(note)
+        self.told, self.weights = str(kept["told"]), float(kept["weights"])
 
     def rewrite(self, ov: Any, core: Any, model: Any, config: Mapping[str, str]) -> None:
         """Rewrite a model, in place, after measuring where the mode says so."""
-        if self._mode == "direct":
+        if self._mode == "direct" or (self._only_kept and self._cache is None):
             return
         fold_constants(model)
         layers = find_layers(model)
@@ -83,8 +93,7 @@ class Convolutions:
 
         plan = measured_plan(layers, timed) if self._mode == "auto" else fixed_plan(layers, int(self._mode[1:]))
         rewrite(model, plan.chosen, plan.layers, plan.cuts)
-        self.told, self.weights = f"{self._mode}: {plan}", plan.weights
-        self._write({**self._graph, "what": "convolutions"}, {"told": self.told, "weights": self.weights})
+        self.told, self.weights = f"{self._mode}: {plan}" if plan.chosen else "direct", plan.weights
 
     def _read(self, facts: Mapping[str, Any]) -> Any:
         """What is kept under some facts; None where nothing is."""

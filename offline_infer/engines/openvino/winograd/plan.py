@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from offline_infer.engines.openvino.winograd.cut import Cut
 from offline_infer.engines.openvino.winograd.layers import Layer
@@ -21,7 +21,7 @@ FEWEST_CHANNELS = 8
 LEAST_GFLOP = 50.0
 """Of all layers of a graph that may be chosen by measuring: with less, the longer opening is not earned back."""
 LEAST_GAIN = 1.15
-"""Of a stage by measuring. What a layer gains is partly lost again where the stage begins and ends."""
+"""Of the layer that is measured. What a layer gains is partly lost again where the stage begins and ends."""
 LEAST_SHARE = 0.02
 """Of a stage in all such layers' arithmetic, by measuring. The deepest have most of the weights, of which there would be twice as
 many, and little of the time."""
@@ -70,39 +70,48 @@ def fixed_plan(layers: Sequence[Layer], m: int) -> Plan:
 def measured_plan(layers: Sequence[Layer], measure: Measure) -> Plan:
     """Stage by stage the fastest way, where it is faster than the direct one by :data:`LEAST_GAIN`.
 
+    One layer speaks for its stage: the kind with the most of its arithmetic. Kinds differ in their channels alone, and what
+    they gain differs less than a measurement does (1.53 and 1.57 times, 1.71 and 1.77 were found).
+
     Args:
         measure: gives a layer's times for the m that are asked for and for 0.
     """
     cuts = _cuts(layers)
     possible = {layer.name: ways for layer in layers if (ways := _possible(layer, cuts))}
-    work: dict[object, float] = defaultdict(float)
+    stages: dict[object, list[Layer]] = defaultdict(list)
     for layer in layers:
         if layer.name in possible:
-            work[layer.stage] += layer.gflop
+            stages[layer.stage].append(layer)
+    work = {stage: sum(layer.gflop for layer in members) for stage, members in stages.items()}
     total = sum(work.values())
-    stages: dict[object, list[tuple[Layer, Seconds]]] = defaultdict(list)
-    for layer in layers if total >= LEAST_GFLOP else ():
-        if layer.name in possible and work[layer.stage] >= LEAST_SHARE * total:
-            stages[layer.stage].append((layer, _timed(layer, cuts[layer.axis], possible[layer.name], measure)))
     chosen: dict[str, int] = {}
-    for timed in stages.values():
-        best = {layer.name: min(set(times) - {0}, key=times.__getitem__) for layer, times in timed}
-        gain = sum(times[0] for _, times in timed) / sum(times[best[layer.name]] for layer, times in timed)
-        if gain >= LEAST_GAIN:
-            chosen.update(best)
+    for stage, members in stages.items() if total >= LEAST_GFLOP else ():
+        if work[stage] >= LEAST_SHARE * total:
+            speaker = _speaker(members)
+            m = _fastest(speaker, cuts[speaker.axis], possible[speaker.name], measure)
+            if m:
+                chosen.update({layer.name: m for layer in members if m in possible[layer.name]})
     return Plan(chosen, {layer.name: layer for layer in layers}, cuts)
 
 
-def _timed(layer: Layer, cut: Cut, ways: Sequence[int], measure: Measure) -> Seconds:
-    """Times of a layer: of the way with the fewest products, and of others only where that one does not pay."""
-    found: dict[int, float] = {}
+def _speaker(stage: Sequence[Layer]) -> Layer:
+    """The first layer of the kind that does the most of a stage's arithmetic."""
+    work: dict[Layer, float] = defaultdict(float)
+    first: dict[Layer, Layer] = {}
+    for layer in stage:
+        kind = replace(layer, name="")
+        work[kind] += layer.gflop
+        first.setdefault(kind, layer)
+    return first[max(work, key=work.__getitem__)]
+
+
+def _fastest(layer: Layer, cut: Cut, ways: Sequence[int], measure: Measure) -> int:
+    """The first of the ways, those with the fewest products first, that gains enough; 0 where none does."""
     for m in sorted(ways, reverse=True):
         times = measure(layer, cut, [m])
-        scale = found.setdefault(0, times[0]) / times[0]
-        found[m] = scale * times[m]
-        if found[0] >= LEAST_GAIN * found[m]:
-            break
-    return found
+        if times[0] >= LEAST_GAIN * times[m]:
+            return m
+    return 0
 
 
 def _cuts(layers: Sequence[Layer]) -> dict[int, Cut]:
