@@ -48,9 +48,9 @@ def register(commands: Subparsers) -> None:
     )
     parser.add_argument(
         "--calibration",
-        default="auto",
-        choices=["auto", "nncf", "observed"],
-        help="who finds the ranges of activations: NNCF (auto: where it is installed), or this program's own observation",
+        default="fitted",
+        choices=["fitted", "nncf"],
+        help="rounding that changes least of what each layer computes on calibration inputs (default), or NNCF's ranges",
     )
     parser.add_argument(
         "--tiles", type=int, default=8, metavar="N", help="inputs to calibrate on, and to choose on, default 8"

@@ -1,10 +1,13 @@
 """INT8 written into a graph as pairs of QuantizeLinear and DequantizeLinear (QDQ): the form that engines take up.
 
-A convolution is quantized by rounding what goes into it: its activation to 256 steps between the ends of a range
-(unsigned, with a zero point, one scale for the tensor), its weight to 255 steps around zero (signed, one scale for each
-output channel). What comes out is float, so norms, activation functions and everything else stay what they are::
+A convolution is quantized by rounding what goes into it: its activation to 256 steps (unsigned, with a zero point), its
+weight to 255 steps around zero (signed, one scale for each output channel). What comes out is float, so norms, activation
+functions and everything else stay what they are. From a range alone follow::
 
     scale = (high - low) / 255,   zero point = round(-low / scale),   weight scale = max |w| / 127 of a channel
+
+An activation may also have a scale for each channel. Engines add up whole numbers over the channels, so there such a scale
+cannot be put back behind the sum; it is put into the weight before that is rounded: ``sum w x = sum (w s) (x / s)``.
 
 Zero is always one of the steps: padding is exact. Definition of the operators: https://onnx.ai/onnx/operators/ .
 """
@@ -34,7 +37,7 @@ from offline_infer.graph.model import (
 
 OLDEST_OPSET = 13
 """The first one in which DequantizeLinear takes a scale for each channel."""
-_ACTIVATION_STEPS, _WEIGHT_STEPS = 255, 127
+ACTIVATION_STEPS, WEIGHT_STEPS = 255, 127
 
 
 @dataclass(frozen=True)
@@ -44,9 +47,37 @@ class Range:
     low: float
     high: float
 
-    def joined(self, other: Range) -> Range:
-        """The range that holds both."""
-        return Range(min(self.low, other.low), max(self.high, other.high))
+
+@dataclass(frozen=True)
+class Rounding:
+    """How a convolution is computed in whole numbers.
+
+    Attributes:
+        scale: of its activation: one (), or one for each channel (c,), float32.
+        zero: the activation's zero point, from 0 to 255; the same in all channels, or padding would not be exact.
+        weight: (k, c, ...), int8: the weight, times the scale of the channel it reads where each has its own.
+        weight_scale: of each output channel (k,), float32.
+    """
+
+    scale: npt.NDArray[np.float32]
+    zero: int
+    weight: npt.NDArray[np.int8]
+    weight_scale: npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Window:
+    """What a convolution reads for one value, axes (z, y, x) or (y, x).
+
+    Attributes:
+        kernel, strides, dilations: one number an axis.
+        padding: zeros (before, after) each axis.
+    """
+
+    kernel: tuple[int, ...]
+    strides: tuple[int, ...]
+    dilations: tuple[int, ...]
+    padding: tuple[tuple[int, int], ...]
 
 
 @dataclass(frozen=True)
@@ -58,12 +89,18 @@ class Convolution:
         source: name of its activation.
         weight: name of its weight.
         products: multiplications that one input of the network takes; axes of open size count as 1.
+        window: None where channels are convolved in groups, or the padding is not given in numbers.
+        normalized: only instance norms read what it computes: they take the mean of a channel away.
+        source_bytes: of the activation for one input, in float32; 0 where the graph leaves its size open.
     """
 
     name: str
     source: str
     weight: str
     products: int
+    window: Window | None = None
+    normalized: bool = False
+    source_bytes: int = 0
 
 
 def convolutions(model: Model) -> list[Convolution]:
@@ -83,68 +120,89 @@ def convolutions(model: Model) -> list[Convolution]:
         if tensor.data_type == onnx.TensorProto.FLOAT
     }
     types = tensor_types(inferred(source))
+    readers = _readers(source)
     found = []
     for node in source.graph.node:
         if node.op_type != "Conv" or node.input[1] not in weights:
             continue
-        _, shape = types.get(node.output[0], (0, ()))
-        per_value = math.prod(weights[node.input[1]][1:])
-        sizes = [size for size in shape or () if isinstance(size, int)]
-        found.append(Convolution(node.output[0], node.input[0], node.input[1], per_value * math.prod(sizes)))
+        weight = weights[node.input[1]]
+        found.append(
+            Convolution(
+                node.output[0],
+                node.input[0],
+                node.input[1],
+                products=math.prod(weight[1:]) * math.prod(_known_sizes(types, node.output[0])),
+                window=_window(node, weight),
+                normalized=set(readers.get(node.output[0], ())) == {"InstanceNormalization"},
+                source_bytes=_float_bytes(types, node.input[0]),
+            )
+        )
     return found
 
 
-def with_observed_ranges(model: Model, tensors: Collection[str]) -> tuple[Model, dict[str, tuple[str, str]]]:
-    """The model with the smallest and the largest value of some tensors as further outputs.
-
-    Returns:
-        The model, and tensor -> names of its two outputs.
-    """
-    onnx = onnx_package()
-    new = copy(model)
-    types = tensor_types(inferred(model))
-    names = {}
-    for number, tensor in enumerate(sorted(set(tensors))):
-        pair = (f"lowest_{number}", f"highest_{number}")
-        rank = len(types[tensor][1] or ())
-        for name, operator in zip(pair, ("ReduceMin", "ReduceMax"), strict=True):
-            new.graph.node.append(onnx.helper.make_node(operator, [tensor], [name], keepdims=1))
-            new.graph.output.append(onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [1] * rank))
-        names[tensor] = pair
-    return new, names
+def _readers(model: Model) -> dict[str, list[str]]:
+    """Tensor -> types of the operators that read it; an output of the graph counts as one."""
+    found: dict[str, list[str]] = {}
+    for node in model.graph.node:
+        for name in node.input:
+            found.setdefault(name, []).append(node.op_type)
+    for port in model.graph.output:
+        found.setdefault(port.name, []).append("")
+    return found
 
 
-def quantized(model: Model, ranges: Mapping[str, Range], chosen: Collection[str]) -> Model:
+def _known_sizes(types: Mapping[str, tuple[int, Any]], tensor: str) -> list[int]:
+    _, shape = types.get(tensor, (0, ()))
+    return [size for size in shape or () if isinstance(size, int)]
+
+
+def _float_bytes(types: Mapping[str, tuple[int, Any]], tensor: str) -> int:
+    _, shape = types.get(tensor, (0, ()))
+    sizes = _known_sizes(types, tensor)
+    return 4 * math.prod(sizes) if shape and len(sizes) == len(shape) else 0
+
+
+def _window(node: Any, weight: tuple[int, ...]) -> Window | None:
+    helper = onnx_package().helper
+    given = {attribute.name: helper.get_attribute_value(attribute) for attribute in node.attribute}
+    if given.get("group", 1) != 1 or given.get("auto_pad", b"NOTSET") not in (b"NOTSET", b"VALID"):
+        return None
+    kernel = weight[2:]
+    ones = [1] * len(kernel)
+    pads = given.get("pads", [0] * 2 * len(kernel))
+    return Window(
+        tuple(kernel),
+        tuple(given.get("strides", ones)),
+        tuple(given.get("dilations", ones)),
+        tuple(zip(pads[: len(kernel)], pads[len(kernel) :], strict=True)),
+    )
+
+
+def quantized(model: Model, roundings: Mapping[str, Rounding], chosen: Collection[str]) -> Model:
     """The graph with some of its convolutions in INT8.
 
     Args:
         model: a flat float32 graph.
-        ranges: activation (:attr:`Convolution.source`) -> its range.
-        chosen: names of convolutions (:attr:`Convolution.name`).
+        roundings: convolution (:attr:`Convolution.name`) -> how it is rounded.
+        chosen: names of convolutions.
 
     Raises:
-        ExportError: the graph's operator set is too old, a range or a weight is not finite, or a name is unknown.
+        ExportError: the graph's operator set is too old, or a name is unknown.
     """
     if opset(model) < OLDEST_OPSET:
         raise ExportError(
             f"the graph is of operator set {opset(model)}; INT8 needs {OLDEST_OPSET} or later, export the checkpoint again"
         )
     source = constants_to_initializers(model)
-    known = {convolution.name: convolution for convolution in convolutions(source)}
-    unknown = sorted(name for name in chosen if name not in known or known[name].source not in ranges)
+    known = {convolution.name for convolution in convolutions(source)}
+    unknown = sorted(name for name in chosen if name not in known or name not in roundings)
     if unknown:
-        raise ExportError(f"no convolution with a range: {', '.join(unknown[:5])}")
+        raise ExportError(f"no convolution with a rounding: {', '.join(unknown[:5])}")
     writer = _Writer(source)
     nodes = []
     for node in source.graph.node:
         if node.op_type == "Conv" and node.output[0] in chosen:
-            tensor = node.input[0]
-            nodes += writer.activation(tensor, ranges[tensor])
-            nodes += writer.weight(node)
-            changed = type(node)()
-            changed.CopyFrom(node)
-            changed.input[0], changed.input[1] = writer.activations[tensor], writer.weights[node.input[1]]
-            nodes.append(changed)
+            nodes += writer.convolution(node, roundings[node.output[0]])
         else:
             nodes.append(node)
     replace_nodes(writer.model, nodes)
@@ -152,6 +210,23 @@ def quantized(model: Model, ranges: Mapping[str, Range], chosen: Collection[str]
     del writer.model.graph.value_info[:]
     onnx_package().checker.check_model(writer.model)
     return writer.model
+
+
+def rounding_by_range(weight: npt.NDArray[np.float32], found: Range) -> Rounding:
+    """One scale for the activation, from its range, and the weight (k, c, ...) rounded to the nearest.
+
+    Raises:
+        ExportError: an end of the range, or a weight, is NaN or infinite.
+    """
+    scale, zero = scale_of(found)
+    return Rounding(np.asarray(scale), zero, *whole_weights(weight))
+
+
+def weights_of(model: Model, layers: Collection[Convolution]) -> dict[str, npt.NDArray[np.float32]]:
+    """Convolution (by its name) -> its weight (k, c, ...)."""
+    onnx = onnx_package()
+    constants = {tensor.name: tensor for tensor in constants_to_initializers(model).graph.initializer}
+    return {each.name: np.asarray(onnx.numpy_helper.to_array(constants[each.weight])) for each in layers}
 
 
 def scale_of(found: Range) -> tuple[np.float32, int]:
@@ -165,66 +240,82 @@ def scale_of(found: Range) -> tuple[np.float32, int]:
         raise ExportError(
             f"an activation ranges from {found.low} to {found.high}, which no whole numbers can stand for"
         )
-    scale = np.float32((high - low) / _ACTIVATION_STEPS)
+    scale = np.float32((high - low) / ACTIVATION_STEPS)
     if not scale > 0 or not np.isfinite(np.float32(1) / scale):
         return np.float32(1), 0  # the tensor is zero wherever it was looked at
-    return scale, int(np.clip(np.rint(-low / float(scale)), 0, _ACTIVATION_STEPS))
+    return scale, int(np.clip(np.rint(-low / float(scale)), 0, ACTIVATION_STEPS))
 
 
-def whole_weights(weight: npt.NDArray[np.float32]) -> tuple[npt.NDArray[np.int8], npt.NDArray[np.float32]]:
-    """A weight (k, c, ...) in whole numbers, and the scale of each output channel (k,).
+def weight_scale(weight: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    """Scale of each output channel (k,) of a weight (k, c, ...): its largest value becomes the last step.
 
     Raises:
-        ExportError: it holds NaN or infinite values.
+        ExportError: the weight holds NaN or infinite values.
     """
     if not np.isfinite(weight).all():
         raise ExportError("a weight holds NaN or infinite values")
     largest = np.abs(weight.reshape(weight.shape[0], -1)).max(axis=1)
-    scale = (largest / np.float32(_WEIGHT_STEPS)).astype(np.float32)
+    scale: npt.NDArray[np.float32] = (largest / np.float32(WEIGHT_STEPS)).astype(np.float32)
     scale[~(scale > np.finfo(np.float32).tiny)] = 1  # a channel of zeros
+    return scale
+
+
+def whole_weights(weight: npt.NDArray[np.float32]) -> tuple[npt.NDArray[np.int8], npt.NDArray[np.float32]]:
+    """A weight (k, c, ...) rounded to the nearest whole numbers, and the scale of each output channel (k,).
+
+    Raises:
+        ExportError: it holds NaN or infinite values.
+    """
+    scale = weight_scale(weight)
     divided = weight / scale.reshape(-1, *[1] * (weight.ndim - 1))
-    return np.clip(np.rint(divided), -_WEIGHT_STEPS, _WEIGHT_STEPS).astype(np.int8), scale
+    return np.clip(np.rint(divided), -WEIGHT_STEPS, WEIGHT_STEPS).astype(np.int8), scale
 
 
 class _Writer:
-    """Puts pairs of operators into a copy of a model; each tensor and each weight gets one pair."""
+    """Puts pairs of operators into a copy of a model; convolutions that round an activation alike share its pair."""
 
     def __init__(self, model: Model) -> None:
         self._onnx = onnx_package()
         self.model = copy(model)
-        self._constants = {tensor.name: tensor for tensor in model.graph.initializer}
-        self._taken = {name for node in model.graph.node for name in (*node.input, *node.output)} | set(self._constants)
-        self.activations: dict[str, str] = {}
-        self.weights: dict[str, str] = {}
+        self._taken = {name for node in model.graph.node for name in (*node.input, *node.output)}
+        self._taken |= {tensor.name for tensor in model.graph.initializer}
+        self._restored: dict[tuple[str, bytes, int], str] = {}
 
-    def activation(self, tensor: str, found: Range) -> list[Any]:
-        """The pair behind a tensor; empty where it has one."""
-        if tensor in self.activations:
-            return []
-        scale, zero = scale_of(found)
-        constants = [self._constant(scale, "scale"), self._constant(np.uint8(zero), "zero")]
+    def convolution(self, node: Any, rounding: Rounding) -> list[Any]:
+        """A convolution's node on restored whole numbers, behind the operators that it needs."""
+        nodes = []
+        key = (node.input[0], rounding.scale.tobytes(), rounding.zero)
+        if key not in self._restored:
+            nodes += self._activation(node.input[0], rounding)
+            self._restored[key] = nodes[-1].output[0]
+        nodes.append(self._weight(rounding))
+        changed = type(node)()
+        changed.CopyFrom(node)
+        changed.input[0], changed.input[1] = self._restored[key], nodes[-1].output[0]
+        return [*nodes, changed]
+
+    def _activation(self, tensor: str, rounding: Rounding) -> list[Any]:
+        """The pair behind a tensor. Where every channel has a scale, the weights hold it and 1 restores the activation."""
+        scale = np.asarray(rounding.scale, np.float32)
+        scales = [self._constant(scale, "scale"), self._constant(np.full(scale.shape, rounding.zero, np.uint8), "zero")]
+        restoring = scales
+        if scale.ndim:
+            restoring = [self._constant(np.float32(1), "scale"), self._constant(np.uint8(rounding.zero), "zero")]
         rounded, restored = self._name("rounded"), self._name("restored")
-        self.activations[tensor] = restored
         make = self._onnx.helper.make_node
+        axis = {"axis": 1} if scale.ndim else {}
         return [
-            make("QuantizeLinear", [tensor, *constants], [rounded], name=rounded),
-            make("DequantizeLinear", [rounded, *constants], [restored], name=restored),
+            make("QuantizeLinear", [tensor, *scales], [rounded], name=rounded, **axis),
+            make("DequantizeLinear", [rounded, *restoring], [restored], name=restored),
         ]
 
-    def weight(self, node: Any) -> list[Any]:
-        """The operator that restores a convolution's weight from whole numbers; empty where it is there."""
-        name = node.input[1]
-        if name in self.weights:
-            return []
-        values, scale = whole_weights(self._onnx.numpy_helper.to_array(self._constants[name]))
-        zeros = np.zeros(scale.shape, np.int8)
-        inputs = [self._constant(values, "weight"), self._constant(scale, "scale"), self._constant(zeros, "zero")]
-        self.weights[name] = self._name("weight_restored")
-        return [
-            self._onnx.helper.make_node(
-                "DequantizeLinear", inputs, [self.weights[name]], name=self.weights[name], axis=0
-            )
-        ]
+    def _weight(self, rounding: Rounding) -> Any:
+        """The operator that restores a convolution's weight from whole numbers."""
+        zeros = np.zeros(rounding.weight_scale.shape, np.int8)
+        values = {"weight": rounding.weight, "scale": rounding.weight_scale, "zero": zeros}
+        inputs = [self._constant(value, kind) for kind, value in values.items()]
+        restored = self._name("weight_restored")
+        return self._onnx.helper.make_node("DequantizeLinear", inputs, [restored], name=restored, axis=0)
 
     def drop_unused_weights(self) -> None:
         """Leave out the float weights that nothing reads any more."""

@@ -1,8 +1,8 @@
-"""The range of every activation that could be quantized, from inputs of real cases.
+"""How every convolution that could be quantized is rounded, from inputs of real cases.
 
-NNCF gives them where it is installed (``pip install 'offline-infer[quantize]'``): its static quantization collects the
-statistics, and the ranges it decided on are read off its graph. Without it, an engine of this package answers a graph that
-tells the smallest and the largest value of every such tensor, and both are averaged over the inputs.
+``fitted`` runs the graph with the activations as outputs and looks for the rounding that changes least of what each
+convolution computes (:mod:`offline_infer.quantizing.fitting`). ``nncf`` takes the ranges that NNCF's static quantization
+decides on (``pip install 'offline-infer[quantize]'``), read off its graph.
 """
 
 from __future__ import annotations
@@ -10,71 +10,133 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import io
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from offline_infer.engines.base import EngineOptions, get_engine
+from offline_infer.engines.base import EngineOptions, Session, get_engine
 from offline_infer.errors import UsageError
 from offline_infer.graph import load_model, save_model
-from offline_infer.graph.quantized import Range, with_observed_ranges
+from offline_infer.graph.model import Model
+from offline_infer.graph.quantized import Convolution, Range, Rounding, rounding_by_range, weights_of
+from offline_infer.graph.taps import with_outputs
+from offline_infer.quantizing.fitting import Samples, fitted, rows_wanted
 from offline_infer.scratch import scratch_folder
 
 FloatArray = npt.NDArray[np.float32]
-METHODS = ("auto", "nncf", "observed")
+METHODS = ("fitted", "nncf")
+_HELD = 1 << 30
+"""Bytes of activations and samples that are held at a time."""
 
 
-def calibration_method(wanted: str) -> str:
-    """The method that ``wanted`` stands for: ``auto`` is NNCF where it is installed.
+def refuse_missing(method: str) -> None:
+    """Refuse a method whose packages are not installed.
 
     Raises:
-        UsageError: NNCF is wanted and not installed.
+        UsageError: NNCF is wanted and not there.
     """
-    installed = importlib.util.find_spec("nncf") is not None and importlib.util.find_spec("openvino") is not None
-    if wanted == "nncf" and not installed:
+    if method == "nncf" and not (importlib.util.find_spec("nncf") and importlib.util.find_spec("openvino")):
         raise UsageError("calibration with NNCF needs the packages nncf and openvino", remedy="install-quantize")
-    if wanted == "auto":
-        return "nncf" if installed else "observed"
-    return wanted
 
 
-def ranges_of(
-    graph: Path, tensors: Collection[str], inputs: Sequence[FloatArray], method: str, engine: str, threads: int
-) -> dict[str, Range]:
-    """Range of each of some tensors of a float32 graph, as :func:`calibration_method` says.
+def roundings_of(
+    graph: Path,
+    layers: Sequence[Convolution],
+    inputs: Sequence[FloatArray],
+    method: str,
+    engine: str,
+    threads: int,
+    tell: Callable[[int, int], None],
+) -> dict[str, Rounding]:
+    """Convolution (by its name) -> how it is rounded.
 
     Args:
-        tensors: names of activations that convolutions read.
+        graph: in float32.
+        layers: of the graph.
         inputs: (1, c, ...) each.
+        method: one of :data:`METHODS`.
+        tell: called with (convolutions done, in all).
 
     Raises:
         EngineFailed, EngineUnavailable: the graph cannot be run.
+        ExportError: a weight or an activation holds NaN or infinite values.
         UsageError: NNCF failed.
     """
+    model = load_model(graph)
     if method == "nncf":
-        return _ranges_by_nncf(graph, tensors, inputs)
-    return _observed_ranges(graph, tensors, inputs, engine, threads)
+        ranges = _ranges_by_nncf(graph, {each.source for each in layers}, inputs)
+        weights = weights_of(model, layers)
+        return {
+            each.name: rounding_by_range(weights[each.name], ranges[each.source])
+            for each in layers
+            if each.source in ranges
+        }
+    found: dict[str, Rounding] = {}
+    for group in _groups(model, layers):
+        found |= _fitted_group(model, group, inputs, engine, threads)
+        tell(len(found), len(layers))
+    return found
 
 
-def _observed_ranges(
-    graph: Path, tensors: Collection[str], inputs: Sequence[FloatArray], engine: str, threads: int
-) -> dict[str, Range]:
-    model, names = with_observed_ranges(load_model(graph), tensors)
-    lowest: dict[str, list[float]] = {tensor: [] for tensor in names}
-    highest: dict[str, list[float]] = {tensor: [] for tensor in names}
+def _groups(model: Model, layers: Sequence[Convolution]) -> Iterator[list[Convolution]]:
+    """Convolutions that are fitted in one go: as many as can be held in memory."""
+    weights = weights_of(model, layers)
+    group: list[Convolution] = []
+    held = 0
+    for each in layers:
+        columns = weights[each.name][0].size
+        size = each.source_bytes + 8 * columns * rows_wanted(columns) if each.source_bytes else _HELD
+        if group and held + size > _HELD:
+            yield group
+            group, held = [], 0
+        group.append(each)
+        held += size
+    yield group
+
+
+def _fitted_group(
+    model: Model, layers: Sequence[Convolution], inputs: Sequence[FloatArray], engine: str, threads: int
+) -> dict[str, Rounding]:
+    weights = weights_of(model, layers)
+    samples = {
+        each.name: Samples(each.window, weights[each.name].shape[1], len(inputs)) for each in layers if each.window
+    }
+    ranges: dict[str, Range] = {}
     with scratch_folder("quantize") as folder:
-        path = folder / "observed.onnx"
-        save_model(model, path)
+        path = folder / "activations.onnx"
+        computed = {name for node in model.graph.node for name in node.output}
+        save_model(with_outputs(model, sorted({each.source for each in layers} & computed)), path)
         with get_engine(engine).open(path, EngineOptions(threads=threads)) as session:
             for batch in inputs:
-                answers = session.run_all(batch)
-                for tensor, (low, high) in names.items():
-                    lowest[tensor].append(float(answers[low].min()))
-                    highest[tensor].append(float(answers[high].max()))
-    return {tensor: Range(float(np.mean(lowest[tensor])), float(np.mean(highest[tensor]))) for tensor in names}
+                activations = _activations(session, batch, model)
+                for each in layers:
+                    activation = activations[each.source]
+                    if each.name in samples:
+                        samples[each.name].add(activation)
+                    else:
+                        ranges[each.name] = _widened(ranges.get(each.name), activation)
+    return {
+        each.name: fitted(weights[each.name], samples.pop(each.name), normalized=each.normalized)
+        if each.name in samples
+        else rounding_by_range(weights[each.name], ranges[each.name])
+        for each in layers
+    }
+
+
+def _activations(session: Session, batch: FloatArray, model: Model) -> dict[str, FloatArray]:
+    """Every output of the graph, and its input."""
+    answers = session.run_all(batch)
+    constants = {tensor.name for tensor in model.graph.initializer}
+    (image,) = [port.name for port in model.graph.input if port.name not in constants]
+    return {**answers, image: batch}
+
+
+def _widened(known: Range | None, activation: FloatArray) -> Range:
+    found = Range(float(activation.min()), float(activation.max()))
+    return found if known is None else Range(min(found.low, known.low), max(found.high, known.high))
 
 
 def _ranges_by_nncf(graph: Path, tensors: Collection[str], inputs: Sequence[FloatArray]) -> dict[str, Range]:

@@ -25,7 +25,7 @@ from offline_infer.engines.base import EngineOptions, Session, get_engine
 from offline_infer.errors import OfflineInferError
 from offline_infer.graph import save_model
 from offline_infer.graph.model import Model
-from offline_infer.graph.quantized import Convolution, Range, quantized
+from offline_infer.graph.quantized import Convolution, Rounding, quantized
 from offline_infer.scratch import scratch_folder
 from offline_infer.tasks.base import Answers, Task
 
@@ -70,7 +70,7 @@ class Trials:
     def __init__(
         self,
         model: Model,
-        ranges: Mapping[str, Range],
+        roundings: Mapping[str, Rounding],
         task: Task,
         spec: Any,
         engine: str,
@@ -79,7 +79,7 @@ class Trials:
         float_graph: Path,
         whole_cases: WholeCases,
     ) -> None:
-        self._model, self._ranges, self._task, self._spec = model, ranges, task, spec
+        self._model, self._roundings, self._task, self._spec = model, roundings, task, spec
         self._engine, self._options, self._inputs = get_engine(engine), options, inputs
         self._float_graph, self._whole_cases = float_graph, whole_cases
         with self._engine.open(float_graph, options) as session:
@@ -105,7 +105,7 @@ class Trials:
         options = replace(self._options, precision="int8", around=around)
         with scratch_folder("quantize") as folder:
             path = folder / "trial.onnx"
-            save_model(quantized(self._model, self._ranges, chosen), path)
+            save_model(quantized(self._model, self._roundings, chosen), path)
             with self._engine.open(path, options) as session:
                 yield session
 

@@ -28,7 +28,7 @@ from offline_infer.graph import load_model, save_model
 from offline_infer.graph.model import graph_sha256, onnx_package, opset, set_metadata
 from offline_infer.graph.quantized import convolutions, quantized
 from offline_infer.predict.model import Model
-from offline_infer.quantizing.calibration import calibration_method, ranges_of
+from offline_infer.quantizing.calibration import refuse_missing, roundings_of
 from offline_infer.quantizing.cases import Roles, all_usable, inputs_of, share_out
 from offline_infer.quantizing.choosing import Choice, Trial, Trials, choose, reaches, target_of
 from offline_infer.quantizing.judging import Verdict, comparing, judge_cases, require_references, run_cases, whole_cases
@@ -53,7 +53,7 @@ class QuantizeJob:
         labels: references of cases, where there are any.
         min_dice: least Dice of the foreground to float32 that every unseen case must reach.
         max_loss: of task Dice, in the mean over labelled unseen cases.
-        calibration: ``auto``, ``nncf`` or ``observed`` (:mod:`offline_infer.quantizing.calibration`).
+        calibration: ``fitted`` or ``nncf`` (:mod:`offline_infer.quantizing.calibration`).
         inputs: of the network to calibrate on, and as many to choose on.
         engine: that it is tried and judged on.
         settings: that whole cases are run with.
@@ -63,7 +63,7 @@ class QuantizeJob:
     labels: Path | None = None
     min_dice: float = 0.999
     max_loss: float = 0.002
-    calibration: str = "auto"
+    calibration: str = "fitted"
     inputs: int = 8
     engine: str = "openvino"
     threads: int = 0
@@ -93,38 +93,36 @@ def quantize(bundle: Bundle, job: QuantizeJob, sink: Sink = silent) -> dict[str,
         UsageError: too few cases, NNCF is wanted and not there, a bundle without float32 graphs, a task without a comparison.
         CaseError, CasesFailed: cases cannot be read or run.
     """
-    method, roles = _prepared(bundle, job)
-    if job.calibration == "auto" and method != "nncf":
-        _note(sink, "NNCF is not installed: the engine itself tells the ranges of activations")
+    roles = _prepared(bundle, job)
     started = time.perf_counter()
     with scratch_folder("quantize") as scratch:
         trial_bundle = scratch / "bundle"
         shutil.copytree(bundle.folder, trial_bundle, ignore=shutil.ignore_patterns("compiled", SIGNATURE))
-        made = _candidates(bundle, trial_bundle, job, method, roles, sink)
+        made = _candidates(bundle, trial_bundle, job, roles, sink)
         spec = _with_graphs(bundle, trial_bundle, made)
         save(spec.model_copy(update={"compiled": ()}), trial_bundle)
         verdict = _judged(open_bundle(trial_bundle), job, roles, scratch, sink)
         if verdict.reasons:
             raise QuantizationRefused(f"{bundle.name}: {'; '.join(verdict.reasons)}; nothing was kept")
-        record = _record(job, method, roles, made, verdict, time.perf_counter() - started)
+        record = _record(job, roles, made, verdict, time.perf_counter() - started)
         kept = _kept(bundle, trial_bundle, made, record)
     _keep_checks(kept, job, made, verdict, sink)
     tell_signed(kept, lambda text: _note(sink, text))
     return record
 
 
-def _prepared(bundle: Bundle, job: QuantizeJob) -> tuple[str, Roles]:
-    """Everything that can be refused before any work: how ranges are found, and which cases serve for what."""
+def _prepared(bundle: Bundle, job: QuantizeJob) -> Roles:
+    """Which cases serve for what; everything that can be refused before any work is refused here."""
     refuse_lone(bundle)
     task = get_task(bundle.spec.task)
     compares = comparing(task)
     require_engine(job.engine)
     onnx_package()
-    method = calibration_method(job.calibration)
+    refuse_missing(job.calibration)
     roles = share_out(all_usable(task.list_cases(job.cases, bundle.spec)).cases)
     if job.labels is not None:
         require_references(compares, job.labels, roles.judges)
-    return method, roles
+    return roles
 
 
 def _note(sink: Sink, text: str) -> None:
@@ -149,9 +147,7 @@ def _kept(bundle: Bundle, folder: Path, made: Sequence[_Candidate], record: dict
     return kept
 
 
-def _candidates(
-    bundle: Bundle, folder: Path, job: QuantizeJob, method: str, roles: Roles, sink: Sink
-) -> list[_Candidate]:
+def _candidates(bundle: Bundle, folder: Path, job: QuantizeJob, roles: Roles, sink: Sink) -> list[_Candidate]:
     """Write an INT8 graph for every fold into a folder.
 
     Raises:
@@ -170,16 +166,17 @@ def _candidates(
         layers = convolutions(model)
         if not layers:
             raise UsageError(f"{graph} holds no convolution with constant weights; there is nothing to quantize")
-        _note(sink, f"fold {fold}: {len(layers)} convolutions, ranges by {method}")
-        ranges = ranges_of(graph, {each.source for each in layers}, calibration, method, job.engine, job.threads)
-        layers = [each for each in layers if each.source in ranges]
+        _note(sink, f"fold {fold}: {len(layers)} convolutions, calibration {job.calibration}")
+        tell = partial(_tell, sink)
+        roundings = roundings_of(graph, layers, calibration, job.calibration, job.engine, job.threads, tell)
+        layers = [each for each in layers if each.name in roundings]
         by_cases = whole_cases(bundle, fold, roles.known, folder.parent, job.engine, job.threads, job.settings)
-        trials = Trials(model, ranges, task, bundle.spec, job.engine, options, choosing, graph, by_cases)
+        trials = Trials(model, roundings, task, bundle.spec, job.engine, options, choosing, graph, by_cases)
         choice = choose(layers, trials, job.min_dice, partial(_tell_trial, sink))
         _refuse_little(bundle, fold, choice, job)
         around, trial, seconds = _around(trials, choice, job)
         file = f"fold_{fold}_int8.onnx"
-        rounded = quantized(model, ranges, choice.chosen)
+        rounded = quantized(model, roundings, choice.chosen)
         # As a lone file it says of itself what it is, and not what the float graph said.
         about = embedded(bundle.spec, fold, "int8", opset(rounded), graph_sha256(rounded))
         save_model(set_metadata(rounded, about), folder / file)
@@ -194,6 +191,10 @@ def _candidates(
 def _tell_trial(sink: Sink, done: int, total: int) -> None:
     if done == 1:
         _note(sink, "not all layers can be INT8: each is tried alone")
+    _tell(sink, done, total)
+
+
+def _tell(sink: Sink, done: int, total: int) -> None:
     sink(Event("progress", STAGE, done=done, total=total))
 
 
@@ -280,14 +281,14 @@ def _judged(bundle: Bundle, job: QuantizeJob, roles: Roles, scratch: Path, sink:
 
 
 def _record(
-    job: QuantizeJob, method: str, roles: Roles, made: Sequence[_Candidate], verdict: Verdict, seconds: float
+    job: QuantizeJob, roles: Roles, made: Sequence[_Candidate], verdict: Verdict, seconds: float
 ) -> dict[str, Any]:
     """What is kept: how it was made, and what the judges found. No path and no image is written into it."""
     return {
         "version": __version__,
         "date": time.strftime("%Y-%m-%d %H:%M:%S"),
         "engine": job.engine,
-        "calibration": method,
+        "calibration": job.calibration,
         "min_dice": job.min_dice,
         "max_loss": job.max_loss,
         "cases": roles.to_json(),

@@ -36,7 +36,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Bundle, dict]:
     folder = tmp_path_factory.mktemp("quantize")
     write_cases(folder / "images", folder / "labels")
     bundle = threshold_bundle(folder / "bundle")
-    job = QuantizeJob(folder / "images", folder / "labels", calibration="observed", inputs=2, threads=1, settings=PLAIN)
+    job = QuantizeJob(folder / "images", folder / "labels", inputs=2, threads=1, settings=PLAIN)
     record = quantize(bundle, job)
     return Bundle.load(folder / "bundle", verify_hashes=True), record
 
@@ -116,7 +116,7 @@ def test_a_record_that_the_manifest_does_not_know_is_none(made: tuple[Bundle, di
 def test_judges_without_a_reference_are_named_before_anything_runs(tmp_path: Path) -> None:
     write_cases(tmp_path / "images", tmp_path / "labels", count=4)
     (tmp_path / "labels" / "case3.nii.gz").unlink()
-    job = QuantizeJob(tmp_path / "images", tmp_path / "labels", calibration="observed")
+    job = QuantizeJob(tmp_path / "images", tmp_path / "labels")
     with pytest.raises(UsageError, match="no reference for 1 of 2 cases: case3"):
         quantize(threshold_bundle(tmp_path / "bundle"), job)
 
@@ -146,7 +146,7 @@ def test_random_weights_are_refused_with_the_figure(tmp_path: Path) -> None:
     write_cases(tmp_path / "images", count=3)
     bundle = threshold_bundle(tmp_path / "bundle", random=True)
     before = sorted((path.name, path.read_bytes()) for path in bundle.folder.iterdir())
-    job = QuantizeJob(tmp_path / "images", calibration="observed", inputs=2, threads=1, settings=PLAIN)
+    job = QuantizeJob(tmp_path / "images", inputs=2, threads=1, settings=PLAIN)
     with pytest.raises(QuantizationRefused, match=r"0\.\d{5}.*(INT8|Dice)"):
         quantize(bundle, job)
     assert sorted((path.name, path.read_bytes()) for path in bundle.folder.iterdir()) == before
@@ -154,7 +154,7 @@ def test_random_weights_are_refused_with_the_figure(tmp_path: Path) -> None:
 
 def test_cases_in_which_nothing_is_found_prove_nothing(tmp_path: Path) -> None:
     write_cases(tmp_path / "images", count=3, bright=-40.0)
-    job = QuantizeJob(tmp_path / "images", calibration="observed", inputs=2, threads=1, settings=PLAIN)
+    job = QuantizeJob(tmp_path / "images", inputs=2, threads=1, settings=PLAIN)
     with pytest.raises(QuantizationRefused, match="finds nothing"):
         quantize(threshold_bundle(tmp_path / "bundle"), job)
 
@@ -164,7 +164,7 @@ def test_calibration_on_another_kind_of_images_is_refused(tmp_path: Path) -> Non
     write_cases(tmp_path / "images", count=4)
     write_cases(tmp_path / "flat", count=1, bright=-49.0)
     (tmp_path / "flat" / "case0_0000.nii.gz").replace(tmp_path / "images" / "case0_0000.nii.gz")
-    job = QuantizeJob(tmp_path / "images", calibration="observed", inputs=2, threads=1, settings=PLAIN)
+    job = QuantizeJob(tmp_path / "images", inputs=2, threads=1, settings=PLAIN)
     with pytest.raises(QuantizationRefused, match="INT8"):
         quantize(threshold_bundle(tmp_path / "bundle"), job)
 
@@ -175,9 +175,7 @@ def test_labels_of_other_cases_are_refused(tmp_path: Path) -> None:
         wrong = np.zeros((10, 20, 20), np.uint8)
         wrong[9, 19, 19] = 1
         save_image(path, wrong, spacing=(1.5, 1.5, 1.5))
-    job = QuantizeJob(
-        tmp_path / "images", tmp_path / "labels", calibration="observed", inputs=2, threads=1, settings=PLAIN
-    )
+    job = QuantizeJob(tmp_path / "images", tmp_path / "labels", inputs=2, threads=1, settings=PLAIN)
     with pytest.raises(QuantizationRefused, match=r"task Dice of 0\.000 only"):
         quantize(threshold_bundle(tmp_path / "bundle"), job)
 

@@ -134,7 +134,7 @@ def test_no_maker_of_models_opens_one_either(tmp_path: Path, monkeypatch: pytest
         "pick-fold splits_final.json in picked",
         "convert-msd Task04_H raw",
         "guide-tables --precision NPU=summary.json",
-        "quantize threshold --cases cases --labels truth --calibration observed --threads 1",
+        "quantize threshold --cases cases --labels truth --threads 1",
         "tune threshold --cases cases --labels truth --precisions int8 --steps --threads 1",
     )
     commands = [line.split() for line in words if EVERYTHING or line.split()[0] in QUICK]

@@ -10,7 +10,7 @@ from offline_infer.proof.report.parts import Section, Table, Tile
 from offline_infer.proof.report.records import RecordKind
 from offline_infer.proof.report.values import Content, Names, count, real
 
-_RANGES_BY = {"nncf": "NNCF", "observed": "the engine's own observation"}
+_CALIBRATION = {"nncf": "ranges by NNCF", "fitted": "fitted to what each layer computes"}
 
 
 def quantization_section(content: Content, names: Names) -> list[Section]:
@@ -60,7 +60,7 @@ def quantization_section(content: Content, names: Names) -> list[Section]:
         verdict=("accepted", "good"),  # a refusal leaves no record
         text="Ranges were calibrated, and layers chosen, on cases that do not judge. Dice is of all foreground together.",
         facts=(
-            ("ranges found by", _RANGES_BY.get(str(content["calibration"]), str(content["calibration"]))),
+            ("calibration", _CALIBRATION.get(str(content["calibration"]), str(content["calibration"]))),
             ("engine", str(content["engine"])),
             ("required Dice to float32", f"{real(content['min_dice']):g}"),
             *((("change of task Dice", _paired(judged["paired"])),) if judged["paired"] else ()),
