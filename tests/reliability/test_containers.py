@@ -70,4 +70,6 @@ def test_a_process_that_the_kernel_ends_for_want_of_memory_costs_its_case_alone(
     with memory_group(MEMORY) as group:
         assert_orderly(*run_in(group, arguments), "(b)", statuses=(3,))
         assert group.kills()
+    for folder in ("labels", "out"):
+        sitk.WriteImage(sitk.Image([9, 9, 9], sitk.sitkUInt8), str(tmp_path / folder / "b.nii.gz"))
     assert run(arguments) == (0, "")
