@@ -168,7 +168,7 @@ def test_a_process_grows_as_forecast(bundle: Path, tmp_path: Path, accumulate: s
     [
         ((32, 128, 64), 9, False, ("0",), "float32", "no", 1.3),
         ((48, 64, 160), 24, False, ("0",), "float16", "no", 1.1),
-        ((96, 96, 96), 5, True, ("0",), "float32", "tta", 2.1),
+        ((96, 96, 96), 5, True, ("0",), "float32", "no", 2.1),
         ((64, 80, 96), 3, False, ("0", "1", "2"), "float32", "no", 1.5),
         ((64, 96, 80), 6, False, ("0", "1"), "float16", "tta", 1.4),
     ],
