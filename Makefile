@@ -9,8 +9,8 @@ BIN := $(VENV)/bin
 # A finished environment leaves this file, which is older than pyproject.toml when the dependencies changed.
 READY := $(VENV)/.installed
 DEMO_OUT ?= demo_out
-# Half of the tests start engines with their own threads: more workers than cores do not help.
-JOBS ?= 2
+# Tests that wait for the programs they started leave a fifth of two cores to a third worker.
+JOBS ?= 3
 # What the classifiers in pyproject.toml claim; `make pythons` tries those that this machine has.
 PYTHONS ?= python3.11 python3.12 python3.13
 # Where `make lowest` gets torch. An old torch from PyPI brings 4 GB of CUDA libraries; https://download.pytorch.org/whl/cpu
