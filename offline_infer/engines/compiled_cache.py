@@ -13,13 +13,15 @@ import hmac
 import json
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from offline_infer.files import clear_partial, write_bytes
+import numpy as np
+
+from offline_infer.files import clear_partial, replacing
 from offline_infer.locks import locked
 from offline_infer.private import NotPrivateError, private_folder, user_key
 
@@ -29,8 +31,13 @@ MOST_BYTES = 8 << 30
 MOST_DAYS = 90
 """Entries that were not used for so long are removed."""
 
-_MAGIC = b"offline_infer compiled 2\n"
+ALIGNMENT = 64
+"""Bytes. The content of an entry begins at a multiple of it in the file, and in memory when it was read."""
+
+_MAGIC = b"offline_infer compiled graphs 3\n"
 _DIGEST = 32  # bytes
+_HEAD = len(_MAGIC) + _DIGEST
+assert _HEAD % ALIGNMENT == 0
 _DAY = 86_400.0
 
 
@@ -58,31 +65,37 @@ class CompiledCache:
         else:
             private_folder(folder)
 
-    def read(self, facts: Mapping[str, Any]) -> bytes | None:
-        """The compiled graph made from these facts; None where there is none that can be believed."""
+    def read(self, facts: Mapping[str, Any]) -> memoryview | None:
+        """The compiled graph made from these facts; None where there is none that can be believed.
+
+        It is checked in the memory that is returned, which may be written to and is copied nowhere.
+        """
         name = _name(facts)
         path = self._folder / (name + SUFFIX)
         try:
-            data = path.read_bytes()
+            data = _aligned(path)
         except OSError:
             return None
-        head = len(_MAGIC)
-        content = data[head + _DIGEST :]
-        if data[:head] != _MAGIC or not hmac.compare_digest(data[head : head + _DIGEST], self._digest(name, content)):
+        magic, digest, content = data[: len(_MAGIC)], data[len(_MAGIC) : _HEAD], data[_HEAD:]
+        if magic != _MAGIC or not hmac.compare_digest(digest, self._digest(name, [content])):
             return None
         with suppress(OSError):
             os.utime(path)  # used now
         return content
 
-    def write(self, facts: Mapping[str, Any], content: bytes) -> None:
+    def write(self, facts: Mapping[str, Any], *content: bytes | memoryview) -> None:
         """Keep a compiled graph, and remove what is too old or too much.
+
+        Args:
+            content: pieces that are written one behind the other.
 
         Raises:
             OSError: it cannot be written.
         """
         name = _name(facts)
         path = self._folder / (name + SUFFIX)
-        write_bytes(path, _MAGIC + self._digest(name, content) + content)
+        with replacing(path) as temporary, temporary.open("wb") as stream:
+            stream.writelines((_MAGIC, self._digest(name, content), *content))
         clear_partial(self._folder)
         trim(self._folder, keep=path)
 
@@ -98,12 +111,13 @@ class CompiledCache:
                 stack.enter_context(locked(self._folder.resolve(), wait=wait))
             yield
 
-    def _digest(self, name: str, content: bytes) -> bytes:
+    def _digest(self, name: str, content: Iterable[bytes | memoryview]) -> bytes:
         """Binds the content to the facts behind the name, and to the user where there is a key."""
         digest = hmac.new(self._key, digestmod=hashlib.sha256)
         digest.update(name.encode())
         digest.update(b"\0")
-        digest.update(content)
+        for piece in content:
+            digest.update(piece)
         return digest.digest()
 
 
@@ -160,6 +174,19 @@ def open_cache(folder: Path | None, *, shared: bool) -> tuple[CompiledCache | No
         return CompiledCache(folder, shared=shared), None
     except (NotPrivateError, OSError) as error:
         return None, f"the cache is not used: {error}"
+
+
+def _aligned(path: Path) -> memoryview:
+    """A file's bytes, in memory that begins at a multiple of the alignment."""
+    with path.open("rb", buffering=0) as stream:
+        size = os.fstat(stream.fileno()).st_size
+        memory = np.empty(size + ALIGNMENT, np.uint8)
+        place = -memory.ctypes.data % ALIGNMENT
+        data = memoryview(memory.data)[place : place + size]
+        filled = 0
+        while count := stream.readinto(data[filled:]):
+            filled += count
+    return data[:filled]
 
 
 def _name(facts: Mapping[str, Any]) -> str:

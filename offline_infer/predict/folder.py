@@ -40,7 +40,7 @@ _HEADERS_READ = 100
 """Cases whose headers are read before the first one is worked on, for the estimate."""
 _WORTH_A_CANARY = 3
 """A canary costs one network input per fold: little in a run of several cases."""
-_RECORDED_DETAILS = ("stitching", "devices", "left_out")
+_RECORDED_DETAILS = ("convolution", "stitching", "devices", "left_out")
 
 
 @dataclass(frozen=True)

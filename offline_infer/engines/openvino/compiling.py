@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import io
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from offline_infer.digests import digest_of
 from offline_infer.engines.base import CacheUse, EngineOptions, Norms, telling_line
@@ -33,6 +36,23 @@ _IN_PLACE = IN_PLACE | {
 """The same under OpenVINO's names."""
 
 
+@dataclass(frozen=True)
+class Compiled:
+    """A compiled graph.
+
+    Attributes:
+        model: ``openvino.CompiledModel``.
+        norms: how it computes them.
+        cache: what the cache did.
+        memory: what the model's weights lie in, where it came out of the cache; has to live as long as the model.
+    """
+
+    model: Any
+    norms: Norms
+    cache: CacheUse
+    memory: Any = None
+
+
 def compile_graph(
     ov: Any,
     core: Any,
@@ -41,8 +61,8 @@ def compile_graph(
     norms: Norms,
     convolutions: Convolutions,
     options: EngineOptions,
-) -> tuple[Any, Norms, CacheUse]:
-    """The compiled graph, its norms, and what the cache did.
+) -> Compiled:
+    """The compiled graph, perhaps out of the cache.
 
     OpenVINO's own CACHE_DIR is not used: a file there is written in place, so another process may read half of it, and is
     trusted whoever wrote it.
@@ -50,59 +70,47 @@ def compile_graph(
     cache, unusable = open_cache(options.cache, shared=options.shared_cache)
     if cache is None:
         use = CacheUse("off") if unusable is None else CacheUse("not stored", unusable)
-        return *_compile_afresh(ov, core, graph, config, norms, convolutions), use
+        return Compiled(*_compile_afresh(ov, core, graph, config, norms, convolutions), use)
     machine = _machine_facts(ov, core, config)
     facts = {**machine, "graph": digest_of(graph), "norms": _norms_fact(norms), "convolution": convolutions.fact}
     convolutions.remember(cache, machine)
-    if (imported := _imported(core, cache, facts, config, convolutions)) is None:
+
+    def imported() -> Compiled | None:
+        kept = cache.read(facts)
+        found = None if kept is None else _imported(ov, core, kept, config, convolutions)
+        return None if found is None else Compiled(found, norms, CacheUse("hit"), kept)
+
+    if (found := imported()) is None:
         # One process measures and compiles, undisturbed by the others, which then have the same graph.
         with cache.making(_OTHERS_S):
-            if (imported := _imported(core, cache, facts, config, convolutions)) is None:
-                return _compile_and_keep(ov, core, graph, config, norms, convolutions, cache, facts)
-    return imported, norms, CacheUse("hit")
+            if (found := imported()) is None:
+                model, made = _compile_afresh(ov, core, graph, config, norms, convolutions)
+                if made != norms:
+                    return Compiled(model, made, CacheUse("not stored", "the norms are not those that were asked for"))
+                return Compiled(model, made, _keep(model, cache, facts, convolutions))
+    return found
 
 
 def _imported(
-    core: Any,
-    cache: CompiledCache,
-    facts: Mapping[str, Any],
-    config: Mapping[str, str],
-    convolutions: Convolutions,
+    ov: Any, core: Any, kept: memoryview, config: Mapping[str, str], convolutions: Convolutions
 ) -> Any | None:
-    """The compiled graph that a cache keeps; None where there is none, or another build wrote it although the facts agree."""
-    kept = cache.read(facts)
-    if kept is None:
-        return None
-    note, _, blob = kept.partition(b"\n")
+    """A compiled graph from a cache's entry, whose memory it goes on using; None where another build made the entry."""
     try:
-        imported = core.import_model(io.BytesIO(blob), "CPU", dict(config))
-        convolutions.recall(note)
+        blob = ov.Tensor(np.frombuffer(convolutions.recall(kept), np.uint8), shared_memory=True)
+        return core.import_model(blob, "CPU", dict(config))
     except (RuntimeError, ValueError, KeyError):
         return None
-    return imported
 
 
-def _compile_and_keep(
-    ov: Any,
-    core: Any,
-    graph: Path,
-    config: Mapping[str, str],
-    norms: Norms,
-    convolutions: Convolutions,
-    cache: CompiledCache,
-    facts: Mapping[str, Any],
-) -> tuple[Any, Norms, CacheUse]:
-    """The graph compiled and put into a cache, its norms, and whether the cache took it."""
-    compiled, made = _compile_afresh(ov, core, graph, config, norms, convolutions)
-    if made != norms:
-        return compiled, made, CacheUse("not stored", "the norms are not those that were asked for")
+def _keep(model: Any, cache: CompiledCache, facts: Mapping[str, Any], convolutions: Convolutions) -> CacheUse:
+    """Put a compiled graph into a cache."""
     try:
-        exported = compiled.export_model()
-        blob = exported.getvalue() if isinstance(exported, io.BytesIO) else bytes(exported)
-        cache.write(facts, convolutions.note() + blob)
+        exported = model.export_model()
+        blob = exported.getbuffer() if isinstance(exported, io.BytesIO) else memoryview(exported)
+        cache.write(facts, convolutions.note(), blob)
     except (OSError, RuntimeError) as error:
-        return compiled, made, CacheUse("not stored", telling_line(error))
-    return compiled, made, CacheUse("stored")
+        return CacheUse("not stored", telling_line(error))
+    return CacheUse("stored")
 
 
 def _compile_afresh(

@@ -30,7 +30,7 @@ from offline_infer.engines.base import (
     kept_outputs,
     telling_line,
 )
-from offline_infer.engines.openvino.compiling import compile_graph
+from offline_infer.engines.openvino.compiling import Compiled, compile_graph
 from offline_infer.engines.openvino.ports import input_port, output_ports
 from offline_infer.engines.openvino.settings import (
     OWN_OPTIONS,
@@ -117,9 +117,10 @@ ENGINE = OpenVinoEngine()
 class _Lane:
     """One thread's request with its buffers, which live as long as the session: fresh memory is slow to touch."""
 
-    def __init__(self, ov: Any, compiled: Any, source: Port, outputs: Sequence[Port]) -> None:
+    def __init__(self, ov: Any, compiled: Compiled, source: Port, outputs: Sequence[Port]) -> None:
         self._ov = ov
-        self._request = compiled.create_infer_request()
+        self._compiled = compiled
+        self._request = compiled.model.create_infer_request()
         self._source = source
         self._outputs = outputs
         self._buffers: list[AnyArray | None] = []
@@ -188,13 +189,14 @@ class OpenVinoSession:
         if int8:  # stands in the graph; everything around it is computed as if it were not there
             options = replace(options, precision=around(options, capabilities))
         config = config_of(options, capabilities)
-        compiled, norms, cache = compile_graph(ov, core, graph, config, norms_of(options), convolution, options)
+        made = compile_graph(ov, core, graph, config, norms_of(options), convolution, options)
+        compiled = made.model
         check_precision(compiled, options.precision)
         source = input_port(compiled.inputs, graph)
         outputs = output_ports(compiled.outputs, output_names, graph)
         self._names = tuple(port.name for port in outputs)
         self._kept = kept_outputs(self._names, options, ENGINE.name)
-        self._lanes: PerThread[_Lane] | None = PerThread(lambda: _Lane(ov, compiled, source, outputs))
+        self._lanes: PerThread[_Lane] | None = PerThread(lambda: _Lane(ov, made, source, outputs))
         self._lanes.get()  # the opening thread's, now: what cannot be allocated fails here
         assert source.shape is not None
         self._shape = source.shape
@@ -208,8 +210,8 @@ class OpenVinoSession:
             kept=tuple(self._names[index] for index in self._kept),
             processor=str(core.get_property("CPU", "FULL_DEVICE_NAME")).strip(),
             threads=int(compiled.get_property("INFERENCE_NUM_THREADS")),
-            norms=norms,
-            cache=cache,
+            norms=made.norms,
+            cache=made.cache,
             open_seconds=round(time.perf_counter() - start, 3),
             weights=convolution.weights,
             details={"capabilities": capabilities, "convolution": convolution.told},

@@ -8,7 +8,7 @@ from contextlib import suppress
 from typing import Any
 
 from offline_infer.engines.base import EngineOptions
-from offline_infer.engines.compiled_cache import CompiledCache
+from offline_infer.engines.compiled_cache import ALIGNMENT, CompiledCache
 from offline_infer.engines.openvino.winograd.cut import Cut
 from offline_infer.engines.openvino.winograd.layers import Layer, find_layers, fold_constants
 from offline_infer.engines.openvino.winograd.measuring import layer_facts, measure
@@ -18,6 +18,9 @@ from offline_infer.errors import EngineUnavailable
 
 VERSION = "3"
 """Part of the key of a cached graph: change it with this folder."""
+
+_NOTE = 4 * ALIGNMENT
+"""Bytes of the note before a graph that is kept."""
 
 _MODES = ("direct", "auto", "f2", "f4")
 
@@ -63,17 +66,23 @@ class Convolutions:
         self._cache, self._machine = cache, machine
 
     def note(self) -> bytes:
-        """What became of the choice, in one line, to be kept with the compiled graph."""
-        return json.dumps({"told": self.told, "weights": self.weights}).encode() + b"\n"
+        """What became of the choice, to be kept before the compiled graph, whose alignment it keeps."""
+        note = json.dumps({"told": self.told, "weights": self.weights}).encode()
+        assert len(note) <= _NOTE
+        return note.ljust(_NOTE)
 
-    def recall(self, note: bytes) -> None:
+    def recall(self, kept: memoryview) -> memoryview:
         """Take up the choice of a graph that was kept.
 
+        Returns:
+            The compiled graph.
+
         Raises:
-            ValueError, KeyError: not such a note.
+            ValueError, KeyError: there is no such note.
         """
-        kept = json.loads(note)
-        self.told, self.weights = str(kept["told"]), float(kept["weights"])
+        note = json.loads(bytes(kept[:_NOTE]))
+        self.told, self.weights = str(note["told"]), float(note["weights"])
+        return kept[_NOTE:]
 
     def rewrite(self, ov: Any, core: Any, model: Any, config: Mapping[str, str]) -> None:
         """Rewrite a model, in place, after measuring where the mode says so."""
@@ -98,7 +107,7 @@ class Convolutions:
     def _read(self, facts: Mapping[str, Any]) -> Any:
         """What is kept under some facts; None where nothing is."""
         kept = None if self._cache is None else self._cache.read(facts)
-        return None if kept is None else json.loads(kept)
+        return None if kept is None else json.loads(bytes(kept))
 
     def _write(self, facts: Mapping[str, Any], value: Any) -> None:
         if self._cache is not None:
