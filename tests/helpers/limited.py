@@ -6,6 +6,7 @@ import os
 import pickle
 import resource
 import signal
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -30,6 +31,7 @@ def limited(function: Callable[..., Any], *arguments: Any, memory: int = GIB, cp
     if child == 0:
         os.close(read)
         status = 1
+        sys.settrace(None)  # coverage would count lines here for nobody, at several times the price of the code itself
         try:
             limit = _address_space() + memory
             resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
