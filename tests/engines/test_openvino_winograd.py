@@ -18,6 +18,7 @@ from offline_infer.engines.openvino.winograd import choice
 from offline_infer.engines.openvino.winograd import plan as planning
 from offline_infer.engines.openvino.winograd.cut import Cut
 from offline_infer.engines.openvino.winograd.layers import Layer, find_layers, fold_constants
+from offline_infer.engines.openvino.winograd.measuring import layer_facts, least_seconds, measure
 from offline_infer.engines.openvino.winograd.plan import LEAST_GFLOP, fixed_plan, measured_plan
 from offline_infer.engines.openvino.winograd.rewrite import rewrite
 from offline_infer.engines.openvino.winograd.transforms import OUTPUTS, kernel_factors, transform
@@ -475,8 +476,6 @@ def test_what_was_measured_is_kept(tmp_path: Path, pays: list[Layer]) -> None:
 
 
 def test_a_layer_is_measured_both_ways() -> None:
-    from offline_infer.engines.openvino.winograd.measuring import layer_facts, measure
-
     net = Net(8, 6, 6)
     model = ov.Model([net.conv(net.image, 8, CUBE)], [net.image])
     (found,) = find_layers(model)
@@ -484,3 +483,12 @@ def test_a_layer_is_measured_both_ways() -> None:
     assert sorted(times) == [0, 2, 4]
     assert min(times.values()) > 0
     assert "name" not in json.loads(json.dumps(layer_facts(found)))
+
+
+@pytest.mark.parametrize(
+    ("share", "found"),
+    [(1.0, {0: 1.0, 4: 0.9}), (0.8, {0: 1.0, 4: 0.9}), (0.5, {0: 0.5, 4: 0.2})],
+)
+def test_a_busy_machine_is_measured_by_the_processors_time(share: float, found: dict[int, float]) -> None:
+    times = {0: [(1.0, share), (1.2, 1.2 * share)], 4: [(0.9, 0.2), (2.0, 0.3)]}
+    assert least_seconds(times) == pytest.approx(found)

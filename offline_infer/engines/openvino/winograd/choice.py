@@ -16,7 +16,7 @@ from offline_infer.engines.openvino.winograd.plan import fixed_plan, measured_pl
 from offline_infer.engines.openvino.winograd.rewrite import rewrite
 from offline_infer.errors import EngineUnavailable
 
-VERSION = "3"
+VERSION = "4"
 """Part of the key of a cached graph: change it with this folder."""
 
 _NOTE = 4 * ALIGNMENT
