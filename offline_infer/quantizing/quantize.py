@@ -140,11 +140,19 @@ def _kept(bundle: Bundle, folder: Path, made: Sequence[_Candidate], record: dict
         if any(now.graph(each.fold).sha256 != bundle.graph(each.fold).sha256 for each in made):
             raise UsageError(f"{bundle.name}: its graphs were replaced while they were quantized; nothing was kept")
         for candidate in made:
-            with replacing(bundle.folder / candidate.file) as temporary:
-                shutil.copyfile(folder / candidate.file, temporary)
+            _copy(folder / candidate.file, bundle.folder / candidate.file)
         kept = Bundle(bundle.folder, _with_graphs(now, folder, made))
         keep_record(kept, QUANTIZATION, record)
     return kept
+
+
+def _copy(source: Path, target: Path) -> None:
+    """Copy a file in one go; an error names the target, for that is the disk that is full."""
+    try:
+        with replacing(target) as temporary:
+            shutil.copyfile(source, temporary)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(target)) from error
 
 
 def _candidates(bundle: Bundle, folder: Path, job: QuantizeJob, roles: Roles, sink: Sink) -> list[_Candidate]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import shutil
 from collections.abc import Callable, Collection
@@ -25,7 +26,7 @@ from offline_infer.graph.quantized import Convolution
 from offline_infer.images.cases import CaseFiles
 from offline_infer.quantizing.cases import share_out
 from offline_infer.quantizing.choosing import Trial, Trials, choose
-from offline_infer.quantizing.quantize import QuantizeJob, quantize
+from offline_infer.quantizing.quantize import QuantizeJob, _copy, quantize
 from offline_infer.tasks.settings import RunSettings
 
 PLAIN = RunSettings(tta=False)
@@ -150,6 +151,22 @@ def test_random_weights_are_refused_with_the_figure(tmp_path: Path) -> None:
     with pytest.raises(QuantizationRefused, match=r"0\.\d{5}.*(INT8|Dice)"):
         quantize(bundle, job)
     assert sorted((path.name, path.read_bytes()) for path in bundle.folder.iterdir()) == before
+
+
+def test_a_full_disk_is_the_bundles_and_leaves_it_as_it_was(
+    made: tuple[Bundle, dict], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bundle, _ = made
+
+    def full(source: Path, target: Path) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", str(source))
+
+    monkeypatch.setattr("shutil.copyfile", full)
+    target = tmp_path / "fold_0_int8.onnx"
+    with pytest.raises(OSError, match="No space") as raised:
+        _copy(bundle.graph_path("0", "int8"), target)
+    assert raised.value.filename == str(target)
+    assert not list(tmp_path.iterdir())
 
 
 def test_cases_in_which_nothing_is_found_prove_nothing(tmp_path: Path) -> None:
