@@ -160,7 +160,7 @@ def _ranges_by_nncf(graph: Path, tensors: Collection[str], inputs: Sequence[Floa
                 advanced_parameters=nncf.AdvancedQuantizationParameters(disable_bias_correction=True),
             )
     except Exception as error:  # its exceptions share no base class
-        raise UsageError(f"NNCF could not calibrate {graph.name}: {error}; try --calibration observed") from error
+        raise UsageError(f"NNCF could not calibrate {graph.name}: {error}; try --calibration fitted") from error
     wanted = set(tensors)
     found: dict[str, Range] = {}
     for node in made.get_ordered_ops():
