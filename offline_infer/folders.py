@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 
-from offline_infer.errors import UsageError
 from offline_infer.files import clear_partial
-from offline_infer.locks import locked
+from offline_infer.locks import locked_or_refused
 
 RECORDS = ".offline_infer"
 """In a folder of results: what is kept about them, and the locks."""
@@ -29,13 +28,8 @@ def held(folder: Path, share: str) -> Iterator[None]:
     place = folder / RECORDS
     place.mkdir(parents=True, exist_ok=True)
     name = "".join(letter if letter.isalnum() else "_" for letter in share)
-    with ExitStack() as stack:
-        try:
-            stack.enter_context(locked(place / f"{name}.lock", make=True))
-        except BlockingIOError as error:
-            raise UsageError(
-                f"another process is writing results to {folder} ({share}); wait for it, or name another folder"
-            ) from error
+    taken = f"another process is writing results to {folder} ({share}); wait for it, or name another folder"
+    with locked_or_refused(place / f"{name}.lock", taken, make=True):
         clear_partial(folder, depth=_DEPTH)
         yield
 

@@ -7,8 +7,10 @@ import math
 import os
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
+
+from offline_infer.errors import UsageError
 
 _POLL_S = 0.05
 
@@ -35,6 +37,22 @@ def locked(path: Path, *, wait: float = 0.0, make: bool = False) -> Iterator[int
         yield handle
     finally:
         os.close(handle)
+
+
+@contextmanager
+def locked_or_refused(path: Path, taken: str, *, make: bool = False) -> Iterator[None]:
+    """Hold a file or folder as :func:`locked` does, without waiting.
+
+    Raises:
+        UsageError: somebody else holds it; the message is ``taken``.
+        OSError: it cannot be opened; a link is not followed.
+    """
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(locked(path, make=make))
+        except BlockingIOError as error:
+            raise UsageError(taken) from error
+        yield
 
 
 def _lock(handle: int, wait: float) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import io
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -66,24 +66,23 @@ def roundings_of(
         UsageError: NNCF failed.
     """
     model = load_model(graph)
+    weights = weights_of(model, layers)
     if method == "nncf":
         ranges = _ranges_by_nncf(graph, {each.source for each in layers}, inputs)
-        weights = weights_of(model, layers)
         return {
             each.name: rounding_by_range(weights[each.name], ranges[each.source])
             for each in layers
             if each.source in ranges
         }
     found: dict[str, Rounding] = {}
-    for group in _groups(model, layers):
-        found |= _fitted_group(model, group, inputs, engine, threads)
+    for group in _groups(weights, layers):
+        found |= _fitted_group(model, weights, group, inputs, engine, threads)
         tell(len(found), len(layers))
     return found
 
 
-def _groups(model: Model, layers: Sequence[Convolution]) -> Iterator[list[Convolution]]:
+def _groups(weights: Mapping[str, FloatArray], layers: Sequence[Convolution]) -> Iterator[list[Convolution]]:
     """Convolutions that are fitted in one go: as many as can be held in memory."""
-    weights = weights_of(model, layers)
     group: list[Convolution] = []
     held = 0
     for each in layers:
@@ -98,9 +97,13 @@ def _groups(model: Model, layers: Sequence[Convolution]) -> Iterator[list[Convol
 
 
 def _fitted_group(
-    model: Model, layers: Sequence[Convolution], inputs: Sequence[FloatArray], engine: str, threads: int
+    model: Model,
+    weights: Mapping[str, FloatArray],
+    layers: Sequence[Convolution],
+    inputs: Sequence[FloatArray],
+    engine: str,
+    threads: int,
 ) -> dict[str, Rounding]:
-    weights = weights_of(model, layers)
     samples = {
         each.name: Samples(each.window, weights[each.name].shape[1], len(inputs)) for each in layers if each.window
     }

@@ -5,12 +5,12 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 
 from offline_infer.errors import UsageError
 from offline_infer.files import HeldFolder, clear_partial, is_partial, read_json, write_json
-from offline_infer.locks import locked
+from offline_infer.locks import locked_or_refused
 
 WORK_MARKER = ".offline-infer-work.json"
 _MARK = "offline-infer staged run"
@@ -58,11 +58,8 @@ def exclusive(work: Path | str) -> Iterator[HeldFolder]:
     folder = Path(work)
     if not is_work_folder(folder):
         raise UsageError(f"{folder} is not the work folder of a staged run")
-    with ExitStack() as stack:
-        try:
-            stack.enter_context(locked(folder / WORK_MARKER))
-        except BlockingIOError as error:
-            raise UsageError(f"another process is at work in {folder}; wait for it, or name another folder") from error
+    taken = f"another process is at work in {folder}; wait for it, or name another folder"
+    with locked_or_refused(folder / WORK_MARKER, taken):
         held = HeldFolder(folder)
         clear_partial(folder, depth=2)  # outputs/fold_0/
         yield held

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
+import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -14,6 +14,7 @@ from uuid import uuid4
 import numpy as np
 
 from offline_infer.engines.base import FloatArray, Session, SessionInfo
+from offline_infer.locks import locked
 from offline_infer.predict.model import Model, load
 
 Make = Callable[[Path], object]
@@ -31,8 +32,7 @@ class MadeOnce:
     def __call__(self, name: str, make: Make) -> Path:
         """The folder of that name; ``make`` is called with its path, which does not exist yet, unless it is there."""
         folder, ready = self.root / name, self.root / f"{name}.ready"
-        with (self.root / f"{name}.lock").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+        with locked(self.root / f"{name}.lock", wait=math.inf, make=True):
             if not ready.exists():
                 make(folder)
                 ready.touch()

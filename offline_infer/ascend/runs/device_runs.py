@@ -13,7 +13,7 @@ import shutil
 import stat
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -38,7 +38,7 @@ from offline_infer.engines.om.npu_smi import DeviceQuery, list_devices
 from offline_infer.errors import DiskBudgetError, ToolError, UsageError
 from offline_infer.events import Event, Sink, silent
 from offline_infer.interruption import termination_as_interrupt
-from offline_infer.locks import locked
+from offline_infer.locks import locked_or_refused
 from offline_infer.staging.disk_budget import free_bytes, size_text
 from offline_infer.staging.judging import AnswerJudge, forget_unusable, tell_unusable
 from offline_infer.staging.outputs import WRITERS, OutputsManifest
@@ -460,11 +460,7 @@ def _only_run(work: Path) -> Iterator[Path]:
     """
     place = work / SESSIONS
     place.mkdir(mode=0o750, exist_ok=True)
-    with ExitStack() as stack:
-        try:
-            stack.enter_context(locked(place))
-        except BlockingIOError as error:
-            raise UsageError(f"another infer is using {work}; wait for it, or name another folder") from error
+    with locked_or_refused(place, f"another infer is using {work}; wait for it, or name another folder"):
         try:
             yield place
         finally:

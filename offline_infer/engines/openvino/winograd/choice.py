@@ -39,8 +39,8 @@ class Convolutions:
             EngineUnavailable: no such way, or not at this precision or with these norms.
         """
         asked = options.extra.get("convolution")
+        self._mode = asked or "auto"
         # By default only where the choice can be kept: every process of a machine is to compute alike, and measure once.
-        self._mode = asked or ("direct" if options.cache is None else "auto")
         self._only_kept = asked is None
         if self._mode not in _MODES:
             raise EngineUnavailable(f"openvino: convolution is {self._mode!r}; legal: {', '.join(_MODES)}")
