@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from offline_infer.bundles.bundle import Bundle, save
 from offline_infer.cli import main
 from offline_infer.errors import UsageError
 from offline_infer.proof.report.inputs import recognise
-from offline_infer.tasks.volume.judging import judge
+from offline_infer.tasks.volume.judging import judge, mean_change
 
 
 @pytest.fixture
@@ -112,3 +113,31 @@ def test_dice_and_margins_per_class() -> None:
             expected = 2 * (a & b).sum() / (a.sum() + b.sum())
             assert found["dice_per_class"][str(value)] == pytest.approx(expected)
     assert judge([theirs], [theirs], spec)["differing_margin_max"] is None
+
+
+@pytest.mark.parametrize("domain", ["logits", "probabilities"])
+def test_regions_are_decided_on_the_networks_logits_whatever_is_averaged(
+    domain: Literal["logits", "probabilities"],
+) -> None:
+    """A logit of 0.3 is a probability above one half: the region is there."""
+    spec = tiny_spec(regions=True)
+    spec = spec.model_copy(update={"aggregation": spec.aggregation.model_copy(update={"domain": domain})})
+    there, missing = answers(), answers()
+    there[0, :, 0, 0, 0] = (-1.0, 0.3, -1.0)
+    missing[0, :, 0, 0, 0] = (-1.0, -0.3, -1.0)
+    found = judge([missing], [there], spec)
+    assert found["differing_voxels"] == 1
+    assert found["differing_margin_max"] == pytest.approx(0.3)
+
+
+def test_a_change_counts_where_a_decision_is_near() -> None:
+    near, far = np.zeros((1, 2, 1, 1, 1), np.float32), np.array([9.0, -9.0], np.float32).reshape(1, 2, 1, 1, 1)
+    shift = np.array([0.0, 0.5], np.float32).reshape(1, 2, 1, 1, 1)
+    spec = tiny_spec(classes=2)
+    assert mean_change([near], [near], spec) == 0
+    assert mean_change([near + shift], [near], spec) == pytest.approx((1 / (1 + np.exp(-0.5)) - 0.5) ** 2, rel=1e-5)
+    assert mean_change([far + shift], [far], spec) < 1e-12
+    regions = tiny_spec(classes=2, regions=True)
+    assert mean_change([near + shift], [near], regions) == pytest.approx(
+        (1 / (1 + np.exp(-0.5)) - 0.5) ** 2 / 2, rel=1e-5
+    )

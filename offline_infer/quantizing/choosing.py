@@ -1,9 +1,10 @@
 """Which layers become INT8: as many as the budget allows, the ones that hurt least first.
 
-All convolutions in INT8 are tried first. Where that is too much, every layer of some size is tried alone: the power of the error it
-puts into the network's answer, relative to the answer's own. Errors of different layers are nearly independent, so their powers
-add up; the layers with the largest error a multiplication are the ones to leave out, and how many of them have to stay in
-floating point is found by halving the interval, each time measured with all the others in INT8.
+All convolutions in INT8 are tried first, with activations dithered and without; what changes the probabilities less is kept.
+Where that is too much, every layer of some size is tried alone: the power of the error it puts into the probabilities, which
+counts where a decision is near and not where logits are large anyway. Errors of different layers are nearly independent, so
+their powers add up; the layers with the largest error a multiplication are the ones to leave out, and how many of them have to
+stay in floating point is found by halving the interval, each time measured with all the others in INT8.
 
 A trial answers a few inputs, which costs little and turns away most; what passes them has to agree on whole cases as well, for
 those are what judges look at in the end, the worst of them and not the mean.
@@ -27,6 +28,7 @@ from offline_infer.errors import OfflineInferError
 from offline_infer.graph import save_model
 from offline_infer.graph.model import Model
 from offline_infer.graph.quantized import Convolution, Rounding, quantized
+from offline_infer.quantizing.judging import comparing
 from offline_infer.scratch import scratch_folder
 from offline_infer.tasks.base import Answers, Task
 
@@ -46,19 +48,21 @@ class Trial:
     Attributes:
         agreement: with float32, from 0 to 1: Dice of the foreground, or the share of equal decisions where a model has none;
             None where float32 finds nothing. Where whole cases were run too, the lowest of them if that is lower.
-        error: power of the answers' difference from float32, relative to the power of float32's.
+        error: mean square of the change of the probabilities.
         seconds: the fastest input.
         judged: all figures of the task's comparison.
+        worst_case: the whole case that ``agreement`` is of; None where it is of the inputs.
     """
 
     agreement: float | None
     error: float
     seconds: float
     judged: Mapping[str, Any] = field(default_factory=dict)
+    worst_case: str | None = None
 
 
-WholeCases = Callable[[Session], float | None]
-"""Runs whole cases with an opened graph: the lowest Dice of one to float32's result, None where nothing is found."""
+WholeCases = Callable[[Session], Mapping[str, float]]
+"""Runs whole cases with an opened graph: case -> Dice to float32's result, without the cases where nothing is found."""
 
 
 class Trials:
@@ -84,32 +88,37 @@ class Trials:
         whole_cases: WholeCases,
     ) -> None:
         self._model, self._roundings, self._task, self._spec = model, roundings, task, spec
+        self._compares = comparing(task)
         self._engine, self._options, self._inputs = get_engine(engine), options, inputs
         self._float_graph, self._whole_cases = float_graph, whole_cases
         with self._engine.open(float_graph, options) as session:
             self._reference, self.float_seconds = _answers(session, inputs)
 
-    def run(self, chosen: Collection[str], promising: Callable[[Trial], bool], around: str = "fp32") -> Trial:
+    def run(
+        self, chosen: Collection[str], promising: Callable[[Trial], bool], *, dithered: bool, around: str = "fp32"
+    ) -> Trial:
         """Answers with these layers in INT8; whole cases as well where the trial on the inputs is promising."""
-        with self._opened(chosen, around) as session:
+        with self._opened(chosen, dithered, around) as session:
             trial = self._compare(session, self._inputs)
             if not promising(trial):
                 return trial
-            lowest = self._whole_cases(session)
-        known = [value for value in (trial.agreement, lowest) if value is not None]
-        return replace(trial, agreement=min(known, default=None))
+            found = self._whole_cases(session)
+        worst = min(found, key=lambda case: found[case], default=None)
+        if worst is None or (trial.agreement is not None and trial.agreement <= found[worst]):
+            return trial
+        return replace(trial, agreement=found[worst], worst_case=worst)
 
-    def error_alone(self, name: str) -> float:
-        """Relative power of the error that one layer in INT8 puts into the answers of the first inputs."""
-        with self._opened([name], "fp32") as session:
+    def error_alone(self, name: str, *, dithered: bool) -> float:
+        """Power of the error that one layer in INT8 puts into the probabilities of the first inputs."""
+        with self._opened([name], dithered, "fp32") as session:
             return self._compare(session, self._inputs[:_ALONE]).error
 
     @contextmanager
-    def _opened(self, chosen: Collection[str], around: str) -> Iterator[Session]:
+    def _opened(self, chosen: Collection[str], dithered: bool, around: str) -> Iterator[Session]:
         options = replace(self._options, precision="int8", around=around)
         with scratch_folder("quantize") as folder:
             path = folder / "trial.onnx"
-            save_model(quantized(self._model, self._roundings, chosen), path)
+            save_model(quantized(self._model, self._roundings, chosen, dithered=dithered), path)
             with self._engine.open(path, options) as session:
                 yield session
 
@@ -125,7 +134,8 @@ class Trials:
         answers, seconds = _answers(session, inputs)
         reference = self._reference[: len(inputs)]
         judged = self._task.judge(answers, reference, self._spec)
-        return Trial(agreement_of(judged), _relative_power(answers, reference), seconds, judged)
+        change = self._compares.change(answers, reference, self._spec)
+        return Trial(agreement_of(judged), change, seconds, judged)
 
 
 @dataclass(frozen=True)
@@ -136,14 +146,18 @@ class Choice:
         chosen: names of convolutions.
         share: of the multiplications of all convolutions that are in INT8.
         whole: the trial with every convolution in INT8. final: the one with the chosen ones; None where none is chosen.
+        dithered: whether activations are rounded with a pattern added.
         sensitivity: convolution -> error it causes alone; without small ones, and empty where it was not needed.
+        failed: the trial with the fewest layers in INT8 that was still too much, and their share of the multiplications.
     """
 
     chosen: tuple[str, ...]
     share: float
     whole: Trial
     final: Trial | None
+    dithered: bool = False
     sensitivity: Mapping[str, float] = field(default_factory=dict)
+    failed: tuple[float, Trial] | None = None
 
 
 def target_of(min_agreement: float) -> float:
@@ -163,23 +177,44 @@ def choose(
     """
     target = target_of(min_agreement)
     names = tuple(each.name for each in found)
-    whole = trials.run(names, lambda trial: reaches(trial, target))
+    whole, dithered = _better_way(names, trials, target)
     if whole.agreement is None or reaches(whole, target):
-        return Choice(names, 1.0, whole, whole)
+        return Choice(names, 1.0, whole, whole, dithered)
     total = sum(each.products for each in found)
     tried = [each for each in found if each.products >= _SMALL * total]
     steps = len(tried) + len(names).bit_length()
     alone: dict[str, float] = {}
     for done, each in enumerate(tried, 1):
-        alone[each.name] = trials.error_alone(each.name)
+        alone[each.name] = trials.error_alone(each.name, dithered=dithered)
         tell(done, steps)
     # Small ones first, then the worst bargain: most error for the multiplications it saves.
     order = sorted(found, key=lambda each: alone.get(each.name, math.inf) / max(each.products, 1), reverse=True)
-    left_out, final = _fewest_left_out(order, trials, target, lambda done: tell(len(tried) + done, steps))
+    known: dict[int, Trial] = {0: whole}
+
+    def suffices(left_out: int) -> bool:
+        known[left_out] = trials.run(
+            [each.name for each in order[left_out:]], lambda trial: reaches(trial, target), dithered=dithered
+        )
+        tell(len(tried) + len(known) - 1, steps)
+        return reaches(known[left_out], target)
+
+    left_out = _fewest(len(order), suffices)
     chosen = {each.name for each in order[left_out:]}
     kept = tuple(name for name in names if name in chosen)
-    share = sum(each.products for each in found if each.name in chosen) / max(total, 1)
-    return Choice(kept, share, whole, final, alone)
+    failed = max(number for number in known if number < left_out)
+
+    def share(number: int) -> float:
+        return sum(each.products for each in order[number:]) / max(total, 1)
+
+    return Choice(kept, share(left_out), whole, known.get(left_out), dithered, alone, (share(failed), known[failed]))
+
+
+def _better_way(names: Sequence[str], trials: Trials, target: float) -> tuple[Trial, bool]:
+    """The trial with all layers in INT8 that changes less: with activations dithered, or without."""
+    plain, dithered = (
+        trials.run(names, lambda trial: reaches(trial, target), dithered=dithered) for dithered in (False, True)
+    )
+    return (dithered, True) if dithered.error < plain.error else (plain, False)
 
 
 def reaches(trial: Trial, target: float) -> bool:
@@ -200,23 +235,13 @@ def agreement_of(judged: Mapping[str, Any]) -> float | None:
     return 1.0 - float(judged.get("flips", 0)) / float(decisions)
 
 
-def _fewest_left_out(
-    order: Sequence[Convolution], trials: Trials, target: float, tell: Callable[[int], None]
-) -> tuple[int, Trial | None]:
-    """How many of the first layers must stay in floating point, and the trial that showed it suffices."""
-    low, high = 0, len(order)  # ``low`` is known to be too few, ``high`` known to suffice
-    final = None
-    done = 0
+def _fewest(most: int, suffices: Callable[[int], bool]) -> int:
+    """The smallest number that suffices, found by halving: 0 is known not to, and ``most`` is taken to."""
+    low, high = 0, most
     while high - low > 1:
         middle = (low + high) // 2
-        trial = trials.run([each.name for each in order[middle:]], lambda trial: reaches(trial, target))
-        if reaches(trial, target):
-            high, final = middle, trial
-        else:
-            low = middle
-        done += 1
-        tell(done)
-    return high, final
+        low, high = (low, middle) if suffices(middle) else (middle, high)
+    return high
 
 
 def _answers(session: Session, inputs: Sequence[FloatArray]) -> tuple[list[Answers], float]:
@@ -229,15 +254,3 @@ def _answers(session: Session, inputs: Sequence[FloatArray]) -> tuple[list[Answe
         seconds.append(time.perf_counter() - start)
         answers.append({name: array.copy() for name, array in answer.items()})
     return answers, min(seconds)
-
-
-def _relative_power(answers: Sequence[Answers], reference: Sequence[Answers]) -> float:
-    """Power of the difference of all floating-point outputs, relative to the reference's."""
-    difference = power = 0.0
-    for mine, theirs in zip(answers, reference, strict=True):
-        for name, wanted in theirs.items():
-            if wanted.dtype.kind != "f" or mine[name].shape != wanted.shape:
-                continue
-            difference += float(np.square(mine[name] - wanted, dtype=np.float64).sum())
-            power += float(np.square(wanted, dtype=np.float64).sum())
-    return difference / power if power else 0.0

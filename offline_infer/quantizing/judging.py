@@ -122,14 +122,14 @@ def whole_cases(
     engine: str,
     threads: int,
     settings: RunSettings,
-) -> Callable[[Session], float | None]:
+) -> Callable[[Session], dict[str, float]]:
     """Run whole cases in float32, and give what runs them with another graph of the same fold and compares the results.
 
     Args:
         folder: for results, while the returned function is used.
 
     Returns:
-        Opened session -> the lowest Dice of a case to float32's result; None where neither finds anything in any case.
+        Opened session -> Dice of each case to float32's result, without the cases where neither finds anything.
 
     Raises:
         CasesFailed: a case failed.
@@ -141,15 +141,18 @@ def whole_cases(
     with Model(bundle, engine=engine, options=options, folds=[fold], unverified=True) as model:
         run_cases(model, cases, exact, settings, silent)
 
-    def lowest(session: Session) -> float | None:
+    def dice(session: Session) -> dict[str, float]:
         model = Model(bundle, engine=engine, options=options, folds=[fold], unverified=True)
         model.use_sessions([session])
         with tempfile.TemporaryDirectory(dir=folder, prefix="trial_") as place:
             run_cases(model, cases, Path(place), settings, silent)
-            found = [compares.agreement(case.case_id, Path(place), exact, bundle.spec, settings).dice for case in cases]
-        return min((value for value in found if value is not None), default=None)
+            found = {
+                case.case_id: compares.agreement(case.case_id, Path(place), exact, bundle.spec, settings).dice
+                for case in cases
+            }
+        return {case: value for case, value in found.items() if value is not None}
 
-    return lowest
+    return dice
 
 
 def judge_cases(

@@ -184,7 +184,7 @@ def _candidates(bundle: Bundle, folder: Path, job: QuantizeJob, roles: Roles, si
         _refuse_little(bundle, fold, choice, job)
         around, trial, seconds = _around(trials, choice, job)
         file = f"fold_{fold}_int8.onnx"
-        rounded = quantized(model, roundings, choice.chosen)
+        rounded = quantized(model, roundings, choice.chosen, dithered=choice.dithered)
         # As a lone file it says of itself what it is, and not what the float graph said.
         about = embedded(bundle.spec, fold, "int8", opset(rounded), graph_sha256(rounded))
         save_model(set_metadata(rounded, about), folder / file)
@@ -221,8 +221,19 @@ def _refuse_little(bundle: Bundle, fold: str, choice: Choice, job: QuantizeJob) 
         raise QuantizationRefused(
             f"{where}: with every convolution in INT8 the agreement with float32 is {choice.whole.agreement:.5f}; a Dice of "
             f"{job.min_dice:g} leaves {choice.share:.0%} of the multiplications in INT8, at least {LEAST_SHARE:.0%} is "
-            "wanted. Either the network is not trained, or the cases are not of its kind, or it does not stand INT8"
+            f"wanted.{_what_failed(choice)} Either the network is not trained, or the cases are not of its kind, or it does "
+            "not stand INT8"
         )
+
+
+def _what_failed(choice: Choice) -> str:
+    """A sentence on the trial that came nearest and did not suffice; empty where there was none but the whole."""
+    if choice.failed is None or choice.failed[1] is choice.whole:
+        return ""
+    share, trial = choice.failed
+    where = "on the inputs" if trial.worst_case is None else f"in the case {trial.worst_case}"
+    figure = "nothing" if trial.agreement is None else f"{trial.agreement:.5f}"
+    return f" With {share:.0%} it is {figure} {where}."
 
 
 def _around(trials: Trials, choice: Choice, job: QuantizeJob) -> tuple[str, Trial, dict[str, float]]:
@@ -239,7 +250,7 @@ def _around(trials: Trials, choice: Choice, job: QuantizeJob) -> tuple[str, Tria
     def faster(trial: Trial) -> bool:
         return reaches(trial, target) and trial.seconds < _FASTER * exact.seconds
 
-    rounded = trials.run(choice.chosen, faster, around="bf16")
+    rounded = trials.run(choice.chosen, faster, dithered=choice.dithered, around="bf16")
     seconds["int8+bf16"] = rounded.seconds
     return ("bf16", rounded, seconds) if faster(rounded) else ("fp32", exact, seconds)
 
@@ -315,6 +326,7 @@ def _fold_record(candidate: _Candidate) -> dict[str, Any]:
         "around": candidate.around,
         "int8_layers": list(choice.chosen),
         "int8_share": choice.share,
+        "dithered": choice.dithered,
         "agreement_all_int8": choice.whole.agreement,
         "agreement": candidate.trial.agreement,
         "sensitivity": dict(choice.sensitivity),

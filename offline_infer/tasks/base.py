@@ -435,6 +435,10 @@ class ComparesResults(Protocol):
         """
         ...
 
+    def change(self, answers: Sequence[Answers], reference: Sequence[Answers], spec: Any) -> float:
+        """Mean square of the change of all probabilities: unlike the outputs' own, it counts where decisions are near."""
+        ...
+
     def referenced(self, labels: Path) -> frozenset[str]:
         """The cases that a folder holds a reference of.
 

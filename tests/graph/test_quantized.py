@@ -14,6 +14,7 @@ from offline_infer.graph.quantized import (
     Rounding,
     Window,
     convolutions,
+    dither_block,
     quantized,
     rounding_by_range,
     scale_of,
@@ -107,6 +108,83 @@ def test_a_scale_for_each_channel_is_taken_back_by_the_weight(tmp_path, engine) 
             answers.append(session.run(image).copy())
     assert np.abs(answers[0]).max() > 1
     np.testing.assert_allclose(answers[1], answers[0], rtol=1e-4, atol=1e-3 * np.abs(answers[0]).max())
+
+
+@pytest.mark.parametrize("axes", [2, 3])
+def test_thresholds_of_a_dither_are_evenly_apart_and_neighbours_differ_in_sign(axes) -> None:
+    block = dither_block(axes)
+    levels = np.sort(block.ravel())
+    np.testing.assert_allclose(np.diff(levels), 1 / 2**axes)
+    assert abs(levels.mean()) < 1e-7
+    assert levels[-1] < 0.5
+    for axis in range(axes):
+        assert (np.sign(block) == -np.sign(np.flip(block, axis))).all()
+
+
+def _averaging(shape):
+    """A model whose one convolution takes the mean of 2 x 2 x 2 (or 2 x 2) values of each channel and of both channels."""
+    axes = len(shape) - 2
+    make, kinds = onnx.helper.make_tensor_value_info, onnx.TensorProto
+    weight = np.full((1, 2, *[2] * axes), 1 / 2 ** (axes + 1), np.float32)
+    out = (1, 1, *(size - 1 for size in shape[2:]))
+    graph = onnx.helper.make_graph(
+        [
+            onnx.helper.make_node("Relu", ["image"], ["positive"]),
+            onnx.helper.make_node("Conv", ["positive", "w"], ["mean"], kernel_shape=[2] * axes),
+        ],
+        "g",
+        [make("image", kinds.FLOAT, shape)],
+        [make("mean", kinds.FLOAT, out)],
+        [onnx.numpy_helper.from_array(weight, "w")],
+    )
+    return onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 17)], ir_version=9), weight
+
+
+@pytest.mark.parametrize("engine", ["openvino", "onnxruntime"])
+@pytest.mark.parametrize("shape", [(1, 2, 6, 7, 9), (1, 2, 8, 9)])
+@pytest.mark.parametrize("scale", [np.float32(0.5), np.array([0.5, 0.25], np.float32)])
+def test_a_dither_makes_the_mean_of_a_flat_image_right(tmp_path, engine, shape, scale) -> None:
+    """0.65 steps are rounded to 1 everywhere without it: a third of a step too much, in every mean that is taken."""
+    pytest.importorskip(engine)
+    model, weight = _averaging(shape)
+    (layer,) = convolutions(model)
+    assert layer.source_shape == shape
+    steps = np.broadcast_to(scale, 2).astype(np.float32)
+    scaled = weight * (steps.reshape(1, 2, *[1] * (len(shape) - 2)) if scale.ndim else 1)
+    whole, weight_scale = whole_weights(scaled)
+    rounding = Rounding(scale, 0, whole, weight_scale)
+    image = np.empty(shape, np.float32)
+    image[:] = 0.65 * steps.reshape(1, 2, *[1] * (len(shape) - 2))
+    answers = {}
+    for dithered in (False, True):
+        made = quantized(model, {"mean": rounding}, ["mean"], dithered=dithered)
+        path = tmp_path / f"{dithered}.onnx"
+        path.write_bytes(made.SerializeToString())
+        assert admit(path)
+        with get_engine(engine).open(path, EngineOptions(threads=1, precision="int8")) as session:
+            answers[dithered] = session.run(image).copy()
+            assert not session.run(np.zeros_like(image)).any(), "zero stays zero"
+            full = session.run(np.full_like(image, 1000.0)).max()
+    step = float(steps.mean())
+    wanted = 0.65 * step
+    np.testing.assert_allclose(answers[False], step, rtol=0.01)
+    assert np.abs(answers[True] - wanted).max() <= step / 2 ** (len(shape) - 1) + 0.01 * step
+    assert np.ptp(answers[True]) < 1e-6, "wherever the mean is taken"
+    np.testing.assert_allclose(full, 255 * step, rtol=0.01)
+
+
+def test_an_activation_of_open_size_is_not_dithered() -> None:
+    model, _ = _averaging((1, 2, 8, 9))
+    model.graph.input[0].type.tensor_type.shape.dim[2].dim_param = "y"
+    model.graph.output[0].type.tensor_type.shape.dim[2].dim_param = "out"
+    rounding = rounding_by_range(_weight(model, "w"), Range(0, 1))
+    made = quantized(model, {"mean": rounding}, ["mean"], dithered=True)
+    assert [node.op_type for node in made.graph.node] == [
+        "Relu",
+        "QuantizeLinear",
+        "DequantizeLinear",
+        *("DequantizeLinear", "Conv"),
+    ]
 
 
 def test_what_a_convolution_reads_and_what_reads_it() -> None:

@@ -26,7 +26,7 @@ from offline_infer.graph.quantized import Convolution
 from offline_infer.images.cases import CaseFiles
 from offline_infer.quantizing.cases import share_out
 from offline_infer.quantizing.choosing import Trial, Trials, choose
-from offline_infer.quantizing.quantize import QuantizeJob, _copy, quantize
+from offline_infer.quantizing.quantize import QuantizeJob, _copy, _what_failed, quantize
 from offline_infer.tasks.settings import RunSettings
 
 PLAIN = RunSettings(tta=False)
@@ -123,24 +123,55 @@ def test_judges_without_a_reference_are_named_before_anything_runs(tmp_path: Pat
 
 
 class _FakeTrials:
-    """Layers ``a`` to ``d``: on the inputs all is well, on whole cases only without ``b``, which puts in the most error."""
+    """Layers ``a`` to ``d``: on the inputs all is well, on whole cases only without ``b``, which puts in the most error.
 
-    def run(self, chosen: Collection[str], promising: Callable[[Trial], bool], around: str = "fp32") -> Trial:
-        assert promising(Trial(1.0, 0.0, 1.0))
-        return Trial(0.99 if "b" in chosen else 1.0, 0.0, 1.0)
+    Args:
+        errors: of all layers in INT8, without dither and with it.
+    """
 
-    def error_alone(self, name: str) -> float:
+    def __init__(self, errors: tuple[float, float] = (0.0, 0.0)) -> None:
+        self._errors = errors
+
+    def run(
+        self, chosen: Collection[str], promising: Callable[[Trial], bool], *, dithered: bool, around: str = "fp32"
+    ) -> Trial:
+        error = self._errors[dithered]
+        assert promising(Trial(1.0, error, 1.0))
+        return Trial(0.99, error, 1.0, worst_case="hard") if "b" in chosen else Trial(1.0, error, 1.0)
+
+    def error_alone(self, name: str, *, dithered: bool) -> float:
         return 5.0 if name == "b" else 0.1
 
 
+LAYERS = [Convolution(name, "image", f"w{name}", 100) for name in "abcd"]
+
+
 def test_layers_that_whole_cases_do_not_stand_stay_in_floating_point() -> None:
-    layers = [Convolution(name, "image", f"w{name}", 100) for name in "abcd"]
     told: list[tuple[int, int]] = []
-    choice = choose(layers, cast(Trials, _FakeTrials()), 0.999, lambda *done: told.append(done))
+    choice = choose(LAYERS, cast(Trials, _FakeTrials()), 0.999, lambda *done: told.append(done))
     assert choice.chosen == ("a", "c", "d")
     assert choice.share == 0.75
     assert choice.whole.agreement == 0.99
+    assert choice.failed is not None
+    assert choice.failed[0] == 1.0
     assert told[0] == (1, 7)
+
+
+@pytest.mark.parametrize(("errors", "dithered"), [((2.0, 1.0), True), ((1.0, 2.0), False), ((0.0, 0.0), False)])
+def test_activations_are_dithered_where_that_changes_less(errors: tuple[float, float], dithered: bool) -> None:
+    choice = choose(LAYERS, cast(Trials, _FakeTrials(errors)), 0.999, lambda *_: None)
+    assert choice.dithered is dithered
+    assert choice.whole.error == min(errors)
+
+
+def test_a_refusal_names_what_came_nearest() -> None:
+    class Never(_FakeTrials):
+        def run(self, chosen: Collection[str], promising: object, *, dithered: bool, around: str = "fp32") -> Trial:
+            return Trial(0.97 + 0.01 / len(chosen), 1.0, 1.0, worst_case="hard")
+
+    choice = choose(LAYERS, cast(Trials, Never()), 0.999, lambda *_: None)
+    assert choice.final is None
+    assert _what_failed(choice) == " With 25% it is 0.98000 in the case hard."
 
 
 def test_random_weights_are_refused_with_the_figure(tmp_path: Path) -> None:

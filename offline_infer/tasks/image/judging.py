@@ -70,6 +70,22 @@ def judge(
     return {"status": "ok", **figures}
 
 
+def mean_change(
+    answers: Sequence[Mapping[str, Array]], reference: Sequence[Mapping[str, Array]], spec: ImageSpec
+) -> float:
+    """Mean square of the change of the mask's probabilities, plus that of the score's.
+
+    Raises:
+        EngineFailed: an answer holds what is no probability.
+    """
+    powers = []
+    for mine, theirs in zip(answers, reference, strict=True):
+        (mask, score), (wanted, expected) = _probabilities(mine, spec), _probabilities(theirs, spec)
+        power = 0.0 if mask is None or wanted is None else float(np.square(mask - wanted).mean())
+        powers.append(power + (0.0 if score is None or expected is None else (score - expected) ** 2))
+    return float(np.mean(powers))
+
+
 def agreement_of_masks(mine: Path, reference: Path) -> CaseAgreement:
     """How alike two soft masks are, each divided at one half.
 

@@ -39,7 +39,7 @@ from offline_infer.tasks.image.datasets import find_sets
 from offline_infer.tasks.image.evaluation.evaluate import EvaluationOptions, evaluate_folder
 from offline_infer.tasks.image.geometry import fit
 from offline_infer.tasks.image.items import ImageCutter, ImageLayout
-from offline_infer.tasks.image.judging import agreement_of_masks, draw_case, judge, sample_inputs
+from offline_infer.tasks.image.judging import agreement_of_masks, draw_case, judge, mean_change, sample_inputs
 from offline_infer.tasks.image.memory import estimate_image
 from offline_infer.tasks.image.options import OPTIONS, OVERSIZE
 from offline_infer.tasks.image.spec import ImageSpec
@@ -221,6 +221,9 @@ class ImageTask:
 
     def judge(self, answers: Sequence[Answers], reference: Sequence[Answers] | None, spec: ImageSpec) -> dict[str, Any]:
         return judge(answers, reference, spec)
+
+    def change(self, answers: Sequence[Answers], reference: Sequence[Answers], spec: ImageSpec) -> float:
+        return mean_change(answers, reference, spec)
 
 
 TASK = ImageTask()

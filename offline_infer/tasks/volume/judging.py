@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from offline_infer.arithmetic.labels import region_threshold, winners
+from offline_infer.arithmetic.labels import HALF_LOGIT, sigmoid, softmax, winners
 from offline_infer.arithmetic.sliding_window import constant_key, cut_tile
 from offline_infer.arithmetic.smoothing import gaussian
 from offline_infer.errors import UsageError
@@ -62,7 +62,7 @@ def judge(answers: Sequence[FloatArray], reference: Sequence[FloatArray] | None,
     """Whether answers can be trusted, compared with the float32 reference where there is one.
 
     Args:
-        answers, reference: (1, k, *patch) per tile.
+        answers, reference: logits (1, k, *patch) per tile.
 
     Returns:
         ``status`` (``ok`` or ``failed`` with a ``reason``) and the figures of the comparison.
@@ -71,7 +71,7 @@ def judge(answers: Sequence[FloatArray], reference: Sequence[FloatArray] | None,
         return {"status": "failed", "reason": "the answers hold NaN or infinite numbers"}
     if reference is None:
         return {"status": "ok"}
-    threshold = None if spec.labels.regions_class_order is None else region_threshold(spec.aggregation)
+    threshold = None if spec.labels.regions_class_order is None else HALF_LOGIT
     values = _deciding_values(spec)
     pairs = np.zeros((len(values), len(values)), np.int64)
     worst = margin = 0.0
@@ -98,6 +98,20 @@ def judge(answers: Sequence[FloatArray], reference: Sequence[FloatArray] | None,
     if wanted and not found:
         return {"status": "failed", "reason": "all background, where float32 finds structures", **figures}
     return {"status": "ok", **figures}
+
+
+def mean_change(answers: Sequence[FloatArray], reference: Sequence[FloatArray], spec: VolumeSpec) -> float:
+    """Mean square of the change of the probabilities.
+
+    Args:
+        answers, reference: logits (1, k, *patch) per tile.
+    """
+    activation = softmax if spec.aggregation.activation == "softmax" else sigmoid
+    powers = [
+        float(np.square(activation(mine[0]) - activation(theirs[0])).mean())
+        for mine, theirs in zip(answers, reference, strict=True)
+    ]
+    return float(np.mean(powers))
 
 
 def _deciding_values(spec: VolumeSpec) -> tuple[Any, ...]:

@@ -33,7 +33,7 @@ from offline_infer.tasks.settings import RunSettings, TaskOption
 from offline_infer.tasks.volume.aggregation import TileCollector
 from offline_infer.tasks.volume.deciding import Segmentation
 from offline_infer.tasks.volume.drawing import draw_case
-from offline_infer.tasks.volume.judging import judge, noise_tiles, real_tiles
+from offline_infer.tasks.volume.judging import judge, mean_change, noise_tiles, real_tiles
 from offline_infer.tasks.volume.label_map import LabelMap
 from offline_infer.tasks.volume.memory import estimate_case
 from offline_infer.tasks.volume.on_device import stitch_on_device
@@ -201,10 +201,15 @@ class VolumeTask:
     def judge(
         self, answers: Sequence[Answers], reference: Sequence[Answers] | None, spec: VolumeSpec
     ) -> dict[str, Any]:
-        def kept(given: Sequence[Answers]) -> list[FloatArray]:
-            return [next(iter(answer.values())) for answer in given]
+        return judge(_kept(answers), _kept(reference) if reference is not None else None, spec)
 
-        return judge(kept(answers), kept(reference) if reference is not None else None, spec)
+    def change(self, answers: Sequence[Answers], reference: Sequence[Answers], spec: VolumeSpec) -> float:
+        return mean_change(_kept(answers), _kept(reference), spec)
+
+
+def _kept(answers: Sequence[Answers]) -> list[FloatArray]:
+    """The one output that each answer holds."""
+    return [next(iter(answer.values())) for answer in answers]
 
 
 TASK = VolumeTask()

@@ -346,3 +346,12 @@ def test_the_python_interface_takes_arrays() -> None:
         TASK.load(np.zeros((2, 2, 4), np.uint8), spec)
     with pytest.raises(UsageError, match="damaged"):
         TASK.geometry_from_json({"image": "x", "size": [0, 3]}, spec)
+
+
+def test_a_change_is_that_of_the_masks_probabilities_and_of_the_score() -> None:
+    spec = image_spec(mask=MaskOutput(name="mask", activation="sigmoid"), score=ScoreOutput(name="score"))
+    shape = (1, 1, 32, 48)
+    one = {"mask": np.zeros(shape, np.float32), "score": np.array([0.25], np.float32)}
+    other = {"mask": np.full(shape, np.log(3.0), np.float32), "score": np.array([0.75], np.float32)}
+    assert TASK.change([one], [one], spec) == 0
+    assert TASK.change([other, one], [one, one], spec) == pytest.approx((0.25**2 + 0.5**2) / 2, rel=1e-5)
