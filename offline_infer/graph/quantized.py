@@ -189,7 +189,7 @@ def _window(node: Any, weight: tuple[int, ...]) -> Window | None:
 
 
 def quantized(
-    model: Model, roundings: Mapping[str, Rounding], chosen: Collection[str], *, dithered: bool = False
+    model: Model, roundings: Mapping[str, Rounding], chosen: Collection[str], *, dithered: Collection[str] = ()
 ) -> Model:
     """The graph with some of its convolutions in INT8.
 
@@ -197,7 +197,8 @@ def quantized(
         model: a flat float32 graph.
         roundings: convolution (:attr:`Convolution.name`) -> how it is rounded.
         chosen: names of convolutions.
-        dithered: add a pattern to what is rounded; activations whose size the graph leaves open are rounded without.
+        dithered: names of those with a pattern added to their activation before it is rounded; where the graph leaves the
+            activation's size open, it is rounded without.
 
     Raises:
         ExportError: the graph's operator set is too old, or a name is unknown.
@@ -215,7 +216,7 @@ def quantized(
     nodes = []
     for node in source.graph.node:
         if node.op_type == "Conv" and node.output[0] in chosen:
-            shape = known[node.output[0]].source_shape if dithered else None
+            shape = known[node.output[0]].source_shape if node.output[0] in dithered else None
             nodes += writer.convolution(node, roundings[node.output[0]], shape)
         else:
             nodes.append(node)
@@ -300,7 +301,7 @@ class _Writer:
         self.model = copy(model)
         self._taken = {name for node in model.graph.node for name in (*node.input, *node.output)}
         self._taken |= {tensor.name for tensor in model.graph.initializer}
-        self._restored: dict[tuple[str, bytes, int], str] = {}
+        self._restored: dict[tuple[str, bytes, int, bool], str] = {}
 
     def convolution(self, node: Any, rounding: Rounding, shape: tuple[int, ...] | None) -> list[Any]:
         """A convolution's node on restored whole numbers, behind the operators that it needs.
@@ -309,7 +310,7 @@ class _Writer:
             shape: of its activation (n, c, ...), which is dithered; None for one that is not.
         """
         nodes = []
-        key = (node.input[0], rounding.scale.tobytes(), rounding.zero)
+        key = (node.input[0], rounding.scale.tobytes(), rounding.zero, shape is not None)
         if key not in self._restored:
             nodes += self._activation(node.input[0], rounding, shape)
             self._restored[key] = nodes[-1].output[0]

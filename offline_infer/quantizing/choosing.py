@@ -1,10 +1,11 @@
 """Which layers become INT8: as many as the budget allows, the ones that hurt least first.
 
-All convolutions in INT8 are tried first, with activations dithered and without; what changes the probabilities less is kept.
-Where that is too much, every layer of some size is tried alone: the power of the error it puts into the probabilities, which
-counts where a decision is near and not where logits are large anyway. Errors of different layers are nearly independent, so
-their powers add up; the layers with the largest error a multiplication are the ones to leave out, and how many of them have to
-stay in floating point is found by halving the interval, each time measured with all the others in INT8.
+All convolutions in INT8 are tried first, with activations dithered and without. Where that is too much, every layer of some size
+is tried alone: the power of the error it puts into the probabilities, which counts where a decision is near and not where logits
+are large anyway. Those that make up most of the error are tried alone with a dither as well, which takes nearly all of it away
+in one layer and adds to it in another. Errors of different layers are nearly independent, so their powers add up; the layers
+with the largest error a multiplication are the ones to leave out, and how many of them have to stay in floating point is found
+by halving the interval, each time measured with all the others in INT8.
 
 A trial answers a few inputs, which costs little and turns away most; what passes them has to agree on whole cases as well, for
 those are what judges look at in the end, the worst of them and not the mean.
@@ -39,6 +40,7 @@ worst of six judges was 1.3 times as far from float32 as the worst of six cases 
 _SMALL = 0.005
 """Of the multiplications: a layer with less is not tried alone, for in floating point it costs next to nothing."""
 _ALONE = 2  # inputs a layer is tried alone on
+_NOTICED = 0.95  # of the sum of the errors: the layers with it are tried with a dither as well
 
 
 @dataclass(frozen=True)
@@ -91,13 +93,19 @@ class Trials:
         self._compares = comparing(task)
         self._engine, self._options, self._inputs = get_engine(engine), options, inputs
         self._float_graph, self._whole_cases = float_graph, whole_cases
+        self._alone: dict[tuple[str, bool], float] = {}
         with self._engine.open(float_graph, options) as session:
             self._reference, self.float_seconds = _answers(session, inputs)
 
     def run(
-        self, chosen: Collection[str], promising: Callable[[Trial], bool], *, dithered: bool, around: str = "fp32"
+        self, chosen: Collection[str], promising: Callable[[Trial], bool], *, dithered: Collection[str], around: str
     ) -> Trial:
-        """Answers with these layers in INT8; whole cases as well where the trial on the inputs is promising."""
+        """Answers with these layers in INT8; whole cases as well where the trial on the inputs is promising.
+
+        Args:
+            dithered: which of them have their activation dithered.
+            around: precision of what is not in INT8.
+        """
         with self._opened(chosen, dithered, around) as session:
             trial = self._compare(session, self._inputs)
             if not promising(trial):
@@ -109,12 +117,14 @@ class Trials:
         return replace(trial, agreement=found[worst], worst_case=worst)
 
     def error_alone(self, name: str, *, dithered: bool) -> float:
-        """Power of the error that one layer in INT8 puts into the probabilities of the first inputs."""
-        with self._opened([name], dithered, "fp32") as session:
-            return self._compare(session, self._inputs[:_ALONE]).error
+        """Power of the error that one layer in INT8 puts into the probabilities of the first inputs; measured once."""
+        if (name, dithered) not in self._alone:
+            with self._opened([name], [name] if dithered else [], "fp32") as session:
+                self._alone[name, dithered] = self._compare(session, self._inputs[:_ALONE]).error
+        return self._alone[name, dithered]
 
     @contextmanager
-    def _opened(self, chosen: Collection[str], dithered: bool, around: str) -> Iterator[Session]:
+    def _opened(self, chosen: Collection[str], dithered: Collection[str], around: str) -> Iterator[Session]:
         options = replace(self._options, precision="int8", around=around)
         with scratch_folder("quantize") as folder:
             path = folder / "trial.onnx"
@@ -146,7 +156,7 @@ class Choice:
         chosen: names of convolutions.
         share: of the multiplications of all convolutions that are in INT8.
         whole: the trial with every convolution in INT8. final: the one with the chosen ones; None where none is chosen.
-        dithered: whether activations are rounded with a pattern added.
+        dithered: those of them whose activation is rounded with a pattern added.
         sensitivity: convolution -> error it causes alone; without small ones, and empty where it was not needed.
         failed: the trial with the fewest layers in INT8 that was still too much, and their share of the multiplications.
     """
@@ -155,7 +165,7 @@ class Choice:
     share: float
     whole: Trial
     final: Trial | None
-    dithered: bool = False
+    dithered: frozenset[str] = frozenset()
     sensitivity: Mapping[str, float] = field(default_factory=dict)
     failed: tuple[float, Trial] | None = None
 
@@ -166,55 +176,79 @@ def target_of(min_agreement: float) -> float:
 
 
 def choose(
-    found: Sequence[Convolution], trials: Trials, min_agreement: float, tell: Callable[[int, int], None]
+    found: Sequence[Convolution], trials: Trials, min_agreement: float, around: str, tell: Callable[[int, int], None]
 ) -> Choice:
     """The layers to quantize.
 
     Args:
         found: convolutions that may be.
         min_agreement: budget for the agreement with float32 on whole cases.
+        around: precision of what is not in INT8.
         tell: called with (trials done, trials in all).
     """
     target = target_of(min_agreement)
     names = tuple(each.name for each in found)
-    whole, dithered = _better_way(names, trials, target)
-    if whole.agreement is None or reaches(whole, target):
-        return Choice(names, 1.0, whole, whole, dithered)
-    total = sum(each.products for each in found)
-    tried = [each for each in found if each.products >= _SMALL * total]
-    steps = len(tried) + len(names).bit_length()
-    alone: dict[str, float] = {}
-    for done, each in enumerate(tried, 1):
-        alone[each.name] = trials.error_alone(each.name, dithered=dithered)
-        tell(done, steps)
+
+    def tried(chosen: Sequence[str], dithered: Collection[str]) -> Trial:
+        return trials.run(chosen, lambda trial: reaches(trial, target), dithered=dithered, around=around)
+
+    wholes = []
+    for dithered in (frozenset[str](), frozenset(names)):
+        wholes.append(tried(names, dithered))
+        if wholes[-1].agreement is None or reaches(wholes[-1], target):
+            return Choice(names, 1.0, wholes[-1], wholes[-1], dithered)
+    whole = min(wholes, key=lambda trial: trial.error)
+    total = max(sum(each.products for each in found), 1)
+    large = [each.name for each in found if each.products >= _SMALL * total]
+    steps = 2 * len(large) + len(names).bit_length()
+    alone, dithered = _errors_alone(large, trials, lambda done: tell(done, steps))
     # Small ones first, then the worst bargain: most error for the multiplications it saves.
     order = sorted(found, key=lambda each: alone.get(each.name, math.inf) / max(each.products, 1), reverse=True)
     known: dict[int, Trial] = {0: whole}
 
     def suffices(left_out: int) -> bool:
-        known[left_out] = trials.run(
-            [each.name for each in order[left_out:]], lambda trial: reaches(trial, target), dithered=dithered
-        )
-        tell(len(tried) + len(known) - 1, steps)
+        known[left_out] = tried([each.name for each in order[left_out:]], dithered)
+        tell(2 * len(large) + len(known) - 1, steps)
         return reaches(known[left_out], target)
 
     left_out = _fewest(len(order), suffices)
-    chosen = {each.name for each in order[left_out:]}
-    kept = tuple(name for name in names if name in chosen)
     failed = max(number for number in known if number < left_out)
 
     def share(number: int) -> float:
-        return sum(each.products for each in order[number:]) / max(total, 1)
+        return sum(each.products for each in order[number:]) / total
 
-    return Choice(kept, share(left_out), whole, known.get(left_out), dithered, alone, (share(failed), known[failed]))
-
-
-def _better_way(names: Sequence[str], trials: Trials, target: float) -> tuple[Trial, bool]:
-    """The trial with all layers in INT8 that changes less: with activations dithered, or without."""
-    plain, dithered = (
-        trials.run(names, lambda trial: reaches(trial, target), dithered=dithered) for dithered in (False, True)
+    chosen = {each.name for each in order[left_out:]}
+    return Choice(
+        tuple(name for name in names if name in chosen),
+        share(left_out),
+        whole,
+        known.get(left_out),
+        dithered & chosen,
+        alone,
+        (share(failed), known[failed]),
     )
-    return (dithered, True) if dithered.error < plain.error else (plain, False)
+
+
+def _errors_alone(
+    names: Sequence[str], trials: Trials, tell: Callable[[int], None]
+) -> tuple[dict[str, float], frozenset[str]]:
+    """What each layer changes alone, rounded in the better way, and the layers for which that is with a dither."""
+    alone: dict[str, float] = {}
+    for done, name in enumerate(names, 1):
+        alone[name] = trials.error_alone(name, dithered=False)
+        tell(done)
+    dithered = set()
+    plain = math.fsum(alone.values())
+    seen = 0.0
+    for done, name in enumerate(sorted(names, key=lambda name: -alone[name]), len(names) + 1):
+        if seen >= _NOTICED * plain:
+            break
+        seen += alone[name]
+        if (error := trials.error_alone(name, dithered=True)) < alone[name]:
+            alone[name] = error
+            dithered.add(name)
+        tell(done)
+    return alone, frozenset(dithered)
 
 
 def reaches(trial: Trial, target: float) -> bool:

@@ -180,9 +180,13 @@ def _candidates(bundle: Bundle, folder: Path, job: QuantizeJob, roles: Roles, si
         layers = [each for each in layers if each.name in roundings]
         by_cases = whole_cases(bundle, fold, roles.known, folder.parent, job.engine, job.threads, job.settings)
         trials = Trials(model, roundings, task, bundle.spec, job.engine, options, choosing, graph, by_cases)
-        choice = choose(layers, trials, job.min_dice, partial(_tell_trial, sink))
-        _refuse_little(bundle, fold, choice, job)
-        around, trial, seconds = _around(trials, choice, job)
+        arounds, seconds = _arounds(trials, job)
+        for around in arounds:
+            choice = choose(layers, trials, job.min_dice, around, partial(_tell_trial, sink))
+            if choice.final is not None and choice.share >= LEAST_SHARE:
+                break
+        trial = _refuse_little(bundle, fold, choice, job)
+        seconds["int8" if around == "fp32" else f"int8+{around}"] = trial.seconds
         file = f"fold_{fold}_int8.onnx"
         rounded = quantized(model, roundings, choice.chosen, dithered=choice.dithered)
         # As a lone file it says of itself what it is, and not what the float graph said.
@@ -206,8 +210,8 @@ def _tell(sink: Sink, done: int, total: int) -> None:
     sink(Event("progress", STAGE, done=done, total=total))
 
 
-def _refuse_little(bundle: Bundle, fold: str, choice: Choice, job: QuantizeJob) -> None:
-    """Refuse a choice that proves nothing, or leaves too little in INT8.
+def _refuse_little(bundle: Bundle, fold: str, choice: Choice, job: QuantizeJob) -> Trial:
+    """The trial that a choice rests on, unless it proves nothing, or leaves too little in INT8.
 
     Raises:
         QuantizationRefused: with the figures.
@@ -224,6 +228,7 @@ def _refuse_little(bundle: Bundle, fold: str, choice: Choice, job: QuantizeJob) 
             f"wanted.{_what_failed(choice)} Either the network is not trained, or the cases are not of its kind, or it does "
             "not stand INT8"
         )
+    return choice.final
 
 
 def _what_failed(choice: Choice) -> str:
@@ -236,23 +241,18 @@ def _what_failed(choice: Choice) -> str:
     return f" With {share:.0%} it is {figure} {where}."
 
 
-def _around(trials: Trials, choice: Choice, job: QuantizeJob) -> tuple[str, Trial, dict[str, float]]:
-    """What the other layers compute in: bf16 where that is faster and within the budget; with the seconds an input takes."""
-    assert choice.final is not None
-    exact = choice.final
-    seconds = {"fp32": trials.float_seconds, "int8": exact.seconds}
+def _arounds(trials: Trials, job: QuantizeJob) -> tuple[tuple[str, ...], dict[str, float]]:
+    """What the layers that are not INT8 may compute in, the best first, and the seconds an input takes so.
+
+    bfloat16 comes first where the engine has it, it is faster, and it is not outside the budget by itself.
+    """
+    seconds = {"fp32": trials.float_seconds}
     halved = trials.float_graph("bf16")
-    if halved is None:  # neither the float graph nor what is around INT8 can be computed in it
-        return "fp32", exact, seconds
+    if halved is None:
+        return ("fp32",), seconds
     seconds["bf16"] = halved.seconds
-    target = target_of(job.min_dice)
-
-    def faster(trial: Trial) -> bool:
-        return reaches(trial, target) and trial.seconds < _FASTER * exact.seconds
-
-    rounded = trials.run(choice.chosen, faster, dithered=choice.dithered, around="bf16")
-    seconds["int8+bf16"] = rounded.seconds
-    return ("bf16", rounded, seconds) if faster(rounded) else ("fp32", exact, seconds)
+    useful = halved.seconds < _FASTER * trials.float_seconds and reaches(halved, target_of(job.min_dice))
+    return ("bf16", "fp32") if useful else ("fp32",), seconds
 
 
 def _with_graphs(bundle: Bundle, folder: Path, made: Sequence[_Candidate]) -> Any:
@@ -326,7 +326,7 @@ def _fold_record(candidate: _Candidate) -> dict[str, Any]:
         "around": candidate.around,
         "int8_layers": list(choice.chosen),
         "int8_share": choice.share,
-        "dithered": choice.dithered,
+        "dithered_layers": sorted(choice.dithered),
         "agreement_all_int8": choice.whole.agreement,
         "agreement": candidate.trial.agreement,
         "sensitivity": dict(choice.sensitivity),

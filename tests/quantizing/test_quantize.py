@@ -123,24 +123,18 @@ def test_judges_without_a_reference_are_named_before_anything_runs(tmp_path: Pat
 
 
 class _FakeTrials:
-    """Layers ``a`` to ``d``: on the inputs all is well, on whole cases only without ``b``, which puts in the most error.
-
-    Args:
-        errors: of all layers in INT8, without dither and with it.
-    """
-
-    def __init__(self, errors: tuple[float, float] = (0.0, 0.0)) -> None:
-        self._errors = errors
+    """Layers ``a`` to ``d``: on the inputs all is well, on whole cases only without ``b`` and with a dither in ``c``."""
 
     def run(
-        self, chosen: Collection[str], promising: Callable[[Trial], bool], *, dithered: bool, around: str = "fp32"
+        self, chosen: Collection[str], promising: Callable[[Trial], bool], *, dithered: Collection[str], around: str
     ) -> Trial:
-        error = self._errors[dithered]
-        assert promising(Trial(1.0, error, 1.0))
-        return Trial(0.99, error, 1.0, worst_case="hard") if "b" in chosen else Trial(1.0, error, 1.0)
+        assert around == "fp32"
+        assert promising(Trial(1.0, 1.0, 1.0))
+        good = "b" not in chosen and set(chosen) & {"c"} == set(dithered) & {"c"}
+        return Trial(1.0, 0.1, 1.0) if good else Trial(0.99, 1.0, 1.0, worst_case="hard")
 
     def error_alone(self, name: str, *, dithered: bool) -> float:
-        return 5.0 if name == "b" else 0.1
+        return {"b": (5.0, 6.0), "c": (4.0, 0.1)}.get(name, (0.1, 0.05))[dithered]
 
 
 LAYERS = [Convolution(name, "image", f"w{name}", 100) for name in "abcd"]
@@ -148,28 +142,37 @@ LAYERS = [Convolution(name, "image", f"w{name}", 100) for name in "abcd"]
 
 def test_layers_that_whole_cases_do_not_stand_stay_in_floating_point() -> None:
     told: list[tuple[int, int]] = []
-    choice = choose(LAYERS, cast(Trials, _FakeTrials()), 0.999, lambda *done: told.append(done))
+    choice = choose(LAYERS, cast(Trials, _FakeTrials()), 0.999, "fp32", lambda *done: told.append(done))
     assert choice.chosen == ("a", "c", "d")
+    assert choice.dithered == {"c"}, "a and d are below what is noticed"
     assert choice.share == 0.75
     assert choice.whole.agreement == 0.99
     assert choice.failed is not None
     assert choice.failed[0] == 1.0
-    assert told[0] == (1, 7)
+    assert choice.sensitivity == {"a": 0.1, "b": 5.0, "c": 0.1, "d": 0.1}
+    assert told[0] == (1, 11)
+    assert [done for done, _ in told] == sorted(done for done, _ in told)
 
 
-@pytest.mark.parametrize(("errors", "dithered"), [((2.0, 1.0), True), ((1.0, 2.0), False), ((0.0, 0.0), False)])
-def test_activations_are_dithered_where_that_changes_less(errors: tuple[float, float], dithered: bool) -> None:
-    choice = choose(LAYERS, cast(Trials, _FakeTrials(errors)), 0.999, lambda *_: None)
-    assert choice.dithered is dithered
-    assert choice.whole.error == min(errors)
+def test_all_layers_are_accepted_at_once_where_a_dither_makes_them_agree() -> None:
+    class Easy(_FakeTrials):
+        def run(self, chosen: Collection[str], promising: object, *, dithered: Collection[str], around: str) -> Trial:
+            return Trial(1.0 if dithered else 0.9, 0.0, 1.0)
+
+        def error_alone(self, name: str, *, dithered: bool) -> float:
+            raise AssertionError("no layer has to be tried alone")
+
+    choice = choose(LAYERS, cast(Trials, Easy()), 0.999, "fp32", lambda *_: None)
+    assert choice.share == 1.0
+    assert choice.dithered == set("abcd")
 
 
 def test_a_refusal_names_what_came_nearest() -> None:
     class Never(_FakeTrials):
-        def run(self, chosen: Collection[str], promising: object, *, dithered: bool, around: str = "fp32") -> Trial:
+        def run(self, chosen: Collection[str], promising: object, *, dithered: Collection[str], around: str) -> Trial:
             return Trial(0.97 + 0.01 / len(chosen), 1.0, 1.0, worst_case="hard")
 
-    choice = choose(LAYERS, cast(Trials, Never()), 0.999, lambda *_: None)
+    choice = choose(LAYERS, cast(Trials, Never()), 0.999, "fp32", lambda *_: None)
     assert choice.final is None
     assert _what_failed(choice) == " With 25% it is 0.98000 in the case hard."
 
