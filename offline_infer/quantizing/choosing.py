@@ -39,6 +39,7 @@ _RESERVE = 0.65
 worst of six judges was 1.3 times as far from float32 as the worst of six cases that had a part in the choice."""
 _SMALL = 0.005
 """Of the multiplications: a layer with less is not tried alone, for in floating point it costs next to nothing."""
+_UNFIT = float(np.finfo(np.float32).max)  # error of answers that cannot be compared
 _ALONE = 2  # inputs a layer is tried alone on
 _NOTICED = 0.95  # of the sum of the errors: the layers with it are tried with a dither as well
 
@@ -144,7 +145,7 @@ class Trials:
         answers, seconds = _answers(session, inputs)
         reference = self._reference[: len(inputs)]
         judged = self._task.judge(answers, reference, self._spec)
-        change = self._compares.change(answers, reference, self._spec)
+        change = self._compares.change(answers, reference, self._spec) if _comparable(judged) else _UNFIT
         return Trial(agreement_of(judged), change, seconds, judged)
 
 
@@ -258,7 +259,7 @@ def reaches(trial: Trial, target: float) -> bool:
 
 def agreement_of(judged: Mapping[str, Any]) -> float | None:
     """One figure from 0 to 1 of a task's comparison; None where float32 finds nothing that could be missed."""
-    if judged["status"] != "ok" and "voxels" not in judged:
+    if not _comparable(judged):
         return 0.0
     if "foreground_dice" in judged:
         dice = judged["foreground_dice"]
@@ -267,6 +268,11 @@ def agreement_of(judged: Mapping[str, Any]) -> float | None:
     if not decisions:
         return 1.0 if judged["status"] == "ok" else 0.0
     return 1.0 - float(judged.get("flips", 0)) / float(decisions)
+
+
+def _comparable(judged: Mapping[str, Any]) -> bool:
+    """Whether the answers are any at all: no NaN, nothing missing."""
+    return judged["status"] == "ok" or "voxels" in judged
 
 
 def _fewest(most: int, suffices: Callable[[int], bool]) -> int:

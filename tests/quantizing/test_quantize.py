@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from image_samples import save as save_image
 from int8_samples import threshold_bundle, write_cases
+from photo_samples import image_spec
 
 from offline_infer.bundles.bundle import QUANTIZATION, Bundle
 from offline_infer.bundles.checking import check_bundle
@@ -24,9 +25,11 @@ from offline_infer.engines.base import EngineOptions
 from offline_infer.errors import BundleError, QuantizationRefused, UsageError
 from offline_infer.graph.quantized import Convolution
 from offline_infer.images.cases import CaseFiles
+from offline_infer.proof.report.sections.choices import quantization_section
 from offline_infer.quantizing.cases import share_out
 from offline_infer.quantizing.choosing import Trial, Trials, choose
 from offline_infer.quantizing.quantize import QuantizeJob, _copy, _what_failed, quantize
+from offline_infer.tasks.image.task import TASK as IMAGE_TASK
 from offline_infer.tasks.settings import RunSettings
 
 PLAIN = RunSettings(tta=False)
@@ -248,3 +251,43 @@ def test_int8_without_a_graph_says_how_to_make_one(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="no int8 graph") as raised:
         bundle.graph("0", "int8")
     assert [remedy.code for remedy in raised.value.remedies] == ["quantize"]
+
+
+def test_the_report_shows_each_layers_share_of_the_error(made: tuple[Bundle, dict]) -> None:
+    _, record = made
+    fold = record["folds"][0] | {
+        "sensitivity": {"a": 1e-9, "b": 3e-9, "c": 4e-9},
+        "int8_layers": ["a", "b"],
+        "dithered_layers": ["b"],
+    }
+    (section,) = quantization_section(record | {"folds": [fold]}, {})
+    assert section.tables[-1].rows == (
+        ("0", "c", 0.5, "float"),
+        ("0", "b", 0.375, "INT8, dithered"),
+        ("0", "a", 0.125, "INT8"),
+    )
+    del fold["dithered_layers"]  # as records of earlier versions
+    (section,) = quantization_section(record | {"folds": [fold]}, {})
+    assert section.tables[-1].rows[1][-1] == "INT8"
+
+
+def test_answers_that_are_none_do_not_agree_and_end_nothing() -> None:
+    """A graph that overflows is turned away like any other that is not the same model."""
+
+    class Session:
+        def __init__(self, value: float) -> None:
+            self._answer = {"mask": np.full((1, 1, 32, 48), value, np.float32)}
+
+        def answer(self, batch: object) -> dict:
+            return self._answer
+
+    trials = object.__new__(Trials)
+    trials._task = trials._compares = IMAGE_TASK
+    trials._spec = image_spec()
+    inputs = [np.zeros((1, 3, 32, 48), np.float32)]
+    trials._reference = [Session(0.75).answer(None)]
+    broken = trials._compare(Session(np.nan), inputs)
+    assert broken.agreement == 0.0
+    other = trials._compare(Session(0.25), inputs)
+    assert other.error == 0.25
+    assert broken.error > other.error

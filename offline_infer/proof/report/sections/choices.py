@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from offline_infer.proof.report.charts import trade_off_plot
@@ -43,17 +44,21 @@ def quantization_section(content: Content, names: Names) -> list[Section]:
         for case, value in judged["dice"].items()
     )
     sensitive = [
-        (str(fold["fold"]), layer, real(error), "float" if layer not in fold["int8_layers"] else "INT8")
+        (str(fold["fold"]), layer, share, _now(fold, layer))
         for fold in folds
-        for layer, error in sorted(fold["sensitivity"].items(), key=lambda item: -real(item[1]))
+        for layer, share in _shares(fold["sensitivity"])
     ]
     tables = [
         Table(head, rows, caption="Agreement with float32 on the inputs the layers were chosen on", digits=5),
         Table(("unseen case", "Dice to float32", "task Dice, float32", "task Dice, INT8"), cases, digits=5),
     ]
     if sensitive:
-        caption = "Each layer alone in INT8: power of the error in the network's answer, relative to the answer's own"
-        tables.append(Table(("fold", "layer", "error", "now"), tuple(sensitive), caption=caption, digits=8))
+        caption = (
+            "Each layer alone in INT8: its share of the error that all of them put into the answers, each by itself"
+        )
+        tables.append(
+            Table(("fold", "layer", "share of the error", "now"), tuple(sensitive), caption=caption, digits=5)
+        )
     section = Section(
         kind="quantization",
         heading="INT8, judged on whole unseen cases",
@@ -133,6 +138,19 @@ def _name(row: Content) -> str:
 def _paired(change: Content) -> str:
     interval = "" if change["low"] is None else f" ({real(change['low']):+.5f} to {real(change['high']):+.5f})"
     return f"{real(change['mean']):+.5f}{interval}"
+
+
+def _shares(errors: Mapping[str, Any]) -> list[tuple[str, float]]:
+    """Layers and their share of the sum of the errors, the largest first."""
+    found = {layer: real(error) for layer, error in errors.items()}
+    total = math.fsum(found.values())
+    return [(layer, found[layer] / total if total else 0.0) for layer in sorted(found, key=lambda each: -found[each])]
+
+
+def _now(fold: Mapping[str, Any], layer: str) -> str:
+    if layer not in fold["int8_layers"]:
+        return "float"
+    return "INT8, dithered" if layer in fold.get("dithered_layers", ()) else "INT8"
 
 
 def _figure(value: Any) -> float | None:
