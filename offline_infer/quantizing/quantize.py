@@ -182,7 +182,7 @@ def _candidates(bundle: Bundle, folder: Path, job: QuantizeJob, roles: Roles, si
         trials = Trials(model, roundings, task, bundle.spec, job.engine, options, choosing, graph, by_cases)
         arounds, seconds = _arounds(trials, job)
         for around in arounds:
-            choice = choose(layers, trials, job.min_dice, around, partial(_tell_trial, sink))
+            choice = choose(layers, trials, job.min_dice, around, partial(_tell_trial, sink, around))
             if choice.final is not None and choice.share >= LEAST_SHARE:
                 break
         trial = _refuse_little(bundle, fold, choice, job)
@@ -200,9 +200,9 @@ def _candidates(bundle: Bundle, folder: Path, job: QuantizeJob, roles: Roles, si
     return made
 
 
-def _tell_trial(sink: Sink, done: int, total: int) -> None:
+def _tell_trial(sink: Sink, around: str, done: int, total: int) -> None:
     if done == 1:
-        _note(sink, "not all layers can be INT8: each is tried alone")
+        _note(sink, f"with {around} around, not all layers can be INT8: each is tried alone")
     _tell(sink, done, total)
 
 
