@@ -38,11 +38,16 @@ def sigmoid(logits: npt.NDArray[np.floating[Any]]) -> FloatArray:
     return values
 
 
+def activated(logits: npt.NDArray[np.floating[Any]], aggregation: Aggregation) -> FloatArray:
+    """A network's answer (k, ...) as probabilities, float32."""
+    return softmax(logits) if aggregation.activation == "softmax" else sigmoid(logits)
+
+
 def probabilities(values: npt.NDArray[np.floating[Any]], aggregation: Aggregation) -> FloatArray:
     """An aggregated map (k, ...) as probabilities, float32."""
     if aggregation.domain == "probabilities":
         return values.astype(np.float32, copy=False)
-    return softmax(values) if aggregation.activation == "softmax" else sigmoid(values)
+    return activated(values, aggregation)
 
 
 def region_threshold(aggregation: Aggregation) -> np.float32:

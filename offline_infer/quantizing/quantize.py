@@ -183,7 +183,7 @@ def _candidates(bundle: Bundle, folder: Path, job: QuantizeJob, roles: Roles, si
         arounds, seconds = _arounds(trials, job)
         for around in arounds:
             choice = choose(layers, trials, job.min_dice, around, partial(_tell_trial, sink, around))
-            if choice.final is not None and choice.share >= LEAST_SHARE:
+            if choice.share >= LEAST_SHARE:  # it is zero where no trial was good enough
                 break
         trial = _refuse_little(bundle, fold, choice, job)
         seconds["int8" if around == "fp32" else f"int8+{around}"] = trial.seconds

@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from offline_infer.arithmetic.geometry import CaseGeometry, Shape3
 from offline_infer.arithmetic.half_precision import mean_of_folds
-from offline_infer.arithmetic.labels import sigmoid, softmax
+from offline_infer.arithmetic.labels import activated
 from offline_infer.arithmetic.sliding_window import (
     Allocate,
     Each,
@@ -141,7 +141,7 @@ class TileCollector:
             window = slice(first, first + planes)
             if channel is None:
                 _check(values[:, window], start)
-                found = self._activated(values[:, window])
+                found = activated(values[:, window], self._spec.aggregation)
                 for k in range(self._shape[0]):
                     self._sum_up(accumulator if last else None, start, k, first, found[k])
             else:
@@ -159,9 +159,6 @@ class TileCollector:
             self._accumulators.pop(0).finish()
         result = self._finisher.finish()
         return clean_components(result, self._spec) if self._clean else result
-
-    def _activated(self, values: FloatArray) -> FloatArray:
-        return softmax(values) if self._spec.aggregation.activation == "softmax" else sigmoid(values)
 
     def _sum_up(
         self, accumulator: RollingAccumulator | None, start: Shape3, channel: int, first: int, part: FloatArray

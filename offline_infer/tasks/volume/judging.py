@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from offline_infer.arithmetic.labels import HALF_LOGIT, sigmoid, softmax, winners
+from offline_infer.arithmetic.labels import HALF_LOGIT, activated, winners
 from offline_infer.arithmetic.sliding_window import constant_key, cut_tile
 from offline_infer.arithmetic.smoothing import gaussian
 from offline_infer.errors import UsageError
@@ -106,9 +106,8 @@ def mean_change(answers: Sequence[FloatArray], reference: Sequence[FloatArray], 
     Args:
         answers, reference: logits (1, k, *patch) per tile.
     """
-    activation = softmax if spec.aggregation.activation == "softmax" else sigmoid
     powers = [
-        float(np.square(activation(mine[0]) - activation(theirs[0])).mean())
+        float(np.square(activated(mine[0], spec.aggregation) - activated(theirs[0], spec.aggregation)).mean())
         for mine, theirs in zip(answers, reference, strict=True)
     ]
     return float(np.mean(powers))
